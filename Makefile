@@ -1,0 +1,105 @@
+# `make` lists the targets. Each one does the set-up that it needs, from nothing; a second run
+# finds it done. `make test PYTHON=python3.12` tests with another Python, in an environment of its own.
+
+PYTHON     ?= python3
+VENV       ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
+BENCH_ARGS ?= --delay 5 --load 10000
+TEST_ARGS  ?=
+
+BUILT_FROM := setup.py pyproject.toml build_libuv.py $(wildcard csrc/*)
+MODULES    := $(wildcard pyasync/*.py)
+
+# What the machine must have, and what some tests use when it is there: a check, and the Debian
+# packages to install when it fails.
+python_name := $(notdir $(PYTHON))
+python_has  := import ensurepip, sysconfig; assert ensurepip.version(); \
+               open(sysconfig.get_path(\"include\") + \"/Python.h\")
+BUILD_NEEDS := \
+  'command -v cc' 'gcc libc6-dev' \
+  'test "$$PYASYNC_LIBUV_PREFIX" || pkg-config --atleast-version=1.44 libuv' 'libuv1-dev pkg-config' \
+  '$(PYTHON) -c "$(python_has)"' '$(python_name) $(python_name)-venv $(python_name)-dev'
+TEST_NEEDS := \
+  'command -v httperf' httperf \
+  'command -v wrk' wrk
+
+pip = $(@D)/bin/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: bench
+bench: $(VENV)/.built ## hold 10,000 delayed HTTP connections; BENCH_ARGS='...' for another load
+	$(VENV)/bin/python bench/http_delay.py $(BENCH_ARGS)
+
+.PHONY: test
+test: $(VENV)/.built-test ## run the tests, but for the slow ones; TEST_ARGS='-k name' for some
+	$(VENV)/bin/pytest $(TEST_ARGS)
+
+.PHONY: test-all
+test-all: $(VENV)/.built-test ## run the slow tests too
+	$(VENV)/bin/pytest -m '' $(TEST_ARGS)
+
+.PHONY: pypy-test
+pypy-test: ## run the tests on PyPy
+	@$(MAKE) --no-print-directory test PYTHON=pypy3
+
+.PHONY: lint
+lint: $(VENV)/.built-lint ## check style, types and, with every warning an error, the C
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	PYASYNC_WERROR=1 $(VENV)/bin/python setup.py --quiet build_ext --force \
+	  --build-lib build/lint --build-temp build/lint
+
+.PHONY: format
+format: $(VENV)/.built-lint ## format the Python
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+# The sanitizers' libraries must be in the process before Python is, and in those it starts.
+# PYTHONMALLOC: an allocator of Python's own would hide overruns of its small blocks.
+# detect_leaks: CPython leaves memory allocated at exit.
+.PHONY: sanitize
+sanitize: .venv-sanitize/.sanitized ## run the tests on a build with AddressSanitizer and UBSan
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	.venv-sanitize/bin/pytest $(TEST_ARGS)
+
+.PHONY: clean
+clean: ## remove all that these targets make
+	rm -rf .venv* build *.egg-info pyasync/*.so .hypothesis .*_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Set-up. Each step leaves a file in its environment, newer than what it was made from.
+
+%/.created:
+	@tools/need $(BUILD_NEEDS)
+	$(PYTHON) -m venv $*
+	@touch $@
+
+%/.built: %/.created $(BUILT_FROM)
+	$(pip) install --editable .
+	@touch $@
+
+# The project is there already: pip adds what the extra asks for.
+%/.built-lint: %/.built
+	$(pip) install 'pyasync[lint]'
+	@touch $@
+
+%/.built-test: %/.built
+	@tools/need --optional $(TEST_NEEDS)
+	$(pip) install 'pyasync[test]'
+	@touch $@
+
+# An editable install would put its extension into the tree, where the other environments find it.
+# build/ may hold objects compiled without the sanitizers; what is left of this build has them.
+%/.sanitized: %/.created $(BUILT_FROM) $(MODULES)
+	@tools/need --optional $(TEST_NEEDS)
+	rm -rf build
+	PYASYNC_SANITIZE=1 $(pip) install '.[test]'
+	rm -rf build
+	@touch $@
+
+# make would remove the steps in between, as it does with files that no rule names.
+.PRECIOUS: %/.created %/.built
