@@ -1,0 +1,454 @@
+/* The loop: its two queues, its slots, and its end. */
+#include "pyasync.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* All reads of one iteration share this much address space; pages of it are
+ * touched as they are needed. What does not fit stays in the kernel until the
+ * next iteration. */
+#define ARENA_SIZE ((size_t) 4 << 20)
+
+/* realloc, for arrays without which the loop cannot go on. */
+void *pa_grow(void *array, size_t size) {
+  array = realloc(array, size);
+  if (array == NULL) {
+    fprintf(stderr, "pyasync: out of memory (%zu bytes)\n", size);
+    abort();
+  }
+  return array;
+}
+
+static void reserve(pa_queue *queue, int count) {
+  int capacity = queue->capacity == 0 ? 256 : queue->capacity;
+
+  while (capacity < count)
+    capacity *= 2;
+  if (capacity == queue->capacity)
+    return;
+  queue->items = pa_grow(queue->items, capacity * sizeof(*queue->items));
+  queue->capacity = capacity;
+}
+
+void pa_push(pa_loop *loop, int kind, int slot, int64_t value, int64_t data) {
+  pa_queue *queue = loop->in_pa_run ? &loop->events : &loop->late;
+  pa_event *event;
+
+  if (loop->closing)
+    return;
+  reserve(queue, queue->count + 1);
+  event = &queue->items[queue->count++];
+  event->kind = kind;
+  event->slot = slot;
+  event->value = value;
+  event->data = data;
+
+  /* Or the poll would sleep on top of it: uv_run fires timers before it
+   * polls. Outside uv_run this would make the next one skip its iteration. */
+  if (loop->in_uv_run)
+    uv_stop(&loop->uv);
+}
+
+static void take_late_events(pa_loop *loop) {
+  loop->events.count = loop->late.count;
+  loop->late.count = 0;
+  if (loop->events.count == 0)
+    return;
+  reserve(&loop->events, loop->events.count);
+  memcpy(loop->events.items, loop->late.items,
+         loop->events.count * sizeof(*loop->events.items));
+}
+
+/* Slots */
+
+int pa_slot_new(pa_loop *loop, uv_handle_t *handle, int kind, int flags) {
+  int slot = loop->free_slot;
+  pa_slot *entry;
+
+  if (slot >= 0) {
+    loop->free_slot = loop->slots[slot].next_free;
+  } else {
+    if (loop->slot_count == loop->slot_capacity) {
+      loop->slot_capacity =
+          loop->slot_capacity == 0 ? 64 : 2 * loop->slot_capacity;
+      loop->slots =
+          pa_grow(loop->slots, loop->slot_capacity * sizeof(*loop->slots));
+    }
+    slot = loop->slot_count++;
+  }
+  entry = &loop->slots[slot];
+  entry->handle = handle;
+  entry->writes = 0;
+  entry->kind = kind;
+  entry->flags = flags;
+  handle->data = (void *) (intptr_t) slot;
+  loop->counters->handles[kind]++;
+  return slot;
+}
+
+static uint64_t *connection_counter(pa_counters *counters, pa_slot *entry) {
+  if (entry->kind == PA_TCP)
+    return entry->flags & PA_INCOMING ? &counters->incoming_tcp
+                                      : &counters->outgoing_tcp;
+  return entry->flags & PA_INCOMING ? &counters->incoming_pipe
+                                    : &counters->outgoing_pipe;
+}
+
+static void on_closed(uv_handle_t *handle) {
+  pa_loop *loop = pa_loop_of(handle);
+  int slot = pa_slot_of(handle);
+  pa_slot *entry = &loop->slots[slot];
+
+  loop->counters->handles[entry->kind]--;
+  if ((entry->kind == PA_TCP || entry->kind == PA_PIPE) &&
+      !(entry->flags & PA_CONNECTING)) {
+    --*connection_counter(loop->counters, entry);
+    loop->counters->closed++;
+  }
+  entry->handle = NULL;
+  entry->next_free = loop->retired_slot;
+  loop->retired_slot = slot;
+  pa_push(loop, PA_CLOSED, slot, 0, 0);
+  free(handle);
+}
+
+/* Python has walked the PA_CLOSED of every retired slot. */
+static void free_retired_slots(pa_loop *loop) {
+  int slot = loop->retired_slot;
+
+  while (slot >= 0) {
+    int next = loop->slots[slot].next_free;
+
+    loop->slots[slot].next_free = loop->free_slot;
+    loop->free_slot = slot;
+    slot = next;
+  }
+  loop->retired_slot = -1;
+}
+
+/* One iteration */
+
+/* An operation may name a slot whose handle has ended by itself, as long as
+ * Python has not walked its PA_CLOSED. */
+static void perform_on_handle(pa_loop *loop, enum pa_operation operation,
+                              int slot, int64_t value) {
+  uv_handle_t *handle = loop->slots[slot].handle;
+
+  if (handle == NULL || uv_is_closing(handle))
+    return;
+  switch (operation) {
+    case PA_CLOSE:
+      if (value != 0)
+        pa_handle_close(loop, handle);
+      else
+        pa_stream_close(loop, slot);
+      break;
+    case PA_SHUTDOWN:
+      pa_stream_shutdown(loop, slot);
+      break;
+    case PA_READ_START:
+      pa_stream_read(handle);
+      break;
+    case PA_READ_STOP:
+      uv_read_stop((uv_stream_t *) handle);
+      break;
+    case PA_ACCEPT:
+      pa_listener_accept(handle, value);
+      break;
+    default:
+      break;
+  }
+}
+
+static void perform(pa_loop *loop, const int64_t *operations, int count,
+                    const char *payload) {
+  const int64_t *end = operations + 3 * (size_t) count;
+
+  for (; operations < end; operations += 3) {
+    enum pa_operation operation = (enum pa_operation) operations[0];
+    int slot = (int) operations[1];
+    int64_t value = operations[2];
+
+    switch (operation) {
+      case PA_WRITE:
+      case PA_WRITE_CALLBACK:
+        pa_write_add(loop, slot, payload, (size_t) value,
+                     operation == PA_WRITE_CALLBACK);
+        payload += value;
+        break;
+      case PA_TIMER_START:
+      case PA_TIMER_START_UNREF:
+        pa_timer_add(loop, slot, value, operation == PA_TIMER_START);
+        break;
+      case PA_TIMER_STOP:
+        pa_timer_remove(loop, slot);
+        break;
+      case PA_TIMER_REF:
+        pa_timer_reference(loop, slot, value != 0);
+        break;
+      default:
+        perform_on_handle(loop, operation, slot, value);
+        break;
+    }
+  }
+}
+
+int pa_run(pa_loop *loop, int wait, const int64_t *operations, int count,
+           const char *payload) {
+  pa_counters *counters = loop->counters;
+  int alive;
+
+  counters->crossings++;
+  counters->iterations++;
+  take_late_events(loop);
+  loop->arena_used = 0;
+  loop->last_read = NULL;
+
+  loop->in_pa_run = 1;
+  perform(loop, operations, count, payload);
+  pa_write_flush_all(loop);
+  loop->callback_count = 0;
+  free_retired_slots(loop);
+  pa_timers_drive(loop);
+  wait = wait && loop->events.count == 0;
+  if (wait)
+    counters->polling_since = uv_hrtime();
+  loop->in_uv_run = 1;
+  alive = uv_run(&loop->uv, wait ? UV_RUN_ONCE : UV_RUN_NOWAIT);
+  loop->in_uv_run = 0;
+  loop->in_pa_run = 0;
+  pa_awake(loop);
+
+  counters->events += loop->events.count;
+  return alive ? loop->events.count : ~loop->events.count;
+}
+
+void pa_submit(pa_loop *loop, const int64_t *operations, int count,
+               const char *payload) {
+  loop->counters->crossings++;
+  perform(loop, operations, count, payload);
+  pa_write_flush_all(loop);
+}
+
+void pa_write(pa_loop *loop, const int64_t *operations, int count,
+              const char *payload, int slot, const char *data, size_t size,
+              int callback) {
+  loop->counters->crossings++;
+  perform(loop, operations, count, payload);
+  pa_write_add(loop, slot, data, size, callback);
+  pa_write_flush_all(loop);
+}
+
+/* The operations, each as a call of its own. */
+#define OPERATION(name, operation)                        \
+  void name(pa_loop *loop, int slot, int64_t value) {     \
+    int64_t operations[] = {operation, slot, value};      \
+                                                          \
+    pa_submit(loop, operations, 1, NULL);                 \
+  }
+
+OPERATION(pa_close, PA_CLOSE)
+OPERATION(pa_shutdown, PA_SHUTDOWN)
+OPERATION(pa_read_start, PA_READ_START)
+OPERATION(pa_read_stop, PA_READ_STOP)
+OPERATION(pa_accept, PA_ACCEPT)
+OPERATION(pa_timer_start, PA_TIMER_START)
+OPERATION(pa_timer_start_unref, PA_TIMER_START_UNREF)
+OPERATION(pa_timer_stop, PA_TIMER_STOP)
+OPERATION(pa_timer_ref, PA_TIMER_REF)
+
+int pa_events(pa_loop *loop, pa_event **items) {
+  loop->counters->crossings++;
+  *items = loop->events.items;
+  return loop->events.capacity;
+}
+
+char *pa_arena(pa_loop *loop) {
+  loop->counters->crossings++;
+  return loop->arena;
+}
+
+size_t pa_arena_size(void) {
+  return ARENA_SIZE;
+}
+
+uint64_t pa_now(pa_loop *loop) {
+  loop->counters->crossings++;
+  return uv_now(&loop->uv);
+}
+
+void pa_update_time(pa_loop *loop) {
+  loop->counters->crossings++;
+  uv_update_time(&loop->uv);
+}
+
+/* Waking up */
+
+static void on_async(uv_async_t *async) {
+  pa_awake(pa_loop_of(async));
+  uv_stop(async->loop);
+}
+
+void pa_wakeup(pa_loop *loop) {
+  uv_async_send(&loop->async);
+}
+
+static void on_signal_poll(uv_poll_t *poll, int status, int events) {
+  char discarded[256];
+  uv_os_fd_t fd;
+
+  (void) status;
+  (void) events;
+  pa_awake(pa_loop_of(poll));
+  /* Python's own handlers run when pa_run has returned. */
+  if (uv_fileno((uv_handle_t *) poll, &fd) == 0)
+    while (read(fd, discarded, sizeof(discarded)) > 0)
+      continue;
+  uv_stop(poll->loop);
+}
+
+int pa_watch_signals(pa_loop *loop, int fd) {
+  int error = uv_poll_init(&loop->uv, &loop->signal_poll, fd);
+
+  loop->counters->crossings++;
+  if (error == 0) {
+    uv_unref((uv_handle_t *) &loop->signal_poll);
+    error = uv_poll_start(&loop->signal_poll, UV_READABLE, on_signal_poll);
+  }
+  return error;
+}
+
+/* Handles of every kind */
+
+static int is_internal(const pa_loop *loop, const uv_handle_t *handle) {
+  return handle == (const uv_handle_t *) &loop->timer_driver ||
+         handle == (const uv_handle_t *) &loop->async ||
+         handle == (const uv_handle_t *) &loop->signal_poll;
+}
+
+void pa_handle_close(pa_loop *loop, uv_handle_t *handle) {
+  pa_slot *entry = &loop->slots[pa_slot_of(handle)];
+
+  if (uv_is_closing(handle))
+    return;
+  entry->flags |= PA_CLOSING;
+  uv_close(handle, on_closed);
+  switch ((enum pa_handle_kind) entry->kind) {
+    case PA_TCP_SERVER:
+    case PA_PIPE_SERVER:
+      pa_listener_close(handle);
+      break;
+    case PA_SIGNAL_HANDLER:
+      pa_signal_close(handle);
+      break;
+    default:
+      break;
+  }
+}
+
+void pa_ref(pa_loop *loop, int slot, int referenced) {
+  loop->counters->crossings++;
+  if (referenced)
+    uv_ref(loop->slots[slot].handle);
+  else
+    uv_unref(loop->slots[slot].handle);
+}
+
+int pa_has_ref(pa_loop *loop, int slot) {
+  loop->counters->crossings++;
+  return uv_has_ref(loop->slots[slot].handle);
+}
+
+int pa_fileno(pa_loop *loop, int slot) {
+  pa_slot *entry = &loop->slots[slot];
+  uv_os_fd_t fd;
+  int error;
+
+  loop->counters->crossings++;
+  if (entry->kind == PA_TCP_SERVER || entry->kind == PA_PIPE_SERVER)
+    return pa_listener_fd(entry->handle);
+  error = uv_fileno(entry->handle, &fd);
+  return error == 0 ? fd : error;
+}
+
+int pa_handles(pa_loop *loop, pa_handle_status *statuses, int size) {
+  int count = 0;
+  int slot;
+
+  loop->counters->crossings++;
+  for (slot = 0; slot < loop->slot_count; slot++) {
+    const uv_handle_t *handle = loop->slots[slot].handle;
+
+    if (handle == NULL)
+      continue;
+    if (count < size) {
+      statuses[count].kind = loop->slots[slot].kind;
+      statuses[count].slot = slot;
+      statuses[count].active = uv_is_active(handle);
+      statuses[count].referenced = uv_has_ref(handle);
+      statuses[count].closing = uv_is_closing(handle);
+    }
+    count++;
+  }
+  return count;
+}
+
+/* Beginning and end */
+
+pa_loop *pa_loop_new(pa_counters *counters, int *error) {
+  pa_loop *loop = calloc(1, sizeof(*loop));
+
+  if (loop == NULL) {
+    *error = UV_ENOMEM;
+    return NULL;
+  }
+  *error = uv_loop_init(&loop->uv);
+  if (*error != 0) {
+    free(loop);
+    return NULL;
+  }
+  *error = uv_async_init(&loop->uv, &loop->async, on_async);
+  if (*error != 0) {
+    uv_loop_close(&loop->uv);
+    free(loop);
+    return NULL;
+  }
+  uv_unref((uv_handle_t *) &loop->async);
+  loop->counters = counters;
+  loop->arena = pa_grow(NULL, ARENA_SIZE);
+  loop->free_slot = -1;
+  loop->retired_slot = -1;
+  pa_timers_init(loop);
+  return loop;
+}
+
+static void close_walked(uv_handle_t *handle, void *loop) {
+  if (uv_is_closing(handle))
+    return;
+  if (is_internal(loop, handle))
+    uv_close(handle, NULL);
+  else
+    pa_handle_close(loop, handle);
+}
+
+/* Depends on nothing that Python has seen or not seen. */
+void pa_loop_close(pa_loop *loop) {
+  loop->closing = 1;
+  uv_walk(&loop->uv, close_walked, loop);
+  while (uv_run(&loop->uv, UV_RUN_DEFAULT) != 0)
+    continue;
+  if (uv_loop_close(&loop->uv) != 0)
+    abort();  /* a handle has escaped the walk: its memory is in the loop's */
+
+  free(loop->events.items);
+  free(loop->late.items);
+  free(loop->arena);
+  free(loop->slots);
+  free(loop->parts);
+  free(loop->buffers);
+  free(loop->timers);
+  free(loop->timer_positions);
+  free(loop);
+}

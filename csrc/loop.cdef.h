@@ -1,0 +1,130 @@
+/* A loop, and the two queues between Python and libuv.
+ *
+ * Out: Python sends an array of operations (three int64: what, slot, value)
+ * and the joined bytes of their writes. In: pa_run fills an array of pa_event
+ * that Python walks. A slot is the small number by which both sides know a
+ * handle; it is given out again only after Python has walked the handle's
+ * PA_CLOSED. Timers have slots of their own, given out by Python.
+ */
+typedef struct pa_loop pa_loop;
+
+typedef struct {
+  int32_t kind;  /* enum pa_event_kind */
+  int32_t slot;
+  int64_t value;
+  int64_t data;
+} pa_event;
+
+enum pa_event_kind {
+  PA_NOTHING,
+  PA_READ,          /* the arena from value to data holds what was read */
+  PA_TIMER,         /* the timer in slot is due, and out of the heap */
+  PA_ACCEPTED,      /* slot is a new connection of the server in slot value */
+  PA_CLOSED,        /* the handle is gone; its last event */
+  PA_EOF,           /* the peer has shut down its sending side */
+  PA_READ_ERROR,    /* value is the error */
+  PA_BLOCKED,       /* the kernel refused a part of what was written */
+  PA_HELD,          /* so the callback of a write must wait for PA_WRITTEN:
+                       the value-th since the last pa_run, from 0 */
+  PA_WRITTEN,       /* a queued write is done; value: has it a callback */
+  PA_WRITE_ERROR,   /* value is the error; nothing more will be written */
+  PA_LINGERING,     /* a close that cannot end at once has begun */
+  PA_CONNECTED,     /* value is 0 or the error */
+  PA_ACCEPT_ERROR,  /* value is the error; the server has paused */
+  PA_SIGNAL         /* value is the signal's number */
+};
+
+enum pa_operation {
+  PA_WRITE,           /* value: bytes of the payload */
+  PA_WRITE_CALLBACK,  /* the same, and a callback waits for it */
+  PA_CLOSE,           /* flush, then close; value: nonzero to drop instead */
+  PA_SHUTDOWN,        /* half-close, after what was written */
+  PA_READ_START,
+  PA_READ_STOP,
+  PA_ACCEPT,          /* value: how many more connections to accept, or -1 */
+  PA_TIMER_START,     /* value: due at, in milliseconds of uv_now() */
+  PA_TIMER_START_UNREF,
+  PA_TIMER_STOP,
+  PA_TIMER_REF        /* value: referenced or not */
+};
+
+enum pa_handle_kind {
+  PA_INTERNAL,  /* the loop's own: never reported */
+  PA_TCP,
+  PA_PIPE,
+  PA_TCP_SERVER,
+  PA_PIPE_SERVER,
+  PA_SIGNAL_HANDLER,
+  PA_HANDLE_KINDS
+};
+
+/* Written by the loop's thread, read by any. Python owns the memory, so that
+ * a reader can outlive the loop. */
+typedef struct {
+  uint64_t accepted;
+  uint64_t connected;
+  uint64_t closed;
+  uint64_t accept_errors;
+  uint64_t bytes_read;
+  uint64_t bytes_written;
+  uint64_t iterations;
+  uint64_t events;
+  uint64_t crossings;      /* calls from Python into C */
+  uint64_t idle_ns;        /* slept in the poll */
+  uint64_t polling_since;  /* uv_hrtime() at which the present sleep began */
+  uint64_t incoming_tcp;   /* open connections */
+  uint64_t outgoing_tcp;
+  uint64_t incoming_pipe;
+  uint64_t outgoing_pipe;
+  uint64_t handles[6];     /* open, by enum pa_handle_kind */
+} pa_counters;
+
+typedef struct {
+  int32_t kind;
+  int32_t slot;
+  int32_t active;
+  int32_t referenced;
+  int32_t closing;
+} pa_handle_status;
+
+pa_loop *pa_loop_new(pa_counters *counters, int *error);
+void pa_loop_close(pa_loop *loop);
+
+/* Performs the operations and runs one iteration, which sleeps for events
+ * only if wait is nonzero. Returns the number of events; its complement (~n)
+ * when no referenced handle is left. */
+int pa_run(pa_loop *loop, int wait, const int64_t *operations, int count,
+           const char *payload);
+/* Performs the operations only. */
+void pa_submit(pa_loop *loop, const int64_t *operations, int count,
+               const char *payload);
+/* One operation each, under its own name. */
+void pa_close(pa_loop *loop, int slot, int64_t value);
+void pa_shutdown(pa_loop *loop, int slot, int64_t value);
+void pa_read_start(pa_loop *loop, int slot, int64_t value);
+void pa_read_stop(pa_loop *loop, int slot, int64_t value);
+void pa_accept(pa_loop *loop, int slot, int64_t value);
+void pa_timer_start(pa_loop *loop, int slot, int64_t value);
+void pa_timer_start_unref(pa_loop *loop, int slot, int64_t value);
+void pa_timer_stop(pa_loop *loop, int slot, int64_t value);
+void pa_timer_ref(pa_loop *loop, int slot, int64_t value);
+
+/* Where the events of the last pa_run are; returns for how many there is
+ * room. It moves only in a pa_run that returns more events than that. */
+int pa_events(pa_loop *loop, pa_event **items);
+char *pa_arena(pa_loop *loop);
+size_t pa_arena_size(void);
+
+/* Ends the sleep of pa_run; the one function for any thread. */
+void pa_wakeup(pa_loop *loop);
+/* The loop wakes when fd, the other end of signal.set_wakeup_fd's, has data. */
+int pa_watch_signals(pa_loop *loop, int fd);
+uint64_t pa_now(pa_loop *loop);
+void pa_update_time(pa_loop *loop);
+
+/* Handles of every kind. */
+void pa_ref(pa_loop *loop, int slot, int referenced);
+int pa_has_ref(pa_loop *loop, int slot);
+int pa_fileno(pa_loop *loop, int slot);
+/* Fills at most size of statuses and returns how many handles there are. */
+int pa_handles(pa_loop *loop, pa_handle_status *statuses, int size);

@@ -1,0 +1,160 @@
+/* What the files of the shim share. The public declarations, which Python
+ * reads too, are in the *.cdef.h. */
+#ifndef PYASYNC_H
+#define PYASYNC_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <uv.h>
+
+#include "loop.cdef.h"
+#include "timers.cdef.h"
+#include "streams.cdef.h"
+#include "tcp.cdef.h"
+#include "signals.cdef.h"
+
+#define CONTAINER_OF(pointer, type, member) \
+  ((type *) ((char *) (pointer) - offsetof(type, member)))
+
+enum pa_flags {
+  PA_INCOMING = 1,   /* accepted by a server */
+  PA_CONNECTING = 2,
+  PA_END_SEEN = 4,   /* EOF or an error has been read */
+  PA_BROKEN = 8,     /* a write has failed */
+  PA_SHUT = 16,      /* the writing side is shut down, or will be */
+  PA_CLOSING = 32    /* Python has closed it: read only to discard */
+};
+
+/* What C knows of a handle beside libuv's own memory. handle->data is the
+ * slot's number. */
+typedef struct {
+  uv_handle_t *handle;  /* NULL: the slot is free */
+  union {
+    uint32_t writes;    /* 1 + index of the first pa_write_part of the batch */
+    int32_t next_free;
+  };
+  uint8_t kind;         /* enum pa_handle_kind */
+  uint8_t flags;        /* enum pa_flags */
+} pa_slot;
+
+typedef struct {
+  pa_event *items;
+  int count;
+  int capacity;
+} pa_queue;
+
+/* One write of a batch, until the batch is flushed. */
+typedef struct {
+  const char *base;
+  size_t size;
+  uint32_t slot;
+  uint32_t next;  /* 1 + index of the stream's next part; 0 at the end */
+  uint32_t last;  /* of a stream's first part: 1 + index of its last */
+  uint32_t callback;  /* 1 + its number since the last pa_run; 0: has none */
+} pa_write_part;
+
+typedef struct {
+  uint64_t due;    /* milliseconds of uv_now() */
+  uint64_t order;  /* of arming: timers due together fire in this order */
+  uint32_t slot;
+  uint32_t referenced;
+} pa_timer;
+
+struct pa_loop {
+  uv_loop_t uv;
+  pa_counters *counters;
+  int in_pa_run;
+  int in_uv_run;
+  int closing;
+
+  pa_queue events;  /* of this iteration: Python walks it after pa_run */
+  pa_queue late;    /* pushed while Python walks events: begin the next */
+
+  char *arena;      /* what was read in this iteration */
+  size_t arena_used;
+  uv_stream_t *last_read;
+
+  pa_slot *slots;
+  int slot_count;
+  int slot_capacity;
+  int free_slot;     /* list through next_free; -1 at the end */
+  int retired_slot;  /* the same: free when Python has walked the events */
+
+  pa_write_part *parts;
+  uint32_t part_count;
+  uint32_t part_capacity;
+  uint32_t callback_count;  /* writes with a callback since the last pa_run */
+  uv_buf_t *buffers;
+  size_t buffer_capacity;
+
+  pa_timer *timers;  /* a heap of which each node has four children */
+  uint32_t *timer_positions;  /* by slot: 1 + index in timers, or 0 */
+  uint32_t timer_count;
+  uint32_t timer_capacity;
+  uint32_t timer_slot_capacity;
+  uint32_t timers_referenced;
+  uint64_t timers_armed;  /* how many were, ever: gives their order */
+  uint64_t timer_due;     /* for which the driver is set */
+
+  uv_timer_t timer_driver;
+  uv_async_t async;
+  uv_poll_t signal_poll;
+};
+
+/* loop.c */
+void *pa_grow(void *array, size_t size);
+void pa_push(pa_loop *loop, int kind, int slot, int64_t value, int64_t data);
+/* Gives the handle a slot, after its uv_*_init; free(handle) is the loop's. */
+int pa_slot_new(pa_loop *loop, uv_handle_t *handle, int kind, int flags);
+/* uv_close, and what the kind needs with it. */
+void pa_handle_close(pa_loop *loop, uv_handle_t *handle);
+
+/* timers.c */
+void pa_timers_init(pa_loop *loop);
+/* Sets the driver for the first timer of the heap. */
+void pa_timers_drive(pa_loop *loop);
+void pa_timer_add(pa_loop *loop, int slot, int64_t due, int referenced);
+void pa_timer_remove(pa_loop *loop, int slot);
+void pa_timer_reference(pa_loop *loop, int slot, int referenced);
+
+/* streams.c */
+void pa_stream_read(uv_handle_t *handle);
+void pa_stream_close(pa_loop *loop, int slot);
+void pa_stream_shutdown(pa_loop *loop, int slot);
+/* The stream has been accepted, or has connected: count it, and read. */
+void pa_stream_open(pa_loop *loop, int slot);
+void pa_stream_connected(uv_connect_t *request, int status);
+/* Writes what pa_write_add has gathered: all of it, or a stream's. */
+void pa_write_add(pa_loop *loop, int slot, const char *base, size_t size,
+                  int callback);
+void pa_write_flush(pa_loop *loop, int slot);
+void pa_write_flush_all(pa_loop *loop);
+
+/* tcp.c */
+void pa_listener_accept(uv_handle_t *handle, int64_t more);
+void pa_listener_close(uv_handle_t *handle);
+int pa_listener_fd(uv_handle_t *handle);
+
+/* signals.c */
+void pa_signal_close(uv_handle_t *handle);
+
+/* To be called first in each callback that libuv's poll makes: the sleep has
+ * ended. */
+static inline void pa_awake(pa_loop *loop) {
+  pa_counters *counters = loop->counters;
+
+  if (counters->polling_since != 0) {
+    counters->idle_ns += uv_hrtime() - counters->polling_since;
+    counters->polling_since = 0;
+  }
+}
+
+static inline pa_loop *pa_loop_of(const void *handle) {
+  return (pa_loop *) ((const uv_handle_t *) handle)->loop;
+}
+
+static inline int pa_slot_of(const void *handle) {
+  return (int) (intptr_t) ((const uv_handle_t *) handle)->data;
+}
+
+#endif

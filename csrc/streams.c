@@ -1,0 +1,420 @@
+/* Connected streams: reading into the arena, writing at once or queued, and
+ * the ways in which they end. */
+#include "pyasync.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+#define READ_SIZE_MAX ((size_t) 256 << 10)
+#define READ_SIZE_MIN ((size_t) 4 << 10)
+
+/* A write that the kernel did not take at once, with a copy of its data. */
+typedef struct {
+  uv_write_t request;
+  size_t size;
+  int callback;
+  char data[];
+} pa_queued_write;
+
+/* Reading */
+
+static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer) {
+  pa_loop *loop = pa_loop_of(handle);
+  size_t size = pa_arena_size() - loop->arena_used;
+
+  (void) suggested;
+  pa_awake(loop);
+  if (size > READ_SIZE_MAX)
+    size = READ_SIZE_MAX;
+  /* A buffer of no size makes libuv report UV_ENOBUFS and read no more, for
+   * now. libuv asks again for the same stream when it has filled the last
+   * buffer: one is enough for an iteration, or a fast peer starves the
+   * others. */
+  if (size < READ_SIZE_MIN || loop->last_read == (uv_stream_t *) handle)
+    size = 0;
+  loop->last_read = (uv_stream_t *) handle;
+  *buffer = uv_buf_init(loop->arena + loop->arena_used, (unsigned) size);
+}
+
+/* Nothing is read for Python any more: what comes is dropped. */
+static void discard(pa_loop *loop, uv_stream_t *stream, ssize_t status) {
+  int slot = pa_slot_of(stream);
+
+  if (status >= 0)
+    return;
+  loop->slots[slot].flags |= PA_END_SEEN;
+  if (stream->write_queue_size == 0) {
+    pa_handle_close(loop, (uv_handle_t *) stream);
+  } else if (status != UV_EOF) {
+    pa_push(loop, PA_WRITE_ERROR, slot, status, 0);
+    pa_handle_close(loop, (uv_handle_t *) stream);
+  }
+}
+
+static void on_read(uv_stream_t *stream, ssize_t size, const uv_buf_t *buffer) {
+  pa_loop *loop = pa_loop_of(stream);
+  int slot = pa_slot_of(stream);
+  int64_t start;
+
+  if (size == 0 || size == UV_ENOBUFS)
+    return;
+  if (size > 0)
+    loop->counters->bytes_read += (uint64_t) size;
+  if (loop->slots[slot].flags & PA_CLOSING) {
+    discard(loop, stream, size);
+  } else if (size > 0) {
+    start = buffer->base - loop->arena;
+    pa_push(loop, PA_READ, slot, start, start + size);
+    /* The next read begins at a multiple of 16, for the copies' sake. */
+    loop->arena_used = ((size_t) (start + size) + 15) & ~(size_t) 15;
+    if (loop->arena_used > pa_arena_size())
+      loop->arena_used = pa_arena_size();
+  } else {
+    loop->slots[slot].flags |= PA_END_SEEN;
+    pa_push(loop, size == UV_EOF ? PA_EOF : PA_READ_ERROR, slot, size, 0);
+  }
+}
+
+void pa_stream_read(uv_handle_t *handle) {
+  pa_slot *entry = &pa_loop_of(handle)->slots[pa_slot_of(handle)];
+
+  /* After its end there is nothing to read; libuv would report EOF again. */
+  if (!(entry->flags & (PA_END_SEEN | PA_CONNECTING)))
+    uv_read_start((uv_stream_t *) handle, on_alloc, on_read);
+}
+
+/* Connecting */
+
+void pa_stream_open(pa_loop *loop, int slot) {
+  pa_counters *counters = loop->counters;
+  pa_slot *entry = &loop->slots[slot];
+
+  if (entry->flags & PA_INCOMING) {
+    counters->accepted++;
+    ++*(entry->kind == PA_TCP ? &counters->incoming_tcp
+                              : &counters->incoming_pipe);
+  } else {
+    entry->flags &= ~PA_CONNECTING;
+    counters->connected++;
+    ++*(entry->kind == PA_TCP ? &counters->outgoing_tcp
+                              : &counters->outgoing_pipe);
+  }
+  pa_stream_read(entry->handle);
+}
+
+void pa_stream_connected(uv_connect_t *request, int status) {
+  uv_stream_t *stream = request->handle;
+  pa_loop *loop = pa_loop_of(stream);
+  int slot = pa_slot_of(stream);
+  int closing = loop->slots[slot].flags & PA_CLOSING;
+
+  pa_awake(loop);
+  free(request);
+  if (status == UV_ECANCELED || uv_is_closing((uv_handle_t *) stream))
+    return;
+  if (status == 0)
+    pa_stream_open(loop, slot);
+  if (!closing) {
+    pa_push(loop, PA_CONNECTED, slot, status, 0);
+  } else if (status != 0) {
+    /* Closed with data to send, which can no longer be sent. */
+    pa_push(loop, PA_WRITE_ERROR, slot, status, 0);
+    pa_handle_close(loop, (uv_handle_t *) stream);
+  }
+}
+
+/* Writing */
+
+void pa_write_add(pa_loop *loop, int slot, const char *base, size_t size,
+                  int callback) {
+  pa_slot *entry = &loop->slots[slot];
+  pa_write_part *parts;
+  uint32_t index = loop->part_count;
+  uint32_t number = callback ? ++loop->callback_count : 0;
+
+  if (entry->handle == NULL)
+    return;
+  if (index == loop->part_capacity) {
+    loop->part_capacity = index == 0 ? 64 : 2 * index;
+    loop->parts =
+        pa_grow(loop->parts, loop->part_capacity * sizeof(*loop->parts));
+  }
+  parts = loop->parts;
+  loop->part_count++;
+  parts[index].base = base;
+  parts[index].size = size;
+  parts[index].slot = (uint32_t) slot;
+  parts[index].next = 0;
+  parts[index].last = index + 1;
+  parts[index].callback = number;
+  if (entry->writes == 0) {
+    entry->writes = index + 1;
+  } else {
+    pa_write_part *first = &parts[entry->writes - 1];
+
+    parts[first->last - 1].next = index + 1;
+    first->last = index + 1;
+  }
+}
+
+static void finish_close(pa_loop *loop, uv_stream_t *stream);
+
+static void on_written(uv_write_t *request, int status) {
+  pa_queued_write *write = CONTAINER_OF(request, pa_queued_write, request);
+  uv_stream_t *stream = request->handle;
+  pa_loop *loop = pa_loop_of(stream);
+  int slot = pa_slot_of(stream);
+  pa_slot *entry = &loop->slots[slot];
+
+  pa_awake(loop);
+  if (status == 0) {
+    loop->counters->bytes_written += write->size;
+    pa_push(loop, PA_WRITTEN, slot, write->callback, 0);
+  } else if (status != UV_ECANCELED && !(entry->flags & PA_BROKEN)) {
+    entry->flags |= PA_BROKEN;
+    pa_push(loop, PA_WRITE_ERROR, slot, status, 0);
+  }
+  free(write);
+  if (!(entry->flags & PA_CLOSING) || uv_is_closing((uv_handle_t *) stream))
+    return;
+  if (entry->flags & PA_BROKEN)
+    pa_handle_close(loop, (uv_handle_t *) stream);
+  else if (stream->write_queue_size == 0)
+    finish_close(loop, stream);
+}
+
+static void write_failed(pa_loop *loop, int slot, int error) {
+  loop->slots[slot].flags |= PA_BROKEN;
+  pa_push(loop, PA_WRITE_ERROR, slot, error, 0);
+}
+
+/* Queues a copy of size bytes, which begin at offset of the part index. */
+static int queue_write(pa_loop *loop, uv_stream_t *stream, uint32_t index,
+                       size_t offset, size_t size, int callback) {
+  pa_queued_write *write = malloc(sizeof(*write) + size);
+  size_t copied = 0;
+  uv_buf_t buffer;
+  int error;
+
+  if (write == NULL)
+    return UV_ENOMEM;
+  while (copied < size) {
+    const pa_write_part *part = &loop->parts[index];
+    size_t length = part->size - offset;
+
+    memcpy(write->data + copied, part->base + offset, length);
+    copied += length;
+    offset = 0;
+    index = part->next - 1;
+  }
+  write->size = size;
+  write->callback = callback;
+  buffer.base = write->data;
+  buffer.len = size;
+  error = uv_write(&write->request, stream, &buffer, 1, on_written);
+  if (error != 0)
+    free(write);
+  return error;
+}
+
+/* Queues what the kernel has not taken: all but the first sent bytes of the
+ * parts from first on. A write with a callback ends its request. An empty
+ * write is done when what was written before it is. */
+static void queue_rest(pa_loop *loop, uv_stream_t *stream, uint32_t first,
+                       size_t sent, int must_wait) {
+  int slot = pa_slot_of(stream);
+  int error = 0;
+  uint32_t index = first;
+
+  while (!must_wait && index != 0 && sent >= loop->parts[index - 1].size) {
+    sent -= loop->parts[index - 1].size;
+    index = loop->parts[index - 1].next;
+  }
+  while (index != 0 && error == 0) {
+    uint32_t start = index - 1;
+    size_t offset = sent;
+    size_t size = 0;
+    uint32_t callback;
+
+    sent = 0;
+    do {
+      const pa_write_part *part = &loop->parts[index - 1];
+
+      size += part->size;
+      callback = part->callback;
+      index = part->next;
+    } while (index != 0 && !callback);
+    if (callback)
+      pa_push(loop, PA_HELD, slot, callback - 1, 0);
+    error = queue_write(loop, stream, start, offset, size - offset,
+                        callback != 0);
+  }
+  pa_push(loop, PA_BLOCKED, slot, 0, 0);
+  if (error != 0)
+    write_failed(loop, slot, error);
+}
+
+/* Fills loop->buffers with the parts from index on, and joins those that lie
+ * side by side; returns the number of buffers. */
+static unsigned gather(pa_loop *loop, uint32_t index, size_t *total) {
+  size_t count = 0;
+
+  *total = 0;
+  while (index != 0) {
+    const pa_write_part *part = &loop->parts[index - 1];
+    uv_buf_t *last = count == 0 ? NULL : &loop->buffers[count - 1];
+
+    if (last != NULL && last->base + last->len == part->base) {
+      last->len += part->size;
+    } else {
+      if (count == loop->buffer_capacity) {
+        loop->buffer_capacity = count == 0 ? 64 : 2 * count;
+        loop->buffers =
+            pa_grow(loop->buffers, loop->buffer_capacity * sizeof(uv_buf_t));
+      }
+      loop->buffers[count].base = (char *) part->base;
+      loop->buffers[count++].len = part->size;
+    }
+    *total += part->size;
+    index = part->next;
+  }
+  return (unsigned) count;
+}
+
+void pa_write_flush(pa_loop *loop, int slot) {
+  pa_slot *entry = &loop->slots[slot];
+  uv_stream_t *stream = (uv_stream_t *) entry->handle;
+  uint32_t first = entry->writes;
+  unsigned count;
+  size_t total;
+  int must_wait;
+  int sent = 0;
+
+  if (first == 0)
+    return;
+  entry->writes = 0;
+  if ((entry->flags & PA_BROKEN) || uv_is_closing((uv_handle_t *) stream))
+    return;
+  must_wait = stream->write_queue_size > 0 || (entry->flags & PA_CONNECTING);
+  count = gather(loop, first, &total);
+  if (total > 0 && !must_wait)
+    sent = uv_try_write(stream, loop->buffers, count);
+  if (sent == UV_EAGAIN)
+    sent = 0;
+  if (sent < 0) {
+    write_failed(loop, slot, sent);
+    return;
+  }
+  loop->counters->bytes_written += (uint64_t) sent;
+  if (must_wait || (size_t) sent < total)
+    queue_rest(loop, stream, first, (size_t) sent, must_wait);
+}
+
+void pa_write_flush_all(pa_loop *loop) {
+  uint32_t index;
+
+  for (index = 0; index < loop->part_count; index++) {
+    int slot = (int) loop->parts[index].slot;
+
+    if (loop->slots[slot].writes == index + 1)
+      pa_write_flush(loop, slot);
+  }
+  loop->part_count = 0;
+}
+
+size_t pa_write_queue_size(pa_loop *loop, int slot) {
+  uv_handle_t *handle = loop->slots[slot].handle;
+
+  loop->counters->crossings++;
+  return handle == NULL
+             ? 0
+             : uv_stream_get_write_queue_size((uv_stream_t *) handle);
+}
+
+/* Ending */
+
+static void on_shutdown(uv_shutdown_t *request, int status) {
+  uv_stream_t *stream = request->handle;
+  pa_loop *loop = pa_loop_of(stream);
+
+  pa_awake(loop);
+  free(request);
+  /* The peer is gone: there will be no EOF to wait for. */
+  if (status != 0 && status != UV_ECANCELED &&
+      (loop->slots[pa_slot_of(stream)].flags & PA_CLOSING))
+    pa_handle_close(loop, (uv_handle_t *) stream);
+}
+
+static int shut(pa_loop *loop, uv_stream_t *stream) {
+  pa_slot *entry = &loop->slots[pa_slot_of(stream)];
+  uv_shutdown_t *request;
+  int error;
+
+  uv_os_fd_t fd;
+
+  if (entry->flags & PA_SHUT)
+    return 0;
+  error = uv_fileno((uv_handle_t *) stream, &fd);
+  if (error != 0)
+    return error;  /* uv_shutdown asserts a descriptor */
+  request = pa_grow(NULL, sizeof(*request));
+  error = uv_shutdown(request, stream, on_shutdown);
+  if (error == 0)
+    entry->flags |= PA_SHUT;
+  else
+    free(request);
+  return error;
+}
+
+void pa_stream_shutdown(pa_loop *loop, int slot) {
+  int error;
+
+  pa_write_flush(loop, slot);
+  if (loop->slots[slot].flags & PA_BROKEN)
+    return;
+  error = shut(loop, (uv_stream_t *) loop->slots[slot].handle);
+  if (error != 0)
+    write_failed(loop, slot, error);
+}
+
+static int has_unread_input(uv_stream_t *stream) {
+  uv_os_fd_t fd;
+  int size = 0;
+
+  return uv_fileno((uv_handle_t *) stream, &fd) == 0 &&
+         ioctl(fd, FIONREAD, &size) == 0 && size > 0;
+}
+
+/* All is written. To close a socket with unread input makes the kernel send a
+ * reset, upon which the peer may lose what it has not read yet (RFC 2525,
+ * 2.17): then send FIN, and discard until the peer's, or until Python's linger
+ * timer forces the end. */
+static void finish_close(pa_loop *loop, uv_stream_t *stream) {
+  pa_slot *entry = &loop->slots[pa_slot_of(stream)];
+
+  if ((entry->flags & (PA_END_SEEN | PA_CONNECTING)) ||
+      !has_unread_input(stream) || shut(loop, stream) != 0) {
+    pa_handle_close(loop, (uv_handle_t *) stream);
+    return;
+  }
+  pa_stream_read((uv_handle_t *) stream);
+  pa_push(loop, PA_LINGERING, pa_slot_of(stream), 0, 0);
+}
+
+void pa_stream_close(pa_loop *loop, int slot) {
+  pa_slot *entry = &loop->slots[slot];
+  uv_stream_t *stream = (uv_stream_t *) entry->handle;
+
+  pa_write_flush(loop, slot);
+  entry->flags |= PA_CLOSING;
+  if (entry->flags & PA_BROKEN) {
+    pa_handle_close(loop, (uv_handle_t *) stream);
+  } else if (stream->write_queue_size == 0) {
+    finish_close(loop, stream);
+  } else {
+    /* The peer may have to write before it can read. */
+    pa_stream_read((uv_handle_t *) stream);
+    pa_push(loop, PA_LINGERING, slot, 0, 0);
+  }
+}

@@ -1,0 +1,241 @@
+/* Servers, which accept by themselves because libuv hides the errors of
+ * accept, and clients. */
+#define _GNU_SOURCE  /* accept4 */
+#include "pyasync.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define ACCEPT_BATCH 64
+
+typedef struct {
+  uv_poll_t poll;
+  int fd;
+  int64_t limit;  /* connections still to be accepted; -1: any number */
+} pa_listener;
+
+/* Servers */
+
+static int accept_fd(int listening) {
+#if defined(__linux__) || defined(__FreeBSD__) || defined(__OpenBSD__) || \
+    defined(__NetBSD__)
+  return accept4(listening, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+#else
+  int fd = accept(listening, NULL, NULL);
+
+  if (fd >= 0)
+    fcntl(fd, F_SETFD, FD_CLOEXEC);  /* uv_tcp_open makes it non-blocking */
+  return fd;
+#endif
+}
+
+/* Errors of the connection, not of the listening socket: accept(2) asks to
+ * treat them like EAGAIN. All others, descriptors or memory that have run out
+ * above all, would come back at once: the server pauses. */
+static int is_passing(int error) {
+  switch (error) {
+    case EINTR:
+    case ECONNABORTED:
+    case EPROTO:
+    case EPERM:
+    case ENOPROTOOPT:
+    case ENETDOWN:
+    case ENETUNREACH:
+    case EHOSTDOWN:
+    case EHOSTUNREACH:
+#ifdef ENONET
+    case ENONET:
+#endif
+    case EOPNOTSUPP:
+      return 1;
+    default:
+      return 0;
+  }
+}
+
+static int adopt(pa_loop *loop, int server, int fd) {
+  union {
+    uv_handle_t handle;
+    uv_tcp_t tcp;
+    uv_pipe_t pipe;
+  } *stream;
+  int is_pipe = loop->slots[server].kind == PA_PIPE_SERVER;
+  int slot;
+  int error;
+
+  /* Exactly what the handle needs: it is most of a connection's memory. */
+  stream = malloc(uv_handle_size(is_pipe ? UV_NAMED_PIPE : UV_TCP));
+  if (stream == NULL) {
+    close(fd);
+    return UV_ENOMEM;
+  }
+  if (is_pipe)
+    uv_pipe_init(&loop->uv, &stream->pipe, 0);
+  else
+    uv_tcp_init(&loop->uv, &stream->tcp);
+  slot = pa_slot_new(loop, &stream->handle, is_pipe ? PA_PIPE : PA_TCP,
+                     PA_INCOMING);
+  error = is_pipe ? uv_pipe_open(&stream->pipe, fd)
+                  : uv_tcp_open(&stream->tcp, fd);
+  pa_stream_open(loop, slot);
+  pa_push(loop, PA_ACCEPTED, slot, server, 0);
+  if (error != 0) {
+    close(fd);
+    pa_push(loop, PA_READ_ERROR, slot, error, 0);
+  }
+  return 0;
+}
+
+static void accept_failed(pa_loop *loop, pa_listener *listener, int error) {
+  loop->counters->accept_errors++;
+  uv_poll_stop(&listener->poll);
+  pa_push(loop, PA_ACCEPT_ERROR, pa_slot_of(listener), error, 0);
+}
+
+static void on_acceptable(uv_poll_t *poll, int status, int events) {
+  pa_loop *loop = pa_loop_of(poll);
+  pa_listener *listener = (pa_listener *) poll;
+  int count;
+
+  (void) events;
+  pa_awake(loop);
+  if (status < 0) {
+    accept_failed(loop, listener, status);
+    return;
+  }
+  for (count = 0; count < ACCEPT_BATCH && listener->limit != 0; count++) {
+    int fd = accept_fd(listener->fd);
+
+    if (fd >= 0) {
+      if (listener->limit > 0)
+        listener->limit--;
+      if (adopt(loop, pa_slot_of(listener), fd) != 0) {
+        accept_failed(loop, listener, UV_ENOMEM);
+        return;
+      }
+    } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+      return;
+    } else if (!is_passing(errno)) {
+      accept_failed(loop, listener, uv_translate_sys_error(errno));
+      return;
+    }
+  }
+  if (listener->limit == 0)
+    uv_poll_stop(poll);
+}
+
+void pa_listener_accept(uv_handle_t *handle, int64_t more) {
+  pa_listener *listener = (pa_listener *) handle;
+
+  if (listener->limit >= 0)
+    listener->limit += more;
+  if (listener->limit != 0)
+    uv_poll_start(&listener->poll, UV_READABLE, on_acceptable);
+}
+
+void pa_listener_close(uv_handle_t *handle) {
+  close(((pa_listener *) handle)->fd);
+}
+
+int pa_listener_fd(uv_handle_t *handle) {
+  return ((pa_listener *) handle)->fd;
+}
+
+int pa_listen(pa_loop *loop, int fd, int kind, int limit) {
+  pa_listener *listener = malloc(sizeof(*listener));
+  int error;
+
+  loop->counters->crossings++;
+  if (listener == NULL)
+    return UV_ENOMEM;
+  error = uv_poll_init(&loop->uv, &listener->poll, fd);
+  if (error != 0) {
+    free(listener);
+    return error;
+  }
+  listener->fd = fd;
+  listener->limit = limit;
+  pa_slot_new(loop, (uv_handle_t *) &listener->poll, kind, 0);
+  pa_listener_accept((uv_handle_t *) &listener->poll, 0);
+  return pa_slot_of(&listener->poll);
+}
+
+/* Clients */
+
+static int parse_address(const char *text, int port,
+                         struct sockaddr_storage *address) {
+  if (uv_ip4_addr(text, port, (struct sockaddr_in *) address) == 0)
+    return 0;
+  return uv_ip6_addr(text, port, (struct sockaddr_in6 *) address);
+}
+
+static socklen_t address_size(const struct sockaddr_storage *address) {
+  return address->ss_family == AF_INET ? sizeof(struct sockaddr_in)
+                                       : sizeof(struct sockaddr_in6);
+}
+
+/* A socket bound to the address, or an error. */
+static int bound_socket(const struct sockaddr_storage *address) {
+  int fd = socket(address->ss_family, SOCK_STREAM, 0);
+
+  if (fd < 0)
+    return uv_translate_sys_error(errno);
+  fcntl(fd, F_SETFD, FD_CLOEXEC);
+#ifdef IP_BIND_ADDRESS_NO_PORT
+  /* The port is chosen by connect, which needs it free only towards that
+   * peer: ip(7). For a port that is given, it changes nothing. */
+  setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &(int){1}, sizeof(int));
+#endif
+  if (bind(fd, (const struct sockaddr *) address, address_size(address)) != 0) {
+    int error = uv_translate_sys_error(errno);
+
+    close(fd);
+    return error;
+  }
+  return fd;
+}
+
+int pa_tcp_connect(pa_loop *loop, const char *address, int port,
+                   const char *local_address, int local_port) {
+  struct sockaddr_storage remote;
+  struct sockaddr_storage local;
+  uv_connect_t *request;
+  uv_tcp_t *tcp;
+  int fd = -1;
+  int slot;
+  int error;
+
+  loop->counters->crossings++;
+  error = parse_address(address, port, &remote);
+  if (error == 0 && local_address != NULL)
+    error = parse_address(local_address, local_port, &local);
+  if (error != 0)
+    return error;
+  if (local_address != NULL) {
+    fd = bound_socket(&local);
+    if (fd < 0)
+      return fd;
+  }
+
+  tcp = pa_grow(NULL, sizeof(*tcp));
+  request = pa_grow(NULL, sizeof(*request));
+  uv_tcp_init(&loop->uv, tcp);
+  slot = pa_slot_new(loop, (uv_handle_t *) tcp, PA_TCP, PA_CONNECTING);
+  uv_tcp_nodelay(tcp, 1);  /* before there is a socket: a flag for later */
+  error = fd < 0 ? 0 : uv_tcp_open(tcp, fd);
+  if (error == 0)
+    error = uv_tcp_connect(request, tcp, (const struct sockaddr *) &remote,
+                           pa_stream_connected);
+  else
+    close(fd);
+  if (error != 0) {
+    free(request);
+    pa_push(loop, PA_CONNECTED, slot, error, 0);
+  }
+  return slot;
+}

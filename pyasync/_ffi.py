@@ -1,0 +1,5 @@
+"""The one place that imports the extension module."""
+
+from pyasync._libuv import ffi, lib
+
+__all__ = ["ffi", "lib"]

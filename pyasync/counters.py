@@ -1,0 +1,72 @@
+"""The counters that every loop keeps, at all times, and their snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+#: What `Stats` holds as it is at one moment: a difference keeps the later value of these.
+_GAUGES = {
+    "incoming_tcp_connections",
+    "outgoing_tcp_connections",
+    "incoming_pipe_connections",
+    "outgoing_pipe_connections",
+    "open_dns_queries",
+    "handles",
+    "max_callback_time",
+}
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A snapshot of a loop's counters. ``later - earlier`` gives the `Stats` of the time between.
+
+    >>> import pyasync
+    >>> with pyasync.event_loop():
+    ...     before = pyasync.stats()
+    ...     print((pyasync.stats() - before).accepted)
+    0
+    """
+
+    #: Open connections: accepted by this loop's servers, and made by its clients. A connection
+    #: counts until its descriptor is closed, so also while a close flushes or lingers.
+    incoming_tcp_connections: int = 0
+    outgoing_tcp_connections: int = 0
+    incoming_pipe_connections: int = 0
+    outgoing_pipe_connections: int = 0
+    #: Lookups of names that are under way.
+    open_dns_queries: int = 0
+    #: How many handles are open, by type; of timers, how many are pending.
+    handles: Mapping[str, int] | None = None
+    #: Connections accepted, made, and closed (of both kinds), TCP and pipes together.
+    accepted: int = 0
+    connected: int = 0
+    closed: int = 0
+    #: How often a server could not accept because descriptors or memory had run out.
+    accept_errors: int = 0
+    #: Bytes taken from the kernel and handed to it.
+    bytes_read: int = 0
+    bytes_written: int = 0
+    #: Iterations of the loop, events that libuv reported, and calls from Python into C.
+    iterations: int = 0
+    events: int = 0
+    crossings: int = 0
+    #: Seconds that the loop slept in the poll, and all others since it started.
+    idle_time: float = 0.0
+    busy_time: float = 0.0
+    #: The longest time that one callback has taken since the loop started, in seconds.
+    max_callback_time: float = 0.0
+
+    @property
+    def utilization(self) -> float:
+        """Busy time as a share of all time, from 0 to 1."""
+        total = self.busy_time + self.idle_time
+        return self.busy_time / total if total > 0 else 0.0
+
+    def __sub__(self, earlier: object) -> Stats:
+        if not isinstance(earlier, Stats):
+            return NotImplemented
+        names = (field.name for field in fields(self) if field.name not in _GAUGES)
+        return replace(
+            self, **{name: getattr(self, name) - getattr(earlier, name) for name in names}
+        )

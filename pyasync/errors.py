@@ -1,0 +1,176 @@
+"""Every exception of pyasync, and how libuv's errors become them.
+
+Each error is also the builtin exception that a Python programmer would catch. Errors from libuv
+carry ``errno`` and ``strerror`` as any `OSError` does, and cl-async's names for the same:
+``errcode`` (libuv's negative number) and ``errmsg``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+from typing import Any
+
+from pyasync._ffi import ffi, lib
+
+
+class EventInfo(Exception):
+    """Something that an ``event_cb`` is told; no error by itself."""
+
+
+class EventError(EventInfo):
+    """An error that an ``event_cb`` is told, or that a call raises."""
+
+    @property
+    def errcode(self) -> int | None:
+        """libuv's number of the error, ``-errno`` on Unix; None if the error is not libuv's."""
+        number = getattr(self, "errno", None)
+        return None if number is None else -number
+
+    @property
+    def errmsg(self) -> str:
+        """The error in words."""
+        return getattr(self, "strerror", None) or str(self)
+
+
+class EventLoopNotRunning(EventError, RuntimeError):
+    """The call needs a running event loop in this thread, or its own is over."""
+
+
+class HandleClosed(EventError, ValueError):
+    """The call was made on a handle that is closed."""
+
+
+class EventFreed(HandleClosed):
+    """The event has been freed."""
+
+
+class NotifierFreed(HandleClosed):
+    """The notifier has been freed, or its loop has ended."""
+
+
+class DnsError(EventError, socket.gaierror):
+    """A name or an address could not be looked up; ``errno`` is the ``socket.EAI_…`` code."""
+
+
+class SocketEOF(EventInfo):
+    """The peer has shut down its sending side: nothing more will be read from ``socket``."""
+
+    socket: Any = None
+
+
+class SocketError(EventError, OSError):
+    """A socket's error; ``socket`` is the socket or server that has it, if there is one."""
+
+    socket: Any = None
+
+
+class SocketReset(SocketError, ConnectionResetError):
+    """The peer has reset the connection (ECONNRESET)."""
+
+
+class SocketRefused(SocketError, ConnectionRefusedError):
+    """Nobody listens there (ECONNREFUSED)."""
+
+
+class SocketAborted(SocketError, ConnectionAbortedError):
+    """The connection was aborted (ECONNABORTED)."""
+
+
+class SocketTimeout(SocketError, TimeoutError):
+    """A time limit has passed (ETIMEDOUT)."""
+
+
+class SocketBrokenPipe(SocketError, BrokenPipeError):
+    """Written to a socket that can send no more (EPIPE)."""
+
+
+class SocketCanceled(SocketError):
+    """The operation was cancelled (ECANCELED)."""
+
+
+class SocketClosed(SocketError, HandleClosed):
+    """The call was made on a closed socket."""
+
+
+class SocketAcceptError(SocketError):
+    """A server could not accept: it is out of descriptors or memory, and will try again.
+
+    ``server`` is the server, ``count`` how many times it has failed since it last said so.
+    """
+
+    server: Any = None
+    count: int = 1
+
+
+class TcpServerBindError(SocketError):
+    """A server could not bind to its ``address`` and ``port``."""
+
+    address: Any = None
+    port: Any = None
+
+
+class SocketAddressInUse(TcpServerBindError):
+    """Somebody else listens at the address (EADDRINUSE)."""
+
+
+class PipeNotFound(SocketError, FileNotFoundError):
+    """There is no pipe of that name (ENOENT)."""
+
+
+class TcpSslError(SocketError, ssl.SSLError):
+    """TLS failed: the handshake, a certificate, or a record."""
+
+
+class FilesystemError(EventError, OSError):
+    """An operation on files failed; ``filename`` is set where there is one."""
+
+
+class FilesystemNotFound(FilesystemError, FileNotFoundError):
+    """There is no such file or directory (ENOENT)."""
+
+
+class FilesystemAccess(FilesystemError, PermissionError):
+    """Permission denied (EACCES)."""
+
+
+class FilesystemPermission(FilesystemError, PermissionError):
+    """Operation not permitted (EPERM)."""
+
+
+_SOCKET_ERRORS: dict[int, type[SocketError]] = {
+    errno.ECONNRESET: SocketReset,
+    errno.ECONNREFUSED: SocketRefused,
+    errno.ECONNABORTED: SocketAborted,
+    errno.ETIMEDOUT: SocketTimeout,
+    errno.EPIPE: SocketBrokenPipe,
+    errno.ECANCELED: SocketCanceled,
+    errno.EADDRINUSE: SocketAddressInUse,
+}
+
+
+def message(status: int) -> str:
+    """Return the text of a libuv error, which is a negative number."""
+    known = os.strerror(-status)
+    if not known.startswith("Unknown error"):
+        return known
+    return ffi.string(lib.uv_strerror(status)).decode()
+
+
+def socket_error(
+    status: int, socket: object = None, kind: type[SocketError] | None = None
+) -> SocketError:
+    """Return the exception for a libuv error of a socket."""
+    kind = kind or _SOCKET_ERRORS.get(-status, SocketError)
+    error = kind(-status, message(status))
+    error.socket = socket
+    return error
+
+
+def check(status: int) -> int:
+    """Return a libuv result that is no error; raise `SocketError` for one that is."""
+    if status < 0:
+        raise socket_error(status)
+    return status

@@ -1,0 +1,101 @@
+"""The base of all handles.
+
+C owns a handle's memory. Python knows the handle by its slot, and the loop holds the Python object
+until C says that the handle is gone: an open handle that its user has dropped keeps working.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyasync._ffi import lib
+from pyasync.errors import HandleClosed
+from pyasync.loop import EventCallback, Loop
+
+
+class Handle:
+    """Something open in an event loop, which keeps it running while it is referenced."""
+
+    __slots__ = ()
+
+    _loop: Loop
+    #: By which C knows the handle; -1 when it is closed.
+    _slot: int
+    _event_cb: EventCallback | None
+
+    #: What a call on a closed handle raises.
+    _closed_error: type[HandleClosed] = HandleClosed
+
+    def close(self) -> None:
+        """Close the handle: its callbacks are not called again. Closing twice does nothing."""
+        if self._slot >= 0 and self._enter():
+            self._loop._submit()
+            lib.pa_close(self._loop._c, self._slot, 1)
+            self._slot = -1
+
+    @property
+    def closed(self) -> bool:
+        """Whether the handle is closed, or its loop has ended."""
+        return self._slot < 0
+
+    def ref(self) -> None:
+        """Let the loop run on while this handle is open: how every handle begins."""
+        lib.pa_ref(self._loop._c, self._open_slot(), True)
+
+    def unref(self) -> None:
+        """Let the loop end although this handle is open (libuv's ``uv_unref``)."""
+        lib.pa_ref(self._loop._c, self._open_slot(), False)
+
+    @property
+    def has_ref(self) -> bool:
+        """Whether the handle keeps the loop running."""
+        return bool(lib.pa_has_ref(self._loop._c, self._open_slot()))
+
+    def _enter(self) -> bool:
+        """Check the thread; return whether the loop still runs."""
+        loop = self._loop
+        if loop._thread is None:
+            return False
+        loop._check_thread()
+        return True
+
+    def _open_slot(self) -> int:
+        self._loop._check_thread()
+        if self.closed:
+            raise self._closed_error(f"{type(self).__name__} is closed")
+        return self._slot
+
+    # Called by the loop
+
+    def _on_event(self, kind: int, value: int) -> None:
+        raise NotImplementedError
+
+    def _on_closed(self) -> None:
+        """The handle's memory is gone, and its slot is about to be."""
+
+    def _on_loop_end(self) -> None:
+        self._slot = -1
+
+
+class PlainHandle(Handle):
+    """A handle of which a program has few: it keeps its own loop and event callback."""
+
+    __slots__ = ("__weakref__", "_event_cb", "_loop", "_slot")
+
+    def __init__(self, loop: Loop, slot: int, event_cb: EventCallback | None) -> None:
+        self._loop = loop
+        self._slot = slot
+        self._event_cb = event_cb
+        loop._register(slot, self)
+
+
+def require_callable(name: str, value: Any) -> None:
+    """Raise `TypeError` unless the value is a function."""
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, not {type(value).__name__}")
+
+
+def optional_callable(name: str, value: Any) -> None:
+    """Raise `TypeError` unless the value is a function or None."""
+    if value is not None:
+        require_callable(name, value)

@@ -1,0 +1,83 @@
+"""Signal handlers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pyasync._ffi import lib
+from pyasync.errors import message
+from pyasync.handles import PlainHandle, optional_callable, require_callable
+from pyasync.loop import EventCallback, Loop, get_loop
+
+
+class SignalHandler(PlainHandle):
+    """A function that runs in the loop when a signal arrives.
+
+    Closing it lets the signal do again what it did before the loop handled it.
+    """
+
+    __slots__ = ("_callback", "signo")
+
+    def __init__(
+        self,
+        loop: Loop,
+        slot: int,
+        signo: int,
+        callback: Callable[[int], object],
+        event_cb: EventCallback | None,
+    ) -> None:
+        super().__init__(loop, slot, event_cb)
+        #: The signal's number.
+        self.signo = signo
+        self._callback = callback
+
+    def _on_event(self, kind: int, value: int) -> None:
+        if self._slot >= 0:
+            self._callback(value)
+
+
+def _handlers(loop: Loop) -> list[SignalHandler]:
+    return [
+        handle
+        for handle in loop._objects
+        if isinstance(handle, SignalHandler) and not handle.closed
+    ]
+
+
+def signal_handler(
+    signo: int, callback: Callable[[int], object], *, event_cb: EventCallback | None = None
+) -> SignalHandler:
+    """Run ``callback(signo)`` in the loop each time the signal arrives.
+
+    ``signo`` is a number from Python's `signal` module. While the handler is open it takes the
+    place of what handled the signal before, also of Python's own handler: with one for SIGINT,
+    Ctrl-C raises no `KeyboardInterrupt`. A loop has one handler for a signal: a second call
+    replaces the first. Signals that arrive close together may be reported once (signal(7)).
+
+    The handler keeps the loop running; see `Handle.unref`. Raises `ValueError` for a signal that
+    does not exist or cannot be handled, and `EventLoopNotRunning`.
+    """
+    require_callable("callback", callback)
+    optional_callable("event_cb", event_cb)
+    if not isinstance(signo, int):
+        raise TypeError(f"signo must be an integer, not {type(signo).__name__}")
+    loop = get_loop()
+    slot = lib.pa_signal_start(loop._c, signo) if 0 < signo < 2**31 else -1
+    if slot < 0:
+        reason = message(slot) if slot != -1 else "no such signal"
+        raise ValueError(f"signal {signo} cannot be handled: {reason}")
+    free_signal_handler(signo)
+    return SignalHandler(loop, slot, signo, callback, event_cb)
+
+
+def free_signal_handler(signo: int) -> None:
+    """Close this loop's handler for the signal, if there is one. Raises `EventLoopNotRunning`."""
+    for handler in _handlers(get_loop()):
+        if handler.signo == signo:
+            handler.close()
+
+
+def clear_signal_handlers() -> None:
+    """Close all of this loop's signal handlers. Raises `EventLoopNotRunning`."""
+    for handler in _handlers(get_loop()):
+        handler.close()

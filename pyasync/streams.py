@@ -1,0 +1,668 @@
+"""Streams: what connected sockets of every kind have in common.
+
+The usual life of a connection (data arrives, an answer is written, the connection is closed) runs
+through `Stream.write` and `Stream.close` and the loop itself. All that is rarer shows in
+``_state``, a set of flags that is zero for an open connection with nothing special about it, and
+keeps its data in a `_Rare` made for that connection alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket as sockets
+from collections import deque
+from collections.abc import Callable
+from threading import get_ident
+from time import monotonic
+from typing import Any, Union
+
+from pyasync._ffi import lib
+from pyasync.errors import (
+    SocketClosed,
+    SocketEOF,
+    SocketTimeout,
+    check,
+    socket_error,
+)
+from pyasync.handles import Handle, optional_callable, require_callable
+from pyasync.loop import FAILED, EventCallback, Loop
+from pyasync.timers import Event, background_timer
+
+Data = Union[bytes, bytearray, memoryview, str]
+WriteCallback = Callable[[Any], object]
+
+# The flags of Stream._state. FAILED, among the loop's, is 16.
+CLOSED = 1  # close() was called, or pyasync has closed it
+ENDED = 2  # the peer's end of stream has been reported
+SHUT = 4  # shutdown() was called
+CONNECTING = 8
+READ_DISABLED = 32
+WRITE_DISABLED = 64
+TIMED = 128  # a read timeout runs
+KEPT = 256  # what was kept back while reading was disabled is being delivered
+
+_CANNOT_WRITE = CLOSED | SHUT | WRITE_DISABLED
+
+WRITE = lib.PA_WRITE
+WRITE_CALLBACK = lib.PA_WRITE_CALLBACK
+CLOSE = lib.PA_CLOSE
+
+#: Watermarks of the write queue unless set otherwise, in bytes: asyncio's.
+HIGH_WATERMARK = 64 << 10
+LOW_WATERMARK = 16 << 10
+
+
+class Settings:
+    """What a client's socket, or all the connections of a server, were asked to do."""
+
+    __slots__ = (
+        "allow_half_open",
+        "connect_cb",
+        "event_cb",
+        "linger",
+        "loop",
+        "pressure_cb",
+        "read_cb",
+        "read_timeout",
+        "server",
+        "write_timeout",
+    )
+
+    def __init__(
+        self,
+        loop: Loop,
+        read_cb: Callable[[Any, bytes], object],
+        *,
+        event_cb: EventCallback | None = None,
+        connect_cb: Callable[[Any], object] | None = None,
+        pressure_cb: Callable[[Any, bool], object] | None = None,
+        allow_half_open: bool = False,
+        linger: float | None = 2.0,
+        read_timeout: float | None = None,
+        write_timeout: float | None = None,
+        server: Any = None,
+    ) -> None:
+        require_callable("read_cb", read_cb)
+        optional_callable("event_cb", event_cb)
+        optional_callable("connect_cb", connect_cb)
+        optional_callable("pressure_cb", pressure_cb)
+        if linger is not None and not linger >= 0:
+            raise ValueError(f"linger must be 0 seconds or more, not {linger!r}")
+        self.loop = loop
+        self.read_cb = read_cb
+        self.event_cb = event_cb
+        self.connect_cb = connect_cb
+        self.pressure_cb = pressure_cb
+        self.allow_half_open = allow_half_open
+        self.linger = linger
+        self.read_timeout = require_timeout("read_timeout", read_timeout)
+        self.write_timeout = require_timeout("write_timeout", write_timeout)
+        self.server = server
+
+    def copy(self) -> Settings:
+        """Return settings of one socket's own, to be changed."""
+        copy = Settings.__new__(Settings)
+        for name in Settings.__slots__:
+            setattr(copy, name, getattr(self, name))
+        return copy
+
+
+class _Rare:
+    """What few connections need, or few at a time."""
+
+    __slots__ = (
+        "connect_timer",
+        "held",
+        "high",
+        "kept",
+        "linger_size",
+        "linger_timer",
+        "low",
+        "paused",
+        "read_at",
+        "read_timer",
+        "waiting",
+        "write_size",
+        "write_timer",
+    )
+
+    def __init__(self) -> None:
+        #: Write callbacks that wait for the kernel, in order.
+        self.waiting: deque[WriteCallback] = deque()
+        #: What has been read while reading is disabled: data, then the event that ended it.
+        self.kept: deque[bytes | tuple[int, int]] = deque()
+        #: What has been written while writing is disabled.
+        self.held: deque[tuple[bytes, WriteCallback | None]] = deque()
+        self.connect_timer: Event | None = None
+        self.linger_timer: Event | None = None
+        self.linger_size = 0
+        self.read_timer: Event | None = None
+        self.read_at = 0.0
+        self.write_timer: Event | None = None
+        self.write_size = 0
+        self.high = HIGH_WATERMARK
+        self.low = LOW_WATERMARK
+        self.paused = False
+
+    def stop_timers(self) -> None:
+        for timer in (self.connect_timer, self.read_timer, self.write_timer):
+            if timer is not None:
+                timer.free()
+        self.connect_timer = self.read_timer = self.write_timer = None
+
+
+class Stream(Handle):
+    """A connected socket. Its callbacks get it as their first argument."""
+
+    __slots__ = ("__weakref__", "_rare", "_settings", "_slot", "_state", "data")
+
+    _closed_error = SocketClosed
+
+    def __init__(self, settings: Settings, slot: int, state: int = 0) -> None:
+        self._settings = settings
+        self._slot = slot
+        self._state = state
+        self._rare: _Rare | None = None
+        #: For the application to use as it likes.
+        self.data: Any = None
+        settings.loop._register(slot, self)
+        if settings.read_timeout is not None or settings.write_timeout is not None:
+            self.set_timeouts(settings.read_timeout, settings.write_timeout)
+
+    # Writing
+
+    def write(
+        self,
+        data: Data,
+        *,
+        start: int = 0,
+        end: int | None = None,
+        read_cb: Callable[[Any, bytes], object] | None = None,
+        write_cb: WriteCallback | None = None,
+        event_cb: EventCallback | None = None,
+        force: bool = False,
+    ) -> None:
+        """Send the data, in the order of these calls; it never blocks.
+
+        ``data`` is bytes-like, or a string to be sent as UTF-8. ``start`` and ``end`` choose a
+        part of it, in bytes. What one callback writes leaves together, when it has returned;
+        ``force`` sends at once what has been written until now. ``write_cb(socket)`` is called
+        once this write, and all before it, have been handed to the kernel: never inside this call.
+        It is not called if the connection fails first. ``read_cb`` and ``event_cb``, if given,
+        replace the socket's from now on.
+
+        Raises `SocketClosed`, `SocketBrokenPipe` after `shutdown`, `EventLoopNotRunning` after
+        the end of the loop, and `TypeError` for data that is not bytes-like.
+        """
+        loop = self._settings.loop
+        if loop._thread != get_ident() or self._state & _CANNOT_WRITE:
+            self._check_writable()
+        if type(data) is not bytes or start or end is not None:
+            data = _part(data, start, end)
+        if write_cb is not None and not callable(write_cb):
+            require_callable("write_cb", write_cb)
+        if read_cb is not None or event_cb is not None:
+            self._replace_callbacks(read_cb, event_cb)
+        if self._state & WRITE_DISABLED:
+            self._hold(data, write_cb)
+            return
+        size = len(data)
+        if size <= loop._inline_limit and not force:
+            loop._queue((WRITE if write_cb is None else WRITE_CALLBACK, self._slot, size))
+            loop._payload.append(data if type(data) is bytes else bytes(data))
+        else:
+            loop._write_now(self._slot, data, write_cb is not None)
+        if write_cb is not None:
+            loop._written.append((self, write_cb))
+
+    def _check_writable(self) -> None:
+        if self._state & CLOSED:
+            raise SocketClosed("the socket is closed")
+        self._loop._check_thread()
+        if self._state & SHUT:
+            raise socket_error(-errno.EPIPE, self)
+
+    def _replace_callbacks(self, read_cb: Any, event_cb: Any) -> None:
+        optional_callable("read_cb", read_cb)
+        optional_callable("event_cb", event_cb)
+        self._settings = self._settings.copy()
+        if read_cb is not None:
+            self._settings.read_cb = read_cb
+        if event_cb is not None:
+            self._settings.event_cb = event_cb
+
+    @property
+    def write_queue_size(self) -> int:
+        """Bytes that have been written, and not yet been handed to the kernel."""
+        slot = self._open_slot()
+        size: int = lib.pa_write_queue_size(self._loop._c, slot)
+        operations = self._loop._operations
+        for index in range(0, len(operations), 3):
+            kind = operations[index]
+            if operations[index + 1] == slot and kind in (WRITE, WRITE_CALLBACK):
+                size += operations[index + 2]
+        if self._rare is not None:
+            size += sum(len(data) for data, _ in self._rare.held)
+        return size
+
+    def set_watermarks(self, high: int | None = None, low: int | None = None) -> None:
+        """Set when ``pressure_cb(socket, paused)`` is called, in bytes of `write_queue_size`.
+
+        It is called with True when the queue has grown over ``high`` (64 KiB), and with False when
+        it has shrunk to ``low`` (a quarter of ``high``) after that. Raises `ValueError` unless
+        0 <= ``low`` <= ``high``.
+        """
+        self._open_slot()
+        high = HIGH_WATERMARK if high is None else high
+        low = high // 4 if low is None else low
+        if not 0 <= low <= high:
+            raise ValueError(f"watermarks must be 0 <= low <= high, not {low!r} and {high!r}")
+        rare = self._need_rare()
+        rare.high, rare.low = high, low
+        self._check_pressure()
+
+    def _check_pressure(self) -> None:
+        pressure_cb = self._settings.pressure_cb
+        if pressure_cb is None or self._state & CLOSED:
+            return
+        rare = self._need_rare()
+        paused = self.write_queue_size > (rare.low if rare.paused else rare.high)
+        if paused != rare.paused:
+            rare.paused = paused
+            pressure_cb(self, paused)
+
+    # Closing
+
+    def close(self, *, force: bool = False) -> None:
+        """Send what was written, then close; ``force`` drops it, and closes at once.
+
+        Callbacks of writes still run, no others. When the peer takes nothing for ``linger``
+        seconds (a keyword of the call that made the socket), what it has not taken is dropped,
+        and ``event_cb`` gets a `SocketTimeout`. Closing with input unread would make the kernel
+        reset the connection, and destroy what the peer has not read yet (RFC 2525, 2.17): then
+        the writing side is shut down, and input is discarded for ``linger`` seconds at most.
+
+        Closing again does nothing, but to force a close that is still going on.
+        """
+        state = self._state
+        if state & CLOSED and not (force and self._slot >= 0 and not state & FAILED):
+            return
+        loop = self._settings.loop
+        if loop._thread != get_ident():
+            if loop._thread is None:
+                return
+            loop._check_thread()
+        self._state = state | CLOSED
+        if self._rare is not None:
+            self._leave(force)
+        if force:
+            self._state |= FAILED
+        loop._queue((CLOSE, self._slot, 1 if force else 0))
+
+    def _leave(self, force: bool) -> None:
+        rare = self._need_rare()
+        rare.stop_timers()
+        rare.kept.clear()
+        if force:
+            rare.waiting.clear()
+        else:
+            self._release()
+        rare.held.clear()
+
+    def shutdown(self) -> None:
+        """Send what was written, then end the sending side (half-close); reading goes on.
+
+        The peer sees the end of the stream. Raises `SocketClosed`; a second call does nothing.
+        """
+        self._open_slot()
+        if self._state & SHUT:
+            return
+        if self._state & WRITE_DISABLED:
+            self._release()
+        self._state |= SHUT
+        self._loop._queue((lib.PA_SHUTDOWN, self._slot, 0))
+        if self._state & ENDED:
+            self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the socket was closed, by `close`, its peer, an error, or the loop's end."""
+        return bool(self._state & CLOSED)
+
+    # Disabling and enabling
+
+    def disable(self, *, read: bool = False, write: bool = False) -> None:
+        """Stop reading (``read_cb`` is not called, the peer is slowed down), or sending, or both.
+
+        What is written while writing is disabled is held back, and its `write_cb` with it.
+        Raises `SocketClosed`.
+        """
+        self._open_slot()
+        if read and not self._state & READ_DISABLED:
+            self._state |= READ_DISABLED
+            self._loop._queue((lib.PA_READ_STOP, self._slot, 0))
+            self._stop_read_clock()
+        if write:
+            self._state |= WRITE_DISABLED
+
+    def enable(self, *, read: bool = False, write: bool = False) -> None:
+        """Undo `disable`. What had been read and kept back is delivered first, in order.
+
+        Raises `SocketClosed`.
+        """
+        self._open_slot()
+        if read and self._state & READ_DISABLED:
+            rare = self._need_rare()
+            if rare.kept:
+                self._loop._ready.append(self._deliver_kept)
+            self._state &= ~READ_DISABLED
+            self._state |= KEPT if rare.kept else 0
+            if not self._state & ENDED:
+                self._loop._queue((lib.PA_READ_START, self._slot, 0))
+            self._start_read_clock()
+        if write and self._state & WRITE_DISABLED:
+            self._release()
+
+    def _hold(self, data: Any, write_cb: WriteCallback | None) -> None:
+        self._need_rare().held.append((bytes(data), write_cb))
+        self._check_pressure()
+
+    def _release(self) -> None:
+        """Write what was held back."""
+        state, self._state = self._state, self._state & ~(WRITE_DISABLED | CLOSED)
+        rare = self._need_rare()
+        while rare.held:
+            data, write_cb = rare.held.popleft()
+            self.write(data, write_cb=write_cb)
+        self._state |= state & CLOSED
+
+    def _keep(self, item: bytes | tuple[int, int]) -> None:
+        self._need_rare().kept.append(item)
+
+    def _deliver_kept(self) -> None:
+        kept = self._need_rare().kept
+        while kept and not self._state & (CLOSED | READ_DISABLED):
+            item = kept.popleft()
+            try:
+                if isinstance(item, bytes):
+                    self._settings.read_cb(self, item)
+                else:
+                    self._on_end(*item)
+            except Exception as error:
+                self._loop._app_error(error, self)
+        if not kept:
+            self._state &= ~KEPT
+
+    # Timeouts
+
+    def set_timeouts(self, read: float | None, write: float | None) -> None:
+        """Set the time limits of the socket, in seconds; None: no limit.
+
+        ``read`` is the longest time without input; it stands still while reading is disabled.
+        ``write`` is the longest time for which the peer may take nothing of what waits for it.
+        When one passes, ``event_cb`` gets a `SocketTimeout`, and the socket is closed. Raises
+        `SocketClosed`, and `ValueError` for a time that is not over 0.
+        """
+        self._open_slot()
+        if self._settings.read_timeout != read or self._settings.write_timeout != write:
+            settings = self._settings.copy()
+            settings.read_timeout = require_timeout("read", read)
+            settings.write_timeout = require_timeout("write", write)
+            self._settings = settings
+        self._stop_read_clock()
+        self._start_read_clock()
+        rare = self._need_rare()
+        if rare.write_timer is not None:
+            rare.write_timer.free()
+            rare.write_timer = None
+        self._start_write_clock()
+
+    def _start_read_clock(self) -> None:
+        timeout = self._settings.read_timeout
+        if timeout is None or self._state & (READ_DISABLED | CONNECTING | ENDED):
+            return
+        rare = self._need_rare()
+        rare.read_at = monotonic()
+        rare.read_timer = background_timer(self._loop, self._read_timer_fired, timeout)
+        self._state |= TIMED
+
+    def _stop_read_clock(self) -> None:
+        if self._state & TIMED:
+            self._state &= ~TIMED
+            rare = self._need_rare()
+            if rare.read_timer is not None:
+                rare.read_timer.free()
+                rare.read_timer = None
+
+    def _read_timer_fired(self) -> None:
+        # A read only notes its time; the timer finds out whether it has come too early.
+        rare, timeout = self._need_rare(), self._settings.read_timeout
+        assert rare.read_timer is not None
+        assert timeout is not None
+        left = rare.read_at + timeout - monotonic()
+        if left > 0:
+            rare.read_timer.add(left)
+        else:
+            self._time_out(f"nothing was read for {timeout:g} seconds", force=False)
+
+    def _start_write_clock(self) -> None:
+        timeout = self._settings.write_timeout
+        rare = self._need_rare()
+        if timeout is None or rare.write_timer is not None or self._state & CLOSED:
+            return
+        rare.write_size = lib.pa_write_queue_size(self._loop._c, self._slot)
+        if rare.write_size:
+            rare.write_timer = background_timer(self._loop, self._write_timer_fired, timeout)
+
+    def _write_timer_fired(self) -> None:
+        rare, timeout = self._need_rare(), self._settings.write_timeout
+        size, rare.write_timer = rare.write_size, None
+        self._start_write_clock()
+        if rare.write_timer is not None and rare.write_size >= size:
+            self._time_out(f"the peer took nothing for {timeout:g} seconds", force=True)
+
+    def _time_out(self, reason: str, *, force: bool) -> None:
+        self._loop._tell(self, SocketTimeout(errno.ETIMEDOUT, reason), self)
+        self.close(force=force)
+
+    # Events
+
+    def _on_read(self, data: bytes) -> None:
+        """Take data when the state is not zero."""
+        state = self._state
+        if state & CLOSED:
+            return
+        if state & TIMED:
+            self._need_rare().read_at = monotonic()
+        if state & (READ_DISABLED | KEPT):
+            self._keep(data)
+        else:
+            self._settings.read_cb(self, data)
+
+    def _on_event(self, kind: int, value: int) -> None:
+        _EVENTS[kind](self, kind, value)
+
+    def _on_end_event(self, kind: int, value: int) -> None:
+        if self._state & CLOSED:
+            return
+        if self._state & (READ_DISABLED | KEPT):
+            self._keep((kind, value))
+        else:
+            self._on_end(kind, value)
+
+    def _on_end(self, kind: int, value: int) -> None:
+        if kind != lib.PA_EOF:
+            self._fail(value)
+            return
+        self._state |= ENDED
+        self._stop_read_clock()
+        self._loop._tell(self, SocketEOF("end of stream"), self)
+        if not self._settings.allow_half_open or self._state & SHUT:
+            self.close()
+
+    def _on_write_error(self, kind: int, value: int) -> None:
+        # Also of a socket that is closed already, and has not sent everything.
+        self._fail(value)
+
+    def _fail(self, status: int) -> None:
+        """Report the error, once, and close."""
+        if self._state & FAILED:
+            return
+        self._state |= FAILED
+        if self._rare is not None:
+            self._rare.waiting.clear()
+        self._loop._tell(self, socket_error(status), self)
+        self._state &= ~FAILED
+        self.close(force=True)
+
+    def _on_blocked(self, kind: int, value: int) -> None:
+        if self._settings.write_timeout is not None:
+            self._start_write_clock()
+        self._check_pressure()
+
+    def _on_held(self, kind: int, index: int) -> None:
+        batch = self._loop._written_now
+        self._need_rare().waiting.append(batch[index][1])
+        batch[index] = (self, _do_nothing)
+
+    def _on_written(self, kind: int, has_callback: int) -> None:
+        if has_callback and self._rare is not None and self._rare.waiting:
+            self._rare.waiting.popleft()(self)
+        self._check_pressure()
+
+    def _on_lingering(self, kind: int, value: int) -> None:
+        """C cannot close at once: it flushes, or waits for the peer's end."""
+        rare, linger = self._need_rare(), self._settings.linger
+        if linger is None or rare.linger_timer is not None or self._slot < 0:
+            return
+        rare.linger_size = lib.pa_write_queue_size(self._loop._c, self._slot)
+        rare.linger_timer = background_timer(self._loop, self._linger_timer_fired, linger)
+
+    def _linger_timer_fired(self) -> None:
+        rare, linger = self._need_rare(), self._settings.linger
+        if self._slot < 0 or rare.linger_timer is None or linger is None:
+            return
+        size: int = lib.pa_write_queue_size(self._loop._c, self._slot)
+        if size < rare.linger_size and linger > 0:
+            rare.linger_size = size  # the peer still reads
+            rare.linger_timer.add(linger)
+            return
+        if size:
+            reason = f"closed, and the peer took nothing for {linger:g} seconds: {size} bytes lost"
+            self._loop._tell(self, SocketTimeout(errno.ETIMEDOUT, reason), self)
+        self.close(force=True)
+
+    def _on_connected(self, kind: int, status: int) -> None:
+        if self._state & CLOSED:
+            return
+        self._state &= ~CONNECTING
+        rare = self._rare
+        if rare is not None and rare.connect_timer is not None:
+            rare.connect_timer.free()
+            rare.connect_timer = None
+        if status != 0:
+            self._fail(status)
+            return
+        if self._state & READ_DISABLED:
+            self._loop._queue((lib.PA_READ_STOP, self._slot, 0))
+        self._start_read_clock()
+        if self._settings.connect_cb is not None:
+            self._settings.connect_cb(self)
+
+    def _on_closed(self) -> None:
+        self._slot = -1
+        if self._rare is not None:
+            self._rare.stop_timers()
+            if self._rare.linger_timer is not None:
+                self._rare.linger_timer.free()
+        server = self._settings.server
+        if server is not None:
+            server._on_connection_closed()
+
+    def _on_loop_end(self) -> None:
+        self._state |= CLOSED
+        self._slot = -1
+
+    # Names
+
+    def _socket(self) -> sockets.socket:
+        """Return a socket object on the stream's own descriptor: to be detached, not closed."""
+        return sockets.socket(fileno=self.fileno())
+
+    @property
+    def peername(self) -> Any:
+        """The peer's address, as `socket.socket.getpeername` gives it."""
+        return self._name(sockets.socket.getpeername)
+
+    @property
+    def sockname(self) -> Any:
+        """The socket's own address, as `socket.socket.getsockname` gives it."""
+        return self._name(sockets.socket.getsockname)
+
+    def _name(self, get: Callable[[sockets.socket], Any]) -> Any:
+        sock = self._socket()
+        try:
+            return get(sock)
+        except OSError as error:
+            raise socket_error(-(error.errno or errno.EIO), self) from None
+        finally:
+            sock.detach()
+
+    def fileno(self) -> int:
+        """Return the descriptor, which stays pyasync's. Raises `SocketClosed`."""
+        return check(lib.pa_fileno(self._loop._c, self._open_slot()))
+
+    # For Handle, Loop, and this class
+
+    @property
+    def _loop(self) -> Loop:  # type: ignore[override]
+        return self._settings.loop
+
+    @property
+    def _event_cb(self) -> EventCallback | None:  # type: ignore[override]
+        return self._settings.event_cb
+
+    def _need_rare(self) -> _Rare:
+        if self._rare is None:
+            self._rare = _Rare()
+        return self._rare
+
+
+_EVENTS: dict[int, Callable[[Stream, int, int], None]] = {
+    lib.PA_EOF: Stream._on_end_event,
+    lib.PA_READ_ERROR: Stream._on_end_event,
+    lib.PA_BLOCKED: Stream._on_blocked,
+    lib.PA_HELD: Stream._on_held,
+    lib.PA_WRITTEN: Stream._on_written,
+    lib.PA_WRITE_ERROR: Stream._on_write_error,
+    lib.PA_LINGERING: Stream._on_lingering,
+    lib.PA_CONNECTED: Stream._on_connected,
+}
+
+
+def _do_nothing(stream: Stream) -> None:
+    pass
+
+
+def _part(data: Data, start: int, end: int | None) -> bytes | memoryview:
+    """Return the part of the data to send: bytes, or a contiguous view of them."""
+    if isinstance(data, str):
+        data = data.encode()
+    elif not isinstance(data, bytes):
+        try:
+            view = memoryview(data)
+        except TypeError:
+            raise TypeError(
+                f"data must be bytes-like or a string, not {type(data).__name__}"
+            ) from None
+        data = view.cast("B") if view.c_contiguous else view.tobytes()
+    if start < 0 or (end is not None and end < start):
+        raise ValueError(f"start and end must be 0 <= start <= end, not {start!r} and {end!r}")
+    return data if start == 0 and end is None else memoryview(data)[start:end]
+
+
+def require_timeout(name: str, value: float | None) -> float | None:
+    """Return the value; raise `ValueError` unless it is None or over 0."""
+    if value is not None and not value > 0:
+        raise ValueError(f"{name} must be over 0 seconds, or None, not {value!r}")
+    return value

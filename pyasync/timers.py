@@ -1,0 +1,265 @@
+"""Timers: a delay, an interval, and the event that both are made of.
+
+A pending event is a slot in the loop's list of timers and 24 bytes in C's heap; there is no libuv
+handle for each. Times are rounded up to libuv's milliseconds, so that none fires early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from pyasync._ffi import lib
+from pyasync.errors import EventFreed
+from pyasync.handles import optional_callable, require_callable
+from pyasync.loop import EventCallback, Loop, due_in, get_loop
+
+Callback = Callable[[], object]
+
+
+class Event:
+    """A callback that can be armed to run once, after a time, any number of times.
+
+    Events due at the same time run in the order in which they were armed; none runs early.
+    """
+
+    # Four fields, since programs hold very many of these. _options is a pair of event_cb and
+    # whether the event is referenced, where these are not None and True.
+    __slots__ = ("_callback", "_loop", "_options", "_slot")
+
+    def __init__(
+        self, loop: Loop, callback: Callback, event_cb: EventCallback | None = None
+    ) -> None:
+        if not callable(callback):
+            require_callable("callback", callback)
+        self._loop = loop
+        self._callback: Callback | None = callback
+        self._slot = -1
+        self._options: tuple[EventCallback | None, bool] | None = None
+        if event_cb is not None:
+            require_callable("event_cb", event_cb)
+            self._options = (event_cb, True)
+
+    def add(self, timeout: float | None = None) -> None:
+        """Arm the event to run its callback after ``timeout`` seconds; None: as soon as possible.
+
+        An event that is armed already is armed anew. Raises `EventFreed`, `EventLoopNotRunning`
+        when its loop has ended, and `ValueError` for a time that is negative or no number.
+        """
+        self._arm(0 if timeout is None else due_in(timeout))
+
+    def _arm(self, due: int) -> None:
+        loop = self._loop
+        loop._check_thread()
+        if self._callback is None:
+            raise EventFreed("the event has been freed")
+        if self._slot >= 0:
+            self._disarm()
+        if loop._free_timers:
+            slot = loop._free_timers.pop()
+            loop._timers[slot] = self
+        else:
+            slot = len(loop._timers)
+            loop._timers.append(self)
+        self._slot = slot
+        start = lib.PA_TIMER_START if self.has_ref else lib.PA_TIMER_START_UNREF
+        loop._queue((start, slot, due))
+
+    def _disarm(self) -> None:
+        slot = self._slot
+        if slot >= 0:
+            loop = self._loop
+            self._slot = -1
+            loop._timers[slot] = None
+            loop._retired_timers.append(slot)
+            loop._queue((lib.PA_TIMER_STOP, slot, 0))
+
+    def remove(self) -> None:
+        """Disarm the event; it can be added again. Raises `EventFreed`."""
+        self._loop._check_thread()
+        if self._callback is None:
+            raise EventFreed("the event has been freed")
+        self._disarm()
+
+    def free(self) -> None:
+        """Disarm the event for good. Freeing twice does nothing."""
+        if self._loop._thread is not None:
+            self._loop._check_thread()
+            self._disarm()
+        self._callback = None
+
+    close = free
+
+    @property
+    def freed(self) -> bool:
+        """Whether the event has been freed."""
+        return self._callback is None
+
+    closed = freed
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds until the callback runs, at the earliest; None if the event is not armed."""
+        self._loop._check_thread()
+        if self._slot < 0:
+            return None
+        self._loop._submit()
+        due: int = lib.pa_timer_due(self._loop._c, self._slot)
+        return max(0.0, due / 1000 - monotonic())
+
+    def ref(self) -> None:
+        """Let the loop run on while the event is armed: how every event begins."""
+        self._reference(True)
+
+    def unref(self) -> None:
+        """Let the loop end although the event is armed."""
+        self._reference(False)
+
+    def _reference(self, referenced: bool) -> None:
+        self._loop._check_thread()
+        if self._callback is None:
+            raise EventFreed("the event has been freed")
+        event_cb = self._event_cb
+        self._options = None if event_cb is None and referenced else (event_cb, referenced)
+        if self._slot >= 0:
+            self._loop._queue((lib.PA_TIMER_REF, self._slot, int(referenced)))
+
+    @property
+    def has_ref(self) -> bool:
+        """Whether the event keeps the loop running while it is armed."""
+        return self._options is None or self._options[1]
+
+    @property
+    def _event_cb(self) -> EventCallback | None:
+        return None if self._options is None else self._options[0]
+
+
+class Interval:
+    """A callback that runs every ``time`` seconds, until the interval is closed or called."""
+
+    __slots__ = ("__weakref__", "_callback", "_due", "_event", "_time")
+
+    def __init__(self, loop: Loop, callback: Callback, time: float, event_cb: Any) -> None:
+        require_callable("callback", callback)
+        if not time > 0:
+            raise ValueError(f"time must be over 0 seconds, not {time!r}")
+        self._callback = callback
+        self._time = time
+        self._event = Event(loop, self._run, event_cb)
+        self._event.add(time)
+        self._due = monotonic() + time
+
+    def _run(self) -> None:
+        # Armed first: the callback may close the interval, or raise. Multiples of the time are
+        # counted from the start, so that nothing drifts; those that have passed are skipped.
+        late = monotonic() - self._due
+        self._due += self._time * (1 + max(0, late // self._time))
+        self._event.add(max(0.0, self._due - monotonic()))
+        self._callback()
+
+    def __call__(self) -> None:
+        """Cancel the interval."""
+        self.close()
+
+    def close(self) -> None:
+        """Cancel the interval. Closing twice does nothing."""
+        self._event.free()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the interval is cancelled."""
+        return self._event.freed
+
+    def ref(self) -> None:
+        """Let the loop run on while the interval is open: how every interval begins."""
+        self._event.ref()
+
+    def unref(self) -> None:
+        """Let the loop end although the interval is open."""
+        self._event.unref()
+
+    @property
+    def has_ref(self) -> bool:
+        """Whether the interval keeps the loop running."""
+        return self._event.has_ref
+
+
+def delay(
+    callback: Callback, *, time: float | None = None, event_cb: EventCallback | None = None
+) -> Event:
+    """Run ``callback()`` once, ``time`` seconds from now; None: as soon as possible.
+
+    What the callback raises goes to ``event_cb``, as `start_event_loop` says. Raises `ValueError`
+    for a time that is negative or no number, and `EventLoopNotRunning`.
+
+    >>> import pyasync
+    >>> with pyasync.event_loop():
+    ...     _ = pyasync.delay(lambda: print("second"), time=0.02)
+    ...     _ = pyasync.delay(lambda: print("first"), time=0.01)
+    first
+    second
+    """
+    event = Event(get_loop(), callback, event_cb)
+    event._arm(0 if time is None else due_in(time))
+    return event
+
+
+def with_delay(seconds: float | None = None) -> Callable[[Callback], Event]:
+    """Run the decorated function ``seconds`` from now; its name stands for the `Event`.
+
+    >>> import pyasync
+    >>> with pyasync.event_loop():
+    ...     @pyasync.with_delay(0.01)
+    ...     def greet():
+    ...         print("hello")
+    hello
+    """
+    return lambda callback: delay(callback, time=seconds)
+
+
+def interval(
+    callback: Callback, *, time: float, event_cb: EventCallback | None = None
+) -> Interval:
+    """Run ``callback()`` every ``time`` seconds, until the returned `Interval` is closed.
+
+    The times are multiples of ``time`` from now: nothing drifts. When the loop falls behind, the
+    runs that it has missed are skipped. Raises `ValueError` unless ``time`` is over 0, and
+    `EventLoopNotRunning`.
+
+    >>> import pyasync
+    >>> with pyasync.event_loop():
+    ...     ticks = []
+    ...     def tick():
+    ...         ticks.append(1)
+    ...         if len(ticks) == 3:
+    ...             ticker.close()
+    ...     ticker = pyasync.interval(tick, time=0.01)
+    >>> len(ticks)
+    3
+    """
+    return Interval(get_loop(), callback, time, event_cb)
+
+
+def with_interval(seconds: float) -> Callable[[Callback], Interval]:
+    """Run the decorated function every ``seconds``; its name stands for the `Interval`."""
+    return lambda callback: interval(callback, time=seconds)
+
+
+def remove_interval(interval: Interval) -> None:
+    """Cancel the interval."""
+    interval.close()
+
+
+def make_event(callback: Callback, *, event_cb: EventCallback | None = None) -> Event:
+    """Return an `Event` that is not armed: see `Event.add`. Raises `EventLoopNotRunning`."""
+    optional_callable("event_cb", event_cb)
+    return Event(get_loop(), callback, event_cb)
+
+
+def background_timer(loop: Loop, callback: Callback, seconds: float) -> Event:
+    """Return an armed event of the package's own, for something that keeps the loop running."""
+    event = Event(loop, callback)
+    event.unref()
+    event.add(seconds)
+    return event
