@@ -25,7 +25,7 @@ class EventError(EventInfo):
 
     @property
     def errcode(self) -> int | None:
-        """libuv's number of the error, ``-errno`` on Unix; None if the error is not libuv's."""
+        """Libuv's number of the error, ``-errno`` on Unix; None if the error is not libuv's."""
         number = getattr(self, "errno", None)
         return None if number is None else -number
 
@@ -156,7 +156,7 @@ def message(status: int) -> str:
     known = os.strerror(-status)
     if not known.startswith("Unknown error"):
         return known
-    return ffi.string(lib.uv_strerror(status)).decode()
+    return str(ffi.string(lib.uv_strerror(status)).decode())
 
 
 def socket_error(

@@ -28,10 +28,7 @@ class Handle:
 
     def close(self) -> None:
         """Close the handle: its callbacks are not called again. Closing twice does nothing."""
-        if self._slot >= 0 and self._enter():
-            self._loop._submit()
-            lib.pa_close(self._loop._c, self._slot, 1)
-            self._slot = -1
+        raise NotImplementedError
 
     @property
     def closed(self) -> bool:
@@ -71,10 +68,10 @@ class Handle:
         raise NotImplementedError
 
     def _on_closed(self) -> None:
-        """The handle's memory is gone, and its slot is about to be."""
+        """Take notice that the handle's memory is gone, and its slot about to be."""
 
     def _on_loop_end(self) -> None:
-        self._slot = -1
+        raise NotImplementedError
 
 
 class PlainHandle(Handle):
@@ -87,6 +84,15 @@ class PlainHandle(Handle):
         self._slot = slot
         self._event_cb = event_cb
         loop._register(slot, self)
+
+    def close(self) -> None:
+        if self._slot >= 0 and self._enter():
+            self._loop._submit()
+            lib.pa_close(self._loop._c, self._slot, 1)
+            self._slot = -1
+
+    def _on_loop_end(self) -> None:
+        self._slot = -1
 
 
 def require_callable(name: str, value: Any) -> None:

@@ -291,7 +291,7 @@ class Loop:
         if policy is False:
             raise error
         if policy is not True:
-            self._call_event_cb(policy, error)  # type: ignore[arg-type]
+            self._call_event_cb(policy, error)
             return
         event_cb = owner._event_cb if owner is not None else None
         if event_cb is not None and self._send_errors_to_event_cb:
@@ -311,7 +311,7 @@ class Loop:
     def _run(self) -> None:
         """Run until nothing is left that could happen, or until the loop is told to stop."""
         c = self._c
-        run, null = lib.pa_run, ffi.NULL
+        run = lib.pa_run
         operations, take_operations = self._operations, self._take_operations
         objects, timers = self._objects, self._timers
         retire_timer = self._retired_timers.append
@@ -328,10 +328,7 @@ class Loop:
                 self._written = []
             ready = self._ready
             wait = not (written or ready or threadsafe)
-            if operations:
-                count = run(c, wait, *take_operations())
-            else:
-                count = run(c, wait, null, 0, b"")
+            count = run(c, wait, *take_operations())
             alive = count >= 0
             if not alive:
                 count = ~count
@@ -624,7 +621,8 @@ def now() -> float:
 
     Raises `EventLoopNotRunning`.
     """
-    return lib.pa_now(get_loop()._c) / 1000
+    milliseconds: int = lib.pa_now(get_loop()._c)
+    return milliseconds / 1000
 
 
 def update_time() -> None:
@@ -637,7 +635,7 @@ def update_time() -> None:
 
 def libuv_version() -> str:
     """Return the version of libuv that is in use, such as ``"1.44.2"``."""
-    return ffi.string(lib.uv_version_string()).decode()
+    return str(ffi.string(lib.uv_version_string()).decode())
 
 
 def dump_event_loop_status(file: TextIO | None = None) -> None:

@@ -71,7 +71,7 @@ class Server(PlainHandle):
             self._loop._queue((lib.PA_ACCEPT, self._slot, 1))
 
     def _on_event(self, kind: int, value: int) -> None:
-        """The server cannot accept, and has paused (PA_ACCEPT_ERROR)."""
+        """Take PA_ACCEPT_ERROR: the server cannot accept, and has paused."""
         if self._slot < 0:
             return
         if self._retry is None:

@@ -7,7 +7,6 @@ import os
 import socket as sockets
 from collections.abc import Callable
 
-
 from pyasync._ffi import ffi, lib
 from pyasync.errors import (
     SocketAddressInUse,
@@ -234,9 +233,7 @@ def tcp_connect(
         write_timeout=write_timeout,
     )
     loop._submit()  # what was closed just now may free a descriptor, or the local address
-    local, local_port = (
-        local_address if isinstance(local_address, tuple) else (local_address, 0)
-    )
+    local, local_port = local_address if isinstance(local_address, tuple) else (local_address, 0)
     slot = lib.pa_tcp_connect(
         loop._c,
         host.encode(),
@@ -254,6 +251,3 @@ def tcp_connect(
     if data is not None:
         socket.write(data, write_cb=write_cb)
     return socket
-
-
-

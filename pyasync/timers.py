@@ -218,9 +218,7 @@ def with_delay(seconds: float | None = None) -> Callable[[Callback], Event]:
     return lambda callback: delay(callback, time=seconds)
 
 
-def interval(
-    callback: Callback, *, time: float, event_cb: EventCallback | None = None
-) -> Interval:
+def interval(callback: Callback, *, time: float, event_cb: EventCallback | None = None) -> Interval:
     """Run ``callback()`` every ``time`` seconds, until the returned `Interval` is closed.
 
     The times are multiples of ``time`` from now: nothing drifts. When the loop falls behind, the
