@@ -1,0 +1,83 @@
+"""What all tests share: `run`, and the check that nothing is left behind after a test."""
+
+import gc
+import io
+import os
+import threading
+
+import pytest
+
+import pyasync
+
+# libuv makes a pipe for signals with the first loop, and keeps it as long as the process lives.
+pyasync.start_event_loop(lambda: None)
+
+
+@pytest.fixture
+def run():
+    """Give `run(start_fn, **keywords)`: start_event_loop, and a failure if it does not end.
+
+    The keywords are start_event_loop's, and `limit`: the time in seconds that the loop may take.
+    """
+    return run_with_limit
+
+
+def run_with_limit(start_fn, *, limit=10, **keywords):
+    watchdogs, left = [], []
+
+    def give_up():
+        status = io.StringIO()
+        pyasync.dump_event_loop_status(status)
+        left.append(status.getvalue() or "no handles\n")
+        pyasync.exit_event_loop()
+
+    def start():
+        watchdog = threading.Timer(limit, pyasync.current_loop().call_threadsafe, [give_up])
+        watchdogs.append(watchdog)
+        watchdog.start()
+        start_fn()
+
+    try:
+        pyasync.start_event_loop(start, **keywords)
+    finally:
+        for watchdog in watchdogs:
+            watchdog.cancel()
+            watchdog.join()
+    if left:
+        pytest.fail(f"the loop still ran after {limit} s, with\n{left[0]}")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind():
+    """Fail a test that leaves a loop, a descriptor or a thread."""
+    threads, descriptors = set(threading.enumerate()), open_descriptors()
+    yield
+    loop = pyasync.current_loop()
+    if loop is not None:
+        loop._close()  # or every later test would fail as well
+    left = [
+        *(["the current loop"] if loop is not None else []),
+        *(f"thread {thread.name}" for thread in set(threading.enumerate()) - threads),
+        *(f"descriptor {fd}: {what}" for fd, what in new_descriptors(descriptors)),
+    ]
+    if left:
+        pytest.fail("the test left behind: " + ", ".join(left))
+
+
+def new_descriptors(before):
+    found = open_descriptors() - before
+    if found:
+        gc.collect()  # what nothing refers to any more is no leak
+        found = open_descriptors() - before
+    return sorted(found)
+
+
+def open_descriptors():
+    """Return pairs of each descriptor and what it is, on systems that have /proc."""
+    found = set()
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        try:
+            found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
+        except OSError:
+            pass  # the descriptor by which they were listed
+    return found
