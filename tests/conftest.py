@@ -13,7 +13,7 @@ import pyasync
 pyasync.start_event_loop(lambda: None)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run():
     """Give `run(start_fn, **keywords)`: start_event_loop, and a failure if it does not end.
 
