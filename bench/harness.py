@@ -98,6 +98,8 @@ def connections_held(options):
 
 def run_server(serve, options, send):
     """Run the server in this process; a second SIGINT ends the process at once."""
+    # Python leaves SIGINT ignored where it was, as in a job that a shell started with `&`.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if options.busy:
         threading.Thread(target=spin, daemon=True).start()
     report = Report(send)
