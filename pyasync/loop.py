@@ -155,7 +155,7 @@ class Loop:
         if self._c == ffi.NULL:
             raise OSError(-error[0], message(error[0]))
         self._arena = ffi.buffer(lib.pa_arena(self._c), lib.pa_arena_size())
-        self._records = memoryview(b"")
+        self._records = memoryview(bytearray())
         self._started = monotonic()
         self._ended: float | None = None
         self._thread: int | None = get_ident()
