@@ -340,41 +340,46 @@ class Loop:
                     capacity = len(records) // _RECORD.size
                 batch = _RECORD.iter_unpack(records[: count * _RECORD.size])
                 owner = None
-                while True:
-                    try:
-                        for kind, slot, value, data in batch:
-                            if kind == READ:
-                                owner = objects[slot]
-                                if owner._state:
-                                    owner._on_read(arena[value:data])
-                                else:
-                                    owner._settings.read_cb(owner, arena[value:data])
-                            elif kind == TIMER:
-                                owner = timers[slot]
-                                if owner is None:
-                                    continue
-                                timers[slot] = None
-                                retire_timer(slot)
-                                owner._slot = -1
-                                owner._callback()
-                            elif kind == CLOSED:
-                                owner = objects[slot]
-                                objects[slot] = None
-                                owner._on_closed()
-                            elif kind == ACCEPTED:
-                                owner = objects[value]
-                                owner._on_accepted(slot)
-                            elif kind != NOTHING:
-                                owner = objects[slot]
-                                owner._on_event(kind, value)
-                            now = clock()
-                            if now - last > self._max_callback_time:
-                                self._max_callback_time = now - last
-                            last = now
-                        break
-                    except Exception as error:
-                        self._app_error(error, owner)
-                        last = clock()
+                try:
+                    while True:
+                        try:
+                            for kind, slot, value, data in batch:
+                                if kind == READ:
+                                    owner = objects[slot]
+                                    if owner._state:
+                                        owner._on_read(arena[value:data])
+                                    else:
+                                        owner._settings.read_cb(owner, arena[value:data])
+                                elif kind == TIMER:
+                                    owner = timers[slot]
+                                    if owner is None:
+                                        continue
+                                    timers[slot] = None
+                                    retire_timer(slot)
+                                    owner._slot = -1
+                                    owner._callback()
+                                elif kind == CLOSED:
+                                    owner = objects[slot]
+                                    objects[slot] = None
+                                    owner._on_closed()
+                                elif kind == ACCEPTED:
+                                    owner = objects[value]
+                                    owner._on_accepted(slot)
+                                elif kind != NOTHING:
+                                    owner = objects[slot]
+                                    owner._on_event(kind, value)
+                                now = clock()
+                                if now - last > self._max_callback_time:
+                                    self._max_callback_time = now - last
+                                last = now
+                            break
+                        except Exception as error:
+                            self._app_error(error, owner)
+                            last = clock()
+                finally:
+                    # A traceback may keep this frame, and CPython 3.11's collector of garbage
+                    # crashes on a memoryview of which something else there holds a buffer.
+                    del batch
             if self._retired_timers:
                 self._free_timers.extend(self._retired_timers)
                 self._retired_timers.clear()
