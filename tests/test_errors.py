@@ -1,0 +1,421 @@
+"""What becomes of exceptions: those that callbacks raise, and those of pyasync itself."""
+
+import contextlib
+import errno
+import gc
+import logging
+import os
+import signal
+import socket
+import ssl
+import traceback
+from functools import partial
+
+import pytest
+
+import pyasync
+
+HOUR = 3600.0
+
+
+class AppError(Exception):
+    """What the application of these tests raises."""
+
+
+class Leave(BaseException):
+    """No Exception: like KeyboardInterrupt, it is not for catch_app_errors."""
+
+
+def nothing(*arguments):
+    pass
+
+
+def raise_app_error(*arguments):
+    raise AppError
+
+
+# Callbacks of each kind. Each function arranges that the callback is called once, soon.
+
+
+def from_start(callback, event_cb):
+    callback()
+
+
+def from_call_soon(callback, event_cb):
+    pyasync.call_soon(callback)
+
+
+def from_call_threadsafe(callback, event_cb):
+    pyasync.current_loop().call_threadsafe(callback)
+    pyasync.delay(nothing, time=0.001)
+
+
+def from_delay(callback, event_cb):
+    pyasync.delay(callback, event_cb=event_cb)
+
+
+def from_event(callback, event_cb):
+    pyasync.make_event(callback, event_cb=event_cb).add(0.001)
+
+
+def from_interval(callback, event_cb):
+    def tick():
+        interval.close()
+        callback()
+
+    interval = pyasync.interval(tick, time=0.001, event_cb=event_cb)
+
+
+def from_signal(callback, event_cb):
+    def handle(signo):
+        handler.close()
+        callback()
+
+    handler = pyasync.signal_handler(signal.SIGUSR1, handle, event_cb=event_cb)
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def from_read(callback, event_cb):
+    def read(connection, data):
+        connection.close()
+        server.close()
+        callback()
+
+    server = pyasync.tcp_server("127.0.0.1", 0, read, event_cb=event_cb)
+    pyasync.tcp_connect(*server.address, nothing, data=b"data")
+
+
+WITHOUT_EVENT_CB = [from_start, from_call_soon, from_call_threadsafe]
+WITH_EVENT_CB = [from_delay, from_event, from_interval, from_signal, from_read]
+
+each_callback = pytest.mark.parametrize("arrange", WITHOUT_EVENT_CB + WITH_EVENT_CB)
+each_callback_with_event_cb = pytest.mark.parametrize("arrange", WITH_EVENT_CB)
+
+
+def assert_logged(caplog, error):
+    """The exception was logged, once, with its traceback; nothing else was."""
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("pyasync", logging.ERROR)
+    assert record.exc_info[1] is error or record.exc_info[0] is error
+    assert record.exc_info[2] is not None
+
+
+# catch_app_errors=False
+
+
+@each_callback
+def test_an_exception_leaves_the_loop(run, arrange):
+    def start():
+        pyasync.delay(partial(pytest.fail, "the loop went on"), time=0.5)
+        arrange(raise_app_error, partial(pytest.fail, "event_cb was told"))
+
+    with pytest.raises(AppError) as raised:
+        run(start)
+    innermost = traceback.extract_tb(raised.value.__traceback__)[-1]
+    assert innermost.name == "raise_app_error"
+    assert raised.value.__context__ is None
+    assert pyasync.current_loop() is None
+
+
+def test_what_is_due_with_a_callback_that_raises_is_not_delivered(run):
+    fired = []
+
+    def start():
+        pyasync.delay(partial(fired.append, "before"))
+        pyasync.delay(raise_app_error)
+        pyasync.delay(partial(fired.append, "after"))
+        pyasync.delay(partial(pyasync.call_soon, partial(fired.append, "ready")))
+
+    with pytest.raises(AppError):
+        run(start)
+    assert fired == ["before"]
+
+
+def test_an_exception_closes_everything_and_a_new_loop_can_start(run):
+    servers, fired = [], []
+
+    def start():
+        servers.append(pyasync.tcp_server("127.0.0.1", 0, nothing))
+        pyasync.delay(raise_app_error)
+
+    with pytest.raises(AppError):
+        run(start)
+    assert servers[0].closed
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(servers[0].address)
+    run(partial(pyasync.delay, partial(fired.append, "new loop")))
+    assert fired == ["new loop"]
+
+
+def test_an_exception_that_is_part_of_a_cycle_can_be_collected(run):
+    """Its traceback refers to the loop's own frames, and to what they were walking."""
+
+    def fail():
+        error = AppError()
+        error.itself = error
+        raise error
+
+    with contextlib.suppress(AppError):
+        run(partial(pyasync.delay, fail))
+    gc.collect()
+
+
+# catch_app_errors=True
+
+
+@each_callback
+def test_a_caught_exception_is_logged_and_the_loop_goes_on(run, arrange, caplog):
+    fired = []
+
+    def start():
+        pyasync.delay(partial(fired.append, "delay"), time=0.01)
+        arrange(raise_app_error, None)
+
+    run(start, catch_app_errors=True)
+    assert fired == ["delay"]
+    assert_logged(caplog, AppError)
+    assert "raise_app_error" in caplog.text
+
+
+@each_callback_with_event_cb
+def test_a_caught_exception_goes_to_the_event_cb(run, arrange, caplog):
+    told = []
+    run(partial(arrange, raise_app_error, told.append), catch_app_errors=True)
+    assert [type(error) for error in told if not isinstance(error, pyasync.SocketEOF)] == [AppError]
+    assert caplog.records == []
+
+
+@each_callback_with_event_cb
+def test_a_caught_exception_can_be_kept_from_the_event_cb(run, arrange, caplog):
+    told = []
+    run(
+        partial(arrange, raise_app_error, told.append),
+        catch_app_errors=True,
+        send_errors_to_event_cb=False,
+    )
+    assert AppError not in map(type, told)
+    assert_logged(caplog, AppError)
+
+
+@each_callback_with_event_cb
+def test_what_an_event_cb_raises_is_logged_and_the_loop_goes_on(run, arrange, caplog):
+    fired = []
+
+    def event_cb(error):
+        if isinstance(error, AppError):
+            raise ZeroDivisionError
+
+    def start():
+        pyasync.delay(partial(fired.append, "delay"), time=0.01)
+        arrange(raise_app_error, event_cb)
+
+    run(start, catch_app_errors=True)
+    assert fired == ["delay"]
+    assert_logged(caplog, ZeroDivisionError)
+
+
+# catch_app_errors=function
+
+
+@each_callback
+def test_a_function_is_told_of_each_exception_and_the_loop_goes_on(run, arrange, caplog):
+    told, fired = [], []
+
+    def start():
+        pyasync.delay(partial(fired.append, "delay"), time=0.01)
+        arrange(raise_app_error, event_cb)
+
+    def event_cb(error):
+        assert isinstance(error, pyasync.SocketEOF)
+
+    run(start, catch_app_errors=told.append)
+    assert [type(error) for error in told] == [AppError]
+    assert fired == ["delay"]
+    assert caplog.records == []
+
+
+def test_what_the_function_itself_raises_is_logged_and_the_loop_goes_on(run, caplog):
+    fired = []
+
+    def catch(error):
+        raise ZeroDivisionError
+
+    def start():
+        pyasync.delay(raise_app_error)
+        pyasync.delay(partial(fired.append, "delay"))
+
+    run(start, catch_app_errors=catch)
+    assert fired == ["delay"]
+    assert_logged(caplog, ZeroDivisionError)
+
+
+# Several of one batch
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("schedule", [pyasync.delay, pyasync.call_soon])
+def test_when_all_callbacks_of_a_batch_raise_all_run_in_order(run, schedule, buffered):
+    told = []
+
+    def fail(number):
+        raise AppError(number)
+
+    def start():
+        for number in range(10):
+            schedule(partial(fail, number))
+
+    run(start, catch_app_errors=told.append, buffer_writes=buffered)
+    assert [error.args for error in told] == [(number,) for number in range(10)]
+
+
+def test_when_some_callbacks_of_a_batch_raise_the_others_run_once(run, caplog):
+    fired = []
+
+    def fire(number):
+        fired.append(number)
+        if number % 3 == 0:
+            raise AppError(number)
+
+    def start():
+        for number in range(10):
+            pyasync.delay(partial(fire, number))
+
+    run(start, catch_app_errors=True)
+    assert fired == list(range(10))
+    assert [record.exc_info[1].args for record in caplog.records] == [(0,), (3,), (6,), (9,)]
+
+
+# What no catch_app_errors catches
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, Leave])
+@pytest.mark.parametrize("policy", [False, True, nothing], ids=["false", "true", "function"])
+@each_callback
+def test_what_is_no_exception_always_leaves_the_loop(run, arrange, policy, error):
+    def fail(*arguments):
+        raise error
+
+    def start():
+        pyasync.delay(partial(pytest.fail, "the loop went on"), time=0.5)
+        arrange(fail, nothing)
+
+    with pytest.raises(error):
+        run(start, catch_app_errors=policy)
+    assert pyasync.current_loop() is None
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_is_no_exception_leaves_the_loop_from_an_event_cb(run, error):
+    def event_cb(info):
+        raise error
+
+    with pytest.raises(error):
+        run(
+            partial(pyasync.delay, raise_app_error, event_cb=event_cb),
+            catch_app_errors=True,
+        )
+
+
+# The exceptions of pyasync
+
+BASES = {
+    "EventInfo": (Exception,),
+    "SocketEOF": ("EventInfo",),
+    "EventError": ("EventInfo",),
+    "HandleClosed": ("EventError", ValueError),
+    "EventFreed": ("HandleClosed",),
+    "NotifierFreed": ("HandleClosed",),
+    "EventLoopNotRunning": ("EventError", RuntimeError),
+    "DnsError": ("EventError", socket.gaierror),
+    "SocketError": ("EventError", OSError),
+    "SocketReset": ("SocketError", ConnectionResetError),
+    "SocketRefused": ("SocketError", ConnectionRefusedError),
+    "SocketAborted": ("SocketError", ConnectionAbortedError),
+    "SocketTimeout": ("SocketError", TimeoutError),
+    "SocketBrokenPipe": ("SocketError", BrokenPipeError),
+    "SocketAcceptError": ("SocketError",),
+    "TcpServerBindError": ("SocketError",),
+    "SocketAddressInUse": ("TcpServerBindError",),
+    "SocketClosed": ("SocketError", "HandleClosed"),
+    "SocketCanceled": ("SocketError",),
+    "PipeNotFound": ("SocketError", FileNotFoundError),
+    "TcpSslError": ("SocketError", ssl.SSLError),
+    "FilesystemError": ("EventError", OSError),
+    "FilesystemNotFound": ("FilesystemError", FileNotFoundError),
+    "FilesystemAccess": ("FilesystemError", PermissionError),
+    "FilesystemPermission": ("FilesystemError", PermissionError),
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_each_exception_has_the_bases_that_are_documented(name):
+    bases = [getattr(pyasync, base) if isinstance(base, str) else base for base in BASES[name]]
+    assert set(getattr(pyasync, name).__bases__) == set(bases)
+
+
+def test_no_exception_is_undocumented():
+    public = vars(pyasync).values()
+    found = {
+        kind.__name__ for kind in public if isinstance(kind, type) and issubclass(kind, Exception)
+    }
+    assert found == set(BASES)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_each_exception_can_be_made_and_says_what_happened(name):
+    kind = getattr(pyasync, name)
+    assert "what happened" in str(kind("what happened"))
+    if issubclass(kind, pyasync.EventError):
+        assert "what happened" in kind("what happened").errmsg
+
+
+def assert_is_system_error(error, number):
+    assert error.errno == number
+    assert error.errcode == -number
+    assert error.strerror
+    assert error.errmsg == error.strerror
+    assert os.strerror(number) in str(error)
+
+
+def test_an_error_that_a_call_raises_has_the_systems_number_and_text(run):
+    def start():
+        server = pyasync.tcp_server("127.0.0.1", 0, nothing)
+        host, port = server.address
+        with pytest.raises(pyasync.SocketAddressInUse) as raised:
+            pyasync.tcp_server(host, port, nothing)
+        server.close()
+        assert_is_system_error(raised.value, errno.EADDRINUSE)
+        assert (raised.value.address, raised.value.port) == (host, port)
+        assert f"{host} port {port}" in str(raised.value)
+
+    run(start)
+
+
+def test_an_error_that_comes_later_has_the_systems_number_and_text(run):
+    told = []
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        address = unused.getsockname()
+
+    run(lambda: pyasync.tcp_connect(*address, nothing, event_cb=told.append))
+    (error,) = told
+    assert isinstance(error, pyasync.SocketRefused)
+    assert_is_system_error(error, errno.ECONNREFUSED)
+    assert isinstance(error.socket, pyasync.TcpSocket)
+
+
+def test_an_error_that_is_not_the_systems_has_a_text_and_no_number():
+    with pytest.raises(pyasync.EventLoopNotRunning) as raised:
+        pyasync.now()
+    assert raised.value.errcode is None
+    assert raised.value.errmsg == str(raised.value) == "no event loop is running in this thread"
+
+
+def test_a_call_on_a_closed_handle_names_the_handle(run):
+    def start():
+        server = pyasync.tcp_server("127.0.0.1", 0, nothing)
+        server.close()
+        for call in (server.fileno, server.ref, server.unref, lambda: server.has_ref):
+            with pytest.raises(pyasync.SocketClosed, match="TcpServer is closed"):
+                call()
+
+    run(start)
