@@ -4,6 +4,7 @@ import gc
 import io
 import os
 import threading
+import time
 
 import pytest
 
@@ -45,6 +46,22 @@ def run_with_limit(start_fn, *, limit=10, **keywords):
             watchdog.join()
     if left:
         pytest.fail(f"the loop still ran after {limit} s, with\n{left[0]}")
+
+
+@pytest.fixture(scope="session")
+def wait_until_asleep():
+    """Give `wait_until_asleep(loop)`, which another thread calls: it returns when the loop polls.
+
+    Only in its sleep does a loop's idle time grow between two iterations.
+    """
+    return wait_for_idle_time
+
+
+def wait_for_idle_time(loop):
+    before, now = loop.stats(), loop.stats()
+    while now.iterations != before.iterations or now.idle_time == before.idle_time:
+        time.sleep(0.001)
+        before, now = now, loop.stats()
 
 
 @pytest.fixture(autouse=True)
