@@ -38,7 +38,7 @@ import pyasync
 
 BENCH = Path(__file__).resolve().parent
 BASELINE = BENCH / "baseline"
-PYPY = BENCH.parent / ".venv-pypy" / "bin" / "python"
+PYPY = BENCH.parent / ".venv-pypy3" / "bin" / "python"
 
 CONNECTIONS = 200
 WARM_UP_SECONDS = 0.5

@@ -48,6 +48,9 @@ def main(description, serve):
     run = run_here if options.workers == 1 else run_workers
     try:
         status = run(options, serve, console, load)
+    except OSError as error:  # the port is in use, most likely
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     finally:
         if load:
             load.stop()

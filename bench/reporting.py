@@ -77,8 +77,9 @@ class Console:
         self._last_line = time.monotonic()
 
     def open_files(self, limit, before):
+        raised = f" (raised from {before:,})" if before != limit else ""
         self._print(
-            f"open files: {limit:,} (raised from {before:,})",
+            f"open files: {limit:,}{raised}",
             event="limits",
             open_files=limit,
             open_files_before=before,

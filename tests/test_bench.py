@@ -1,0 +1,318 @@
+"""The benchmarks' server and load client, run as a person would run them."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+
+#: The sanitizers make everything several times slower: then loads are as many times smaller.
+SLOWNESS = 4 if "asan" in os.environ.get("LD_PRELOAD", "") else 1
+
+PATIENCE = 40  # seconds for a process to end
+
+
+def command(program, *arguments, python_options=()):
+    return [sys.executable, *python_options, str(BENCH / program), *arguments]
+
+
+def finish(process):
+    """Wait for the end of a process. Gives its exit status and what else it has printed."""
+    output, _ = process.communicate(timeout=PATIENCE)
+    return process.returncode, output
+
+
+def json_lines(output):
+    """What the lines of a --json output say, the last of each kind, by kind."""
+    lines = map(json.loads, output.splitlines())
+    return {line["event"]: line for line in lines}
+
+
+def run(*words):
+    """Run a command to its end. Gives its exit status, output and errors, as text."""
+    return subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def run_bench(*arguments):
+    """Run http_delay.py on a free port to its end."""
+    return run(*command("http_delay.py", "--port=0", *arguments))
+
+
+def run_load(port, *arguments):
+    """Run http_load.py to its end."""
+    return run(*command("http_load.py", f"--port={port}", "--json", *arguments))
+
+
+@contextlib.contextmanager
+def server(*arguments, **options):
+    """Give a running http_delay.py and its port, and end it after the block at the latest."""
+    with subprocess.Popen(
+        command("http_delay.py", "--port=0", *arguments, **options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            yield process, wait_for_port(process)
+        finally:
+            process.kill()
+
+
+@contextlib.contextmanager
+def waiting_client(process, port):
+    """Give a connection whose request the server has received, with an answer to wait for."""
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        wait_for_line(process, "incoming: 1 ")
+        yield client
+
+
+def wait_for_port(process):
+    for line in process.stdout:
+        found = re.search(r"listening on 127\.0\.0\.1:(\d+)$", line)
+        if found:
+            return int(found[1])
+    pytest.fail(f"the server ended with exit status {process.wait()}, and never listened")
+
+
+def wait_for_line(process, pattern):
+    for line in process.stdout:
+        if re.search(pattern, line):
+            return line
+    pytest.fail(f"the server ended with no line like {pattern!r}")
+
+
+def finished(summary):
+    return int(re.search(r"server: ([\d,]+) requests", summary)[1].replace(",", ""))
+
+
+def requires(program):
+    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
+
+
+# Other people's clients
+
+
+@requires("httperf")
+def test_httperf_gets_one_reply_on_each_connection():
+    connections, rate = 4000 // SLOWNESS, 1000 // SLOWNESS
+    with server("--delay=0.5") as (process, port):
+        report = run(
+            *("httperf", "--hog", "--server=127.0.0.1", f"--port={port}", "--timeout=20"),
+            *(f"--num-conns={connections}", "--num-calls=10", f"--rate={rate}"),
+        ).stdout
+        process.terminate()
+        status, output = finish(process)
+    # It asks ten times on each connection, which the server closes after one answer.
+    total = re.search(r"Total: connections (\d+) requests \d+ replies (\d+)", report)
+    assert [int(count) for count in total.groups()] == [connections, connections], report
+    assert re.search(r"client-timo 0 socket-timo 0 connrefused 0", report)
+    assert re.search(rf"2xx={connections} ", report)
+    assert status == 0
+    assert finished(output) == connections
+
+
+@requires("wrk")
+def test_wrk_counts_as_many_answers_as_the_server():
+    connections = 50
+    with server("--delay=0") as (process, port):
+        report = run("wrk", "-t1", f"-c{connections}", "-d2", f"http://127.0.0.1:{port}/").stdout
+        process.terminate()
+        status, output = finish(process)
+    counted = int(re.search(r"(\d+) requests in", report)[1])
+    assert counted > 1000 // SLOWNESS
+    # At its end wrk leaves what is open: the server may have answered there.
+    assert counted <= finished(output) <= counted + connections
+    assert status == 0
+
+
+# The load client
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("unbuffered", [False, True], ids=["buffered", "unbuffered"])
+def test_load_is_answered_completely(workers, unbuffered):
+    bench = run_bench(
+        "--delay=0.2",
+        "--load=500",
+        "--rate=1000",
+        "--json",
+        f"--workers={workers}",
+        *(["--unbuffered"] if unbuffered else []),
+    )
+    assert (bench.returncode, bench.stderr) == (0, "")
+    said = json_lines(bench.stdout)
+    assert said["listening"]["processes"] == workers
+    assert said["load-summary"]["replies"] == 500
+    assert said["load-summary"]["lost"] == 0
+    assert said["load-summary"]["errors"] == {}
+    assert said["load-summary"]["latency_ms"]["min"] >= 200
+    assert said["counters"]["finished"] == 500
+    assert said["summary"]["requests"] == 500
+    assert said["summary"]["cpu_us_per_request"] > 0
+
+
+def test_a_closed_loop_keeps_no_more_open_than_it_was_told():
+    bench = run_bench("--delay=0.01", "--load=500", "--concurrency=20", "--json")
+    assert (bench.returncode, bench.stderr) == (0, "")
+    load = json_lines(bench.stdout)["load-summary"]
+    assert load["replies"] == 500
+    assert load["maximum_concurrent"] == 20
+
+
+def test_load_is_shared_by_processes():
+    with server("--delay=0") as (_, port):
+        client = run_load(port, "--num-conns=501", "--processes=2", "--concurrency=11")
+    load = json_lines(client.stdout)["load-summary"]
+    assert client.returncode == 0
+    assert (load["processes"], load["replies"], load["maximum_concurrent"]) == (2, 501, 11)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"", "short answer"),
+        (b"HTTP/1.1 200 OK\r\n", "short answer"),
+        (b"HTTP/1.1 500 Internal Server Error\r\n\r\n", "wrong answer"),
+        (None, "timeout"),
+    ],
+)
+def test_client_counts_only_right_answers(answer, error):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        arguments = [f"--port={port}", "--num-conns=1", "--timeout=0.5", "--json"]
+        with subprocess.Popen(
+            command("http_load.py", *arguments), stdout=subprocess.PIPE, text=True
+        ) as client:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                if answer is not None:
+                    connection.sendall(answer)
+                    connection.shutdown(socket.SHUT_WR)
+                status, output = finish(client)
+    load = json_lines(output)["load-summary"]
+    assert status == 1
+    assert (load["replies"], load["lost"], load["errors"]) == (0, 1, {error: 1})
+
+
+def test_client_counts_what_is_refused():
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # and does not listen
+        client = run_load(unheard.getsockname()[1], "--num-conns=50", "--concurrency=5")
+    assert client.returncode == 1
+    assert json_lines(client.stdout)["load-summary"]["errors"] == {"refused": 50}
+
+
+def test_load_that_cannot_fit_says_how_many_workers_would():
+    bench = run_bench("--load=100000000", "--delay=5", "--rate=1000000")
+    assert bench.returncode == 2
+    assert bench.stdout == ""
+    needed = int(re.search(r"--workers (\d+)$", bench.stderr)[1])
+    assert needed > 1
+
+
+# The end
+
+
+@pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_first_signal_lets_connections_finish(signo, workers):
+    with server("--delay=1.5", "--workers", workers) as (process, port):
+        with waiting_client(process, port) as client:
+            process.send_signal(signo)
+            answer = client.makefile("rb").read()
+        status, output = finish(process)
+    assert answer.endswith(b"\r\n\r\nomglolwtf")
+    assert len(answer) == 110
+    assert status == 0
+    assert finished(output) == 1
+
+
+@pytest.mark.parametrize(
+    ("workers", "signo", "expected"),
+    [
+        ("1", signal.SIGINT, 130),
+        ("1", signal.SIGTERM, -signal.SIGTERM),
+        ("2", signal.SIGINT, 130),
+        ("2", signal.SIGTERM, 143),
+    ],
+)
+def test_second_signal_ends_it_at_once(workers, signo, expected):
+    with (
+        server("--delay=1000", "--workers", workers) as (process, port),
+        waiting_client(process, port),
+    ):
+        process.send_signal(signo)
+        wait_until_refused(port)  # then the first has been heard
+        process.send_signal(signo)
+        status, output = finish(process)
+    assert status == expected
+    assert "Traceback" not in output
+
+
+def wait_until_refused(port):
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionResetError:
+            pass  # the listener was closed in between
+        except ConnectionRefusedError:
+            return
+
+
+def test_dead_worker_is_reported():
+    with server("--delay=0", "--workers=2") as (process, _):
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        if not workers.exists():
+            pytest.skip("the system does not list the children of a process")
+        worker = workers.read_text().split()[0]
+        os.kill(int(worker), signal.SIGKILL)
+        wait_for_line(process, f"worker {worker} was ended by SIGKILL")
+        process.terminate()
+        status, _ = finish(process)
+    assert status == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_port_in_use_is_a_short_message(workers):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        bench = run_bench(f"--port={taken.getsockname()[1]}", f"--workers={workers}")
+    assert bench.returncode == 1
+    assert "in use" in bench.stderr
+    assert "Traceback" not in bench.stderr
+
+
+# The profile
+
+
+@pytest.mark.skipif(
+    sys.implementation.name == "pypy", reason="PyPy's profiler does not name functions in C"
+)
+@pytest.mark.parametrize(
+    ("options", "crossings"),
+    [
+        (["--delay=0.05"], ["pa_run"]),
+        (["--delay=0.05", "--unbuffered"], ["pa_run", "pa_write", "pa_close", "pa_timer_start"]),
+    ],
+    ids=["buffered", "unbuffered"],
+)
+def test_profile_names_each_crossing(options, crossings):
+    with server(*options, python_options=("-m", "cProfile")) as (process, port):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert len(client.makefile("rb").read()) == 110
+        process.send_signal(signal.SIGINT)
+        status, profile = finish(process)
+    assert status == 0
+    for crossing in crossings:
+        assert f"{{built-in method pyasync._libuv.{crossing}}}" in profile
