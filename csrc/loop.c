@@ -334,18 +334,11 @@ void pa_handle_close(pa_loop *loop, uv_handle_t *handle) {
   if (uv_is_closing(handle))
     return;
   entry->flags |= PA_CLOSING;
+  if (entry->kind == PA_SIGNAL_HANDLER)
+    pa_signal_stop(handle);
   uv_close(handle, on_closed);
-  switch ((enum pa_handle_kind) entry->kind) {
-    case PA_TCP_SERVER:
-    case PA_PIPE_SERVER:
-      pa_listener_close(handle);
-      break;
-    case PA_SIGNAL_HANDLER:
-      pa_signal_close(handle);
-      break;
-    default:
-      break;
-  }
+  if (entry->kind == PA_TCP_SERVER || entry->kind == PA_PIPE_SERVER)
+    pa_listener_close(handle);
 }
 
 void pa_ref(pa_loop *loop, int slot, int referenced) {

@@ -136,7 +136,8 @@ void pa_listener_close(uv_handle_t *handle);
 int pa_listener_fd(uv_handle_t *handle);
 
 /* signals.c */
-void pa_signal_close(uv_handle_t *handle);
+/* To be called before uv_close. */
+void pa_signal_stop(uv_handle_t *handle);
 
 /* To be called first in each callback that libuv's poll makes: the sleep has
  * ended. */

@@ -6,17 +6,20 @@
 #include <signal.h>
 #include <stdlib.h>
 
+typedef struct pa_signal {
+  uv_signal_t handle;
+  struct pa_signal *next;
+  struct pa_signal **link;  /* what points to this one */
+} pa_signal;
+
 /* For the whole process, since dispositions are. */
 static struct {
   int handlers;
   struct sigaction before;
 } dispositions[NSIG];
+static pa_signal *started;  /* of all loops */
+static void (*libuv_handler)(int);
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-
-typedef struct {
-  uv_signal_t handle;
-  int signum;
-} pa_signal;
 
 static void on_signal(uv_signal_t *handle, int signum) {
   pa_awake(pa_loop_of(handle));
@@ -27,26 +30,60 @@ static void free_failed(uv_handle_t *handle) {
   free(handle);
 }
 
+/* The lock is held. */
+static int start(pa_signal *signal, int signum) {
+  struct sigaction before;
+  struct sigaction now;
+  int error;
+
+  sigaction(signum, NULL, &before);
+  error = uv_signal_start(&signal->handle, on_signal, signum);
+  if (error != 0)
+    return error;
+  if (dispositions[signum].handlers++ == 0) {
+    sigaction(signum, NULL, &now);
+    libuv_handler = now.sa_handler;
+    dispositions[signum].before = before;
+  }
+  signal->next = started;
+  signal->link = &started;
+  if (started != NULL)
+    started->link = &signal->next;
+  started = signal;
+  return 0;
+}
+
+static void stop(pa_signal *signal) {
+  int signum = signal->handle.signum;
+  struct sigaction now;
+
+  /* Somebody else may have set it since: then that is to stay. */
+  sigaction(signum, NULL, &now);
+  if (now.sa_handler != libuv_handler)
+    dispositions[signum].before = now;
+  uv_signal_stop(&signal->handle);
+  if (--dispositions[signum].handlers == 0)
+    sigaction(signum, &dispositions[signum].before, NULL);
+  *signal->link = signal->next;
+  if (signal->next != NULL)
+    signal->next->link = signal->link;
+}
+
 int pa_signal_start(pa_loop *loop, int signum) {
   pa_signal *signal;
-  struct sigaction before;
   int error;
 
   loop->counters->crossings++;
   if (signum <= 0 || signum >= NSIG)
     return UV_EINVAL;
   signal = pa_grow(NULL, sizeof(*signal));
-  signal->signum = signum;
   error = uv_signal_init(&loop->uv, &signal->handle);
   if (error != 0) {
     free(signal);
     return error;
   }
   pthread_mutex_lock(&lock);
-  sigaction(signum, NULL, &before);
-  error = uv_signal_start(&signal->handle, on_signal, signum);
-  if (error == 0 && dispositions[signum].handlers++ == 0)
-    dispositions[signum].before = before;
+  error = start(signal, signum);
   pthread_mutex_unlock(&lock);
   if (error != 0) {
     uv_close((uv_handle_t *) &signal->handle, free_failed);
@@ -56,23 +93,20 @@ int pa_signal_start(pa_loop *loop, int signum) {
                      0);
 }
 
-/* Called after uv_close, which has stopped the handle. */
-void pa_signal_close(uv_handle_t *handle) {
-  int signum = ((pa_signal *) handle)->signum;
-
+void pa_signal_stop(uv_handle_t *handle) {
   pthread_mutex_lock(&lock);
-  if (--dispositions[signum].handlers == 0)
-    sigaction(signum, &dispositions[signum].before, NULL);
+  stop((pa_signal *) handle);
   pthread_mutex_unlock(&lock);
 }
 
-void pa_signals_after_fork(void) {
-  int signum;
+void pa_signals_before_fork(void) {
+  pthread_mutex_lock(&lock);
+}
 
-  for (signum = 1; signum < NSIG; signum++) {
-    if (dispositions[signum].handlers > 0)
-      sigaction(signum, &dispositions[signum].before, NULL);
-    dispositions[signum].handlers = 0;
-  }
-  pthread_mutex_init(&lock, NULL);
+void pa_signals_after_fork(int in_child) {
+  /* libuv would count the parent's handlers for the child's, and write to the
+   * pipes of the parent's loops. uv_signal_stop touches memory only. */
+  while (in_child && started != NULL)
+    stop(started);
+  pthread_mutex_unlock(&lock);
 }

@@ -19,7 +19,6 @@ import socket
 import sys
 import threading
 import weakref
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,8 +54,10 @@ ACCEPTED = lib.PA_ACCEPTED
 CLOSED = lib.PA_CLOSED
 NOTHING = lib.PA_NOTHING
 
-#: In the state of a stream: what is written is lost, and write callbacks are not called.
-FAILED = 16
+# What the loop must know of Stream._state: all of it when a stream has closed and nothing else has
+# happened to it, and the flag of one that failed, whose write callbacks are not called.
+STREAM_CLOSED = 1
+STREAM_FAILED = 16
 
 #: How each operation is named when it crosses by itself.
 _CROSSINGS = {
@@ -257,11 +258,12 @@ class Loop:
         operations, payload = self._operations, self._payload
         if not operations:
             return ffi.NULL, 0, b""
-        batch = array("q", operations)
+        batch = ffi.new(_INT64_ARRAY, operations)
+        count = len(operations) // 3
         data = payload[0] if len(payload) == 1 else b"".join(payload)
         operations.clear()
         payload.clear()
-        return ffi.from_buffer(_INT64_ARRAY, batch), len(batch) // 3, data
+        return batch, count, data
 
     def _register(self, slot: int, handle: Any) -> None:
         objects = self._objects
@@ -334,6 +336,7 @@ class Loop:
                 count = ~count
 
             last = clock()
+            longest = self._max_callback_time
             if count:
                 if count > capacity:
                     records = self._map_records(count)
@@ -361,7 +364,9 @@ class Loop:
                                 elif kind == CLOSED:
                                     owner = objects[slot]
                                     objects[slot] = None
-                                    owner._on_closed()
+                                    if owner._state != STREAM_CLOSED:
+                                        owner._on_closed()
+                                    continue
                                 elif kind == ACCEPTED:
                                     owner = objects[value]
                                     owner._on_accepted(slot)
@@ -369,8 +374,8 @@ class Loop:
                                     owner = objects[slot]
                                     owner._on_event(kind, value)
                                 now = clock()
-                                if now - last > self._max_callback_time:
-                                    self._max_callback_time = now - last
+                                if now - last > longest:
+                                    longest = self._max_callback_time = now - last
                                 last = now
                             break
                         except Exception as error:
@@ -389,11 +394,11 @@ class Loop:
                 while True:
                     try:
                         for owner, callback in calls:
-                            if not owner._state & FAILED:
+                            if not owner._state & STREAM_FAILED:
                                 callback(owner)
                             now = clock()
-                            if now - last > self._max_callback_time:
-                                self._max_callback_time = now - last
+                            if now - last > longest:
+                                longest = self._max_callback_time = now - last
                             last = now
                         break
                     except Exception as error:
@@ -497,9 +502,7 @@ class _SignalWakeup:
 
 
 def _after_fork_in_child() -> None:
-    if not _running_loops:
-        return
-    lib.pa_signals_after_fork()
+    lib.pa_signals_after_fork(True)
     for loop in list(_running_loops):
         loop._forget_after_fork()
     _running_loops.clear()
@@ -507,7 +510,11 @@ def _after_fork_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(
+        before=lib.pa_signals_before_fork,
+        after_in_parent=lambda: lib.pa_signals_after_fork(False),
+        after_in_child=_after_fork_in_child,
+    )
 
 
 def start_event_loop(
