@@ -230,6 +230,21 @@ def test_a_signal_that_killed_the_process_kills_it_again_after_the_loop():
     assert run_script(script).returncode == -signal.SIGUSR1
 
 
+def test_a_handler_that_python_gets_meanwhile_stays(run):
+    handled = []
+
+    def start():
+        handler = pyasync.signal_handler(signal.SIGUSR1, partial(pytest.fail, "called"))
+        signal.signal(signal.SIGUSR1, lambda signo, frame: handled.append("new"))
+        handler.close()
+        signal.raise_signal(signal.SIGUSR1)
+
+    with python_handler(signal.SIGUSR1, lambda signo, frame: handled.append("old")):
+        run(start)
+        signal.raise_signal(signal.SIGUSR1)
+    assert handled == ["new", "new"]
+
+
 # Loops in several threads
 
 
