@@ -60,6 +60,7 @@ def server(*arguments, **options):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        cwd=BENCH,  # with -m, Python looks for modules where it was started
     ) as process:
         try:
             yield process, wait_for_port(process)
