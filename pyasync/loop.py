@@ -148,7 +148,8 @@ class Loop:
         self._stopping = False
         self._forked = False
         self._max_callback_time = 0.0
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler of Python's may interrupt call_threadsafe and call it again.
+        self._lock = threading.RLock()
 
         self._counters = ffi.new("pa_counters *")
         error = ffi.new("int *")
@@ -473,7 +474,7 @@ class Loop:
         self._stop()
         self._forked = True
         self._thread = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         if self._wakeup is not None:
             self._wakeup.restore()
 
