@@ -79,6 +79,8 @@ class PlainHandle(Handle):
 
     __slots__ = ("__weakref__", "_event_cb", "_loop", "_slot")
 
+    _state = 0  # see Stream
+
     def __init__(self, loop: Loop, slot: int, event_cb: EventCallback | None) -> None:
         self._loop = loop
         self._slot = slot

@@ -9,7 +9,7 @@ from typing import Any
 from pyasync._ffi import lib
 from pyasync.errors import SocketAcceptError, SocketClosed, check, message
 from pyasync.handles import PlainHandle
-from pyasync.streams import Settings, Stream
+from pyasync.streams import LIMITED, RARE, Settings, Stream
 from pyasync.timers import Event
 
 #: Out of descriptors or memory, a server tries again after this time, in seconds,
@@ -21,7 +21,7 @@ ACCEPT_REPORT = 1.0
 class Server(PlainHandle):
     """A listening socket, whose connections are streams of one class, with the same settings."""
 
-    __slots__ = ("_address", "_failures", "_limited", "_reported", "_retry", "_settings")
+    __slots__ = ("_address", "_failures", "_reported", "_retry", "_settings", "_state_of_new")
 
     _closed_error = SocketClosed
     _connection: type[Stream]
@@ -32,7 +32,10 @@ class Server(PlainHandle):
         loop = settings.loop
         self._address = sock.getsockname()
         self._settings = settings
-        self._limited = limit is not None
+        # Zero, unless there is something to do when a connection begins or ends.
+        self._state_of_new = LIMITED if limit is not None else 0
+        if settings.read_timeout is not None or settings.write_timeout is not None:
+            self._state_of_new |= RARE
         self._failures = 0
         self._reported = float("-inf")
         self._retry: Event | None = None
@@ -62,12 +65,20 @@ class Server(PlainHandle):
     # Called by the loop
 
     def _on_accepted(self, slot: int) -> None:
-        stream = self._connection(self._settings, slot)
-        if self._settings.connect_cb is not None:
-            self._settings.connect_cb(stream)
+        settings = self._settings
+        stream = self._connection(settings, slot, self._state_of_new)
+        objects = self._loop._objects
+        if slot < len(objects):
+            objects[slot] = stream
+        else:
+            self._loop._register(slot, stream)
+        if self._state_of_new:
+            stream._begin()
+        if settings.connect_cb is not None:
+            settings.connect_cb(stream)
 
     def _on_connection_closed(self) -> None:
-        if self._limited and self._slot >= 0:
+        if self._slot >= 0:
             self._loop._queue((lib.PA_ACCEPT, self._slot, 1))
 
     def _on_event(self, kind: int, value: int) -> None:

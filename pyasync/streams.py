@@ -25,14 +25,15 @@ from pyasync.errors import (
     socket_error,
 )
 from pyasync.handles import Handle, optional_callable, require_callable
-from pyasync.loop import FAILED, EventCallback, Loop
+from pyasync.loop import STREAM_CLOSED, STREAM_FAILED, EventCallback, Loop
 from pyasync.timers import Event, background_timer
 
 Data = Union[bytes, bytearray, memoryview, str]
 WriteCallback = Callable[[Any], object]
 
-# The flags of Stream._state. FAILED, among the loop's, is 16.
-CLOSED = 1  # close() was called, or pyasync has closed it
+# The flags of Stream._state.
+CLOSED = STREAM_CLOSED  # close() was called, or pyasync has closed it
+FAILED = STREAM_FAILED  # what was written is lost
 ENDED = 2  # the peer's end of stream has been reported
 SHUT = 4  # shutdown() was called
 CONNECTING = 8
@@ -40,6 +41,8 @@ READ_DISABLED = 32
 WRITE_DISABLED = 64
 TIMED = 128  # a read timeout runs
 KEPT = 256  # what was kept back while reading was disabled is being delivered
+LIMITED = 512  # the server counts its connections
+RARE = 1024  # there is a _Rare
 
 _CANNOT_WRITE = CLOSED | SHUT | WRITE_DISABLED
 
@@ -165,7 +168,10 @@ class Stream(Handle):
         self._rare: _Rare | None = None
         #: For the application to use as it likes.
         self.data: Any = None
-        settings.loop._register(slot, self)
+
+    def _begin(self) -> None:
+        """Start the clocks that the settings ask for."""
+        settings = self._settings
         if settings.read_timeout is not None or settings.write_timeout is not None:
             self.set_timeouts(settings.read_timeout, settings.write_timeout)
 
@@ -195,10 +201,12 @@ class Stream(Handle):
         the end of the loop, and `TypeError` for data that is not bytes-like.
         """
         loop = self._settings.loop
-        if loop._thread != get_ident() or self._state & _CANNOT_WRITE:
+        if self._state & _CANNOT_WRITE or loop._thread != get_ident():
             self._check_writable()
         if type(data) is not bytes or start or end is not None:
             data = _part(data, start, end)
+            if len(data) <= loop._inline_limit:
+                data = bytes(data)
         if write_cb is not None and not callable(write_cb):
             require_callable("write_cb", write_cb)
         if read_cb is not None or event_cb is not None:
@@ -209,7 +217,7 @@ class Stream(Handle):
         size = len(data)
         if size <= loop._inline_limit and not force:
             loop._queue((WRITE if write_cb is None else WRITE_CALLBACK, self._slot, size))
-            loop._payload.append(data if type(data) is bytes else bytes(data))
+            loop._payload.append(data)  # type: ignore[arg-type]
         else:
             loop._write_now(self._slot, data, write_cb is not None)
         if write_cb is not None:
@@ -284,20 +292,22 @@ class Stream(Handle):
 
         Closing again does nothing, but to force a close that is still going on.
         """
-        state = self._state
-        if state & CLOSED and not (force and self._slot >= 0 and not state & FAILED):
-            return
         loop = self._settings.loop
-        if loop._thread != get_ident():
-            if loop._thread is None:
+        if self._state & CLOSED or loop._thread != get_ident():  # noqa: SIM102
+            if not (force and self._can_force()):
                 return
-            loop._check_thread()
-        self._state = state | CLOSED
+        self._state |= CLOSED
         if self._rare is not None:
             self._leave(force)
         if force:
             self._state |= FAILED
         loop._queue((CLOSE, self._slot, 1 if force else 0))
+
+    def _can_force(self) -> bool:
+        """Whether a close is going on that can be forced. Checks the thread."""
+        return (
+            self._enter() and not self._state & FAILED and self._loop._objects[self._slot] is self
+        )
 
     def _leave(self, force: bool) -> None:
         rare = self._need_rare()
@@ -305,9 +315,9 @@ class Stream(Handle):
         rare.kept.clear()
         if force:
             rare.waiting.clear()
+            rare.held.clear()
         else:
             self._release()
-        rare.held.clear()
 
     def shutdown(self) -> None:
         """Send what was written, then end the sending side (half-close); reading goes on.
@@ -327,7 +337,7 @@ class Stream(Handle):
     @property
     def closed(self) -> bool:
         """Whether the socket was closed, by `close`, its peer, an error, or the loop's end."""
-        return bool(self._state & CLOSED)
+        return self._state & CLOSED != 0
 
     # Disabling and enabling
 
@@ -533,15 +543,15 @@ class Stream(Handle):
     def _on_lingering(self, kind: int, value: int) -> None:
         """C cannot close at once: it flushes, or waits for the peer's end."""
         rare, linger = self._need_rare(), self._settings.linger
-        if linger is None or rare.linger_timer is not None or self._slot < 0:
+        if linger is None or rare.linger_timer is not None:
             return
         rare.linger_size = lib.pa_write_queue_size(self._loop._c, self._slot)
         rare.linger_timer = background_timer(self._loop, self._linger_timer_fired, linger)
 
     def _linger_timer_fired(self) -> None:
         rare, linger = self._need_rare(), self._settings.linger
-        if self._slot < 0 or rare.linger_timer is None or linger is None:
-            return
+        assert rare.linger_timer is not None
+        assert linger is not None
         size: int = lib.pa_write_queue_size(self._loop._c, self._slot)
         if size < rare.linger_size and linger > 0:
             rare.linger_size = size  # the peer still reads
@@ -570,18 +580,16 @@ class Stream(Handle):
             self._settings.connect_cb(self)
 
     def _on_closed(self) -> None:
-        self._slot = -1
         if self._rare is not None:
             self._rare.stop_timers()
             if self._rare.linger_timer is not None:
                 self._rare.linger_timer.free()
-        server = self._settings.server
-        if server is not None:
-            server._on_connection_closed()
+                self._rare.linger_timer = None
+        if self._state & LIMITED:
+            self._settings.server._on_connection_closed()
 
     def _on_loop_end(self) -> None:
         self._state |= CLOSED
-        self._slot = -1
 
     # Names
 
@@ -625,6 +633,7 @@ class Stream(Handle):
     def _need_rare(self) -> _Rare:
         if self._rare is None:
             self._rare = _Rare()
+            self._state |= RARE
         return self._rare
 
 

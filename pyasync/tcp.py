@@ -244,6 +244,7 @@ def tcp_connect(
     if slot == -errno.EINVAL:
         raise ValueError(f"not a numeric address: {host!r} or {local!r}")
     socket = TcpSocket(settings, check(slot), CONNECTING)
+    loop._register(slot, socket)
     if connect_timeout is not None:
         socket._need_rare().connect_timer = background_timer(
             loop, socket._time_out_connecting, connect_timeout
