@@ -214,7 +214,7 @@ int pa_run(pa_loop *loop, int wait, const int64_t *operations, int count,
   pa_timers_drive(loop);
   wait = wait && loop->events.count == 0;
   if (wait)
-    counters->polling_since = uv_hrtime();
+    counters->idle_ns -= (int64_t) uv_hrtime();
   loop->in_uv_run = 1;
   alive = uv_run(&loop->uv, wait ? UV_RUN_ONCE : UV_RUN_NOWAIT);
   loop->in_uv_run = 0;

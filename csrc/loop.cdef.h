@@ -70,8 +70,8 @@ typedef struct {
   uint64_t iterations;
   uint64_t events;
   uint64_t crossings;      /* calls from Python into C */
-  uint64_t idle_ns;        /* slept in the poll */
-  uint64_t polling_since;  /* uv_hrtime() at which the present sleep began */
+  int64_t idle_ns;         /* slept in the poll; less uv_hrtime() during a
+                              sleep, and so negative */
   uint64_t incoming_tcp;   /* open connections */
   uint64_t outgoing_tcp;
   uint64_t incoming_pipe;

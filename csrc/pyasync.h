@@ -144,10 +144,8 @@ void pa_signal_stop(uv_handle_t *handle);
 static inline void pa_awake(pa_loop *loop) {
   pa_counters *counters = loop->counters;
 
-  if (counters->polling_since != 0) {
-    counters->idle_ns += uv_hrtime() - counters->polling_since;
-    counters->polling_since = 0;
-  }
+  if (counters->idle_ns < 0)
+    counters->idle_ns += (int64_t) uv_hrtime();
 }
 
 static inline pa_loop *pa_loop_of(const void *handle) {

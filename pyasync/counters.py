@@ -61,7 +61,8 @@ class Stats:
     def utilization(self) -> float:
         """Busy time as a share of all time, from 0 to 1."""
         total = self.busy_time + self.idle_time
-        return self.busy_time / total if total > 0 else 0.0
+        # Clocks that two threads read differ by nanoseconds: a difference may be below zero.
+        return min(1.0, max(0.0, self.busy_time / total)) if total > 0 else 0.0
 
     def __sub__(self, earlier: object) -> Stats:
         if not isinstance(earlier, Stats):

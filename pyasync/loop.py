@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from struct import Struct
 from threading import get_ident
-from time import monotonic, perf_counter
+from time import monotonic, monotonic_ns, perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, Union
 
 from pyasync._ffi import ffi, lib
@@ -158,8 +158,8 @@ class Loop:
             raise OSError(-error[0], message(error[0]))
         self._arena = ffi.buffer(lib.pa_arena(self._c), lib.pa_arena_size())
         self._records = memoryview(bytearray())
-        self._started = monotonic()
-        self._ended: float | None = None
+        self._started = monotonic_ns()
+        self._ended: int | None = None
         self._thread: int | None = get_ident()
         self._wakeup: _SignalWakeup | None = None
         _current.loop = self
@@ -189,14 +189,16 @@ class Loop:
     def stats(self) -> Stats:
         """Return a snapshot of the counters; from any thread, also after the loop has ended."""
         counters = self._counters
-        idle = counters.idle_ns / 1e9
-        since = counters.polling_since
-        now = monotonic()
-        if since:
-            idle += max(0.0, now - since / 1e9)
+        while True:
+            idle = counters.idle_ns
+            now = self._ended or monotonic_ns()
+            if counters.idle_ns == idle:  # the loop's thread has not changed it meanwhile
+                break
+        if idle < 0:
+            idle += now
         handles = {name: counters.handles[kind] for kind, name in _HANDLE_KINDS.items()}
-        handles["timer"] = len(self._timers) - len(self._free_timers) - len(self._retired_timers)
-        elapsed = (self._ended or now) - self._started
+        timers = len(self._timers) - len(self._free_timers) - len(self._retired_timers)
+        handles["timer"] = max(0, timers)  # the lists may change between these reads
         return Stats(
             incoming_tcp_connections=counters.incoming_tcp,
             outgoing_tcp_connections=counters.outgoing_tcp,
@@ -212,8 +214,8 @@ class Loop:
             iterations=counters.iterations,
             events=counters.events,
             crossings=counters.crossings,
-            idle_time=idle,
-            busy_time=max(0.0, elapsed - idle),
+            idle_time=idle / 1e9,
+            busy_time=max(0, now - self._started - idle) / 1e9,
             max_callback_time=self._max_callback_time,
         )
 
@@ -451,7 +453,7 @@ class Loop:
             with self._lock:
                 self._thread = None
             self._stopping = True
-            self._ended = monotonic()
+            self._ended = monotonic_ns()
             _running_loops.discard(self)
             if _current.loop is self:
                 _current.loop = None
