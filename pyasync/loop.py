@@ -382,6 +382,7 @@ class Loop:
                                 last = now
                             break
                         except Exception as error:
+                            self._max_callback_time = max(self._max_callback_time, clock() - last)
                             self._app_error(error, owner)
                             last = clock()
                 finally:
@@ -405,6 +406,7 @@ class Loop:
                             last = now
                         break
                     except Exception as error:
+                        self._max_callback_time = max(self._max_callback_time, clock() - last)
                         self._app_error(error, owner)
                         last = clock()
 
