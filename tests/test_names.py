@@ -1,0 +1,142 @@
+"""What is public is what is documented: no name more, and no name less."""
+
+import inspect
+
+import pytest
+
+import pyasync
+
+EVENT_LOOP = {
+    "Loop",
+    "Stats",
+    "add_event_loop_exit_callback",
+    "call_soon",
+    "current_loop",
+    "dump_event_loop_status",
+    "event_loop",
+    "exit_event_loop",
+    "libuv_version",
+    "now",
+    "start_event_loop",
+    "stats",
+    "update_time",
+}
+TIMERS = {
+    "Event",
+    "Interval",
+    "delay",
+    "interval",
+    "make_event",
+    "remove_interval",
+    "with_delay",
+    "with_interval",
+}
+TCP = {"TcpServer", "TcpSocket", "tcp_connect", "tcp_server"}
+SIGNALS = {"SignalHandler", "clear_signal_handlers", "free_signal_handler", "signal_handler"}
+EXCEPTIONS = {
+    "DnsError",
+    "EventError",
+    "EventFreed",
+    "EventInfo",
+    "EventLoopNotRunning",
+    "FilesystemAccess",
+    "FilesystemError",
+    "FilesystemNotFound",
+    "FilesystemPermission",
+    "HandleClosed",
+    "NotifierFreed",
+    "PipeNotFound",
+    "SocketAborted",
+    "SocketAcceptError",
+    "SocketAddressInUse",
+    "SocketBrokenPipe",
+    "SocketCanceled",
+    "SocketClosed",
+    "SocketEOF",
+    "SocketError",
+    "SocketRefused",
+    "SocketReset",
+    "SocketTimeout",
+    "TcpServerBindError",
+    "TcpSslError",
+}
+
+#: The arguments that may be given by position; all others are given by name.
+POSITIONAL = {
+    "add_event_loop_exit_callback": ["fn"],
+    "call_soon": ["fn"],
+    "clear_signal_handlers": [],
+    "current_loop": [],
+    "delay": ["callback"],
+    "dump_event_loop_status": ["file"],
+    "event_loop": [],
+    "exit_event_loop": [],
+    "free_signal_handler": ["signo"],
+    "interval": ["callback"],
+    "libuv_version": [],
+    "make_event": ["callback"],
+    "now": [],
+    "remove_interval": ["interval"],
+    "signal_handler": ["signo", "callback"],
+    "start_event_loop": ["start_fn"],
+    "stats": [],
+    "tcp_connect": ["host", "port", "read_cb"],
+    "tcp_server": ["bind_address", "port", "read_cb"],
+    "update_time": [],
+    "with_delay": ["seconds"],
+    "with_interval": ["seconds"],
+}
+
+#: What every handle has: see the conventions of the API.
+HANDLE = {"close", "closed", "ref", "unref", "has_ref"}
+MEMBERS = {
+    "Event": HANDLE | {"add", "remove", "free", "freed", "remaining"},
+    "Interval": HANDLE,
+    "Loop": {"call_threadsafe", "stats"},
+    "SignalHandler": HANDLE | {"signo"},
+    "TcpServer": HANDLE | {"address", "fileno"},
+    "TcpSocket": HANDLE
+    | {
+        "data",
+        "disable",
+        "enable",
+        "fileno",
+        "peername",
+        "set_timeouts",
+        "set_watermarks",
+        "shutdown",
+        "sockname",
+        "write",
+        "write_queue_size",
+    },
+}
+
+
+def test_the_public_names_are_the_documented_ones():
+    assert set(pyasync.__all__) == EVENT_LOOP | TIMERS | TCP | SIGNALS | EXCEPTIONS
+
+
+def test_the_list_of_names_is_sorted_and_names_nothing_twice():
+    assert pyasync.__all__ == sorted(set(pyasync.__all__))
+
+
+@pytest.mark.parametrize("name", sorted(POSITIONAL))
+def test_arguments_are_given_by_name_except_the_documented_ones(name):
+    parameters = inspect.signature(getattr(pyasync, name)).parameters.values()
+    by_position = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    assert by_position == POSITIONAL[name]
+
+
+def test_each_public_function_has_its_arguments_listed_here():
+    functions = {name for name in pyasync.__all__ if inspect.isfunction(getattr(pyasync, name))}
+    assert functions == set(POSITIONAL)
+
+
+@pytest.mark.parametrize("name", sorted(MEMBERS))
+def test_the_public_members_of_a_class_are_the_documented_ones(name):
+    assert {member for member in dir(getattr(pyasync, name)) if member[0] != "_"} == MEMBERS[name]
+
+
+@pytest.mark.parametrize("name", sorted(set(pyasync.__all__)))
+def test_each_public_name_has_a_docstring(name):
+    assert inspect.getdoc(getattr(pyasync, name))
