@@ -426,15 +426,27 @@ static void close_walked(uv_handle_t *handle, void *loop) {
     pa_handle_close(loop, handle);
 }
 
+/* A request that runs in a thread cannot be cancelled: wait this long. */
+#define CLOSE_WAIT_MS 1000
+
 /* Depends on nothing that Python has seen or not seen. */
-void pa_loop_close(pa_loop *loop) {
+int pa_loop_close(pa_loop *loop) {
+  int waited;
+
   loop->closing = 1;
   uv_walk(&loop->uv, close_walked, loop);
-  while (uv_run(&loop->uv, UV_RUN_DEFAULT) != 0)
-    continue;
+  pa_lookups_cancel_all(loop);
+  for (waited = 0; uv_run(&loop->uv, UV_RUN_NOWAIT) != 0; waited++) {
+    if (waited == CLOSE_WAIT_MS)
+      return UV_EBUSY;
+    if (loop->lookups != NULL)
+      usleep(1000);
+  }
   if (uv_loop_close(&loop->uv) != 0)
     abort();  /* a handle has escaped the walk: its memory is in the loop's */
 
+  while (loop->found != NULL)
+    pa_found_free(loop, loop->found);
   free(loop->events.items);
   free(loop->late.items);
   free(loop->arena);
@@ -444,4 +456,5 @@ void pa_loop_close(pa_loop *loop) {
   free(loop->timers);
   free(loop->timer_positions);
   free(loop);
+  return 0;
 }

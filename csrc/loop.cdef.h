@@ -31,7 +31,9 @@ enum pa_event_kind {
   PA_LINGERING,     /* a close that cannot end at once has begun */
   PA_CONNECTED,     /* value is 0 or the error */
   PA_ACCEPT_ERROR,  /* value is the error; the server has paused */
-  PA_SIGNAL         /* value is the signal's number */
+  PA_SIGNAL,        /* value is the signal's number */
+  PA_DONE           /* a request, of which slot is the number; value is the
+                       address of its result */
 };
 
 enum pa_operation {
@@ -76,6 +78,7 @@ typedef struct {
   uint64_t outgoing_tcp;
   uint64_t incoming_pipe;
   uint64_t outgoing_pipe;
+  uint64_t open_dns_queries;
   uint64_t handles[6];     /* open, by enum pa_handle_kind */
 } pa_counters;
 
@@ -88,7 +91,9 @@ typedef struct {
 } pa_handle_status;
 
 pa_loop *pa_loop_new(pa_counters *counters, int *error);
-void pa_loop_close(pa_loop *loop);
+/* Closes every handle and frees the loop. Returns nonzero if it could not free
+ * all, because a thread of libuv's pool still works on a request of it. */
+int pa_loop_close(pa_loop *loop);
 
 /* Performs the operations and runs one iteration, which sleeps for events
  * only if wait is nonzero. Returns the number of events; its complement (~n)

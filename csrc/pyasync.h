@@ -11,6 +11,7 @@
 #include "timers.cdef.h"
 #include "streams.cdef.h"
 #include "tcp.cdef.h"
+#include "dns.cdef.h"
 #include "signals.cdef.h"
 
 #define CONTAINER_OF(pointer, type, member) \
@@ -60,6 +61,8 @@ typedef struct {
   uint32_t referenced;
 } pa_timer;
 
+typedef struct pa_lookup pa_lookup;
+
 struct pa_loop {
   uv_loop_t uv;
   pa_counters *counters;
@@ -95,6 +98,9 @@ struct pa_loop {
   uint32_t timers_referenced;
   uint64_t timers_armed;  /* how many were, ever: gives their order */
   uint64_t timer_due;     /* for which the driver is set */
+
+  pa_lookup *lookups;  /* under way */
+  pa_found *found;     /* that Python has not freed yet */
 
   uv_timer_t timer_driver;
   uv_async_t async;
@@ -134,6 +140,9 @@ void pa_write_flush_all(pa_loop *loop);
 void pa_listener_accept(uv_handle_t *handle, int64_t more);
 void pa_listener_close(uv_handle_t *handle);
 int pa_listener_fd(uv_handle_t *handle);
+
+/* dns.c */
+void pa_lookups_cancel_all(pa_loop *loop);
 
 /* signals.c */
 /* To be called before uv_close. */

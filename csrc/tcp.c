@@ -16,6 +16,7 @@
 typedef struct {
   uv_poll_t poll;
   int fd;
+  int kind;       /* of its connections */
   int64_t limit;  /* connections still to be accepted; -1: any number */
 } pa_listener;
 
@@ -58,37 +59,41 @@ static int is_passing(int error) {
   }
 }
 
-static int adopt(pa_loop *loop, int server, int fd) {
+static void free_unopened(uv_handle_t *handle) {
+  free(handle);
+}
+
+/* Makes fd a stream. Returns its slot, or an error; fd is closed then. */
+static int open_stream(pa_loop *loop, int fd, int kind, int flags) {
   union {
     uv_handle_t handle;
     uv_tcp_t tcp;
     uv_pipe_t pipe;
   } *stream;
-  int is_pipe = loop->slots[server].kind == PA_PIPE_SERVER;
   int slot;
   int error;
 
   /* Exactly what the handle needs: it is most of a connection's memory. */
-  stream = malloc(uv_handle_size(is_pipe ? UV_NAMED_PIPE : UV_TCP));
+  stream = malloc(uv_handle_size(kind == PA_PIPE ? UV_NAMED_PIPE : UV_TCP));
   if (stream == NULL) {
     close(fd);
     return UV_ENOMEM;
   }
-  if (is_pipe)
+  if (kind == PA_PIPE) {
     uv_pipe_init(&loop->uv, &stream->pipe, 0);
-  else
+    error = uv_pipe_open(&stream->pipe, fd);
+  } else {
     uv_tcp_init(&loop->uv, &stream->tcp);
-  slot = pa_slot_new(loop, &stream->handle, is_pipe ? PA_PIPE : PA_TCP,
-                     PA_INCOMING);
-  error = is_pipe ? uv_pipe_open(&stream->pipe, fd)
-                  : uv_tcp_open(&stream->tcp, fd);
-  pa_stream_open(loop, slot);
-  pa_push(loop, PA_ACCEPTED, slot, server, 0);
+    error = uv_tcp_open(&stream->tcp, fd);
+  }
   if (error != 0) {
     close(fd);
-    pa_push(loop, PA_READ_ERROR, slot, error, 0);
+    uv_close(&stream->handle, free_unopened);
+    return error;
   }
-  return 0;
+  slot = pa_slot_new(loop, &stream->handle, kind, flags);
+  pa_stream_open(loop, slot);
+  return slot;
 }
 
 static void accept_failed(pa_loop *loop, pa_listener *listener, int error) {
@@ -112,12 +117,15 @@ static void on_acceptable(uv_poll_t *poll, int status, int events) {
     int fd = accept_fd(listener->fd);
 
     if (fd >= 0) {
-      if (listener->limit > 0)
-        listener->limit--;
-      if (adopt(loop, pa_slot_of(listener), fd) != 0) {
-        accept_failed(loop, listener, UV_ENOMEM);
+      int slot = open_stream(loop, fd, listener->kind, PA_INCOMING);
+
+      if (slot < 0) {
+        accept_failed(loop, listener, slot);
         return;
       }
+      if (listener->limit > 0)
+        listener->limit--;
+      pa_push(loop, PA_ACCEPTED, slot, pa_slot_of(listener), 0);
     } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
       return;
     } else if (!is_passing(errno)) {
@@ -159,6 +167,7 @@ int pa_listen(pa_loop *loop, int fd, int kind, int limit) {
     return error;
   }
   listener->fd = fd;
+  listener->kind = kind == PA_PIPE_SERVER ? PA_PIPE : PA_TCP;
   listener->limit = limit;
   pa_slot_new(loop, (uv_handle_t *) &listener->poll, kind, 0);
   pa_listener_accept((uv_handle_t *) &listener->poll, 0);
@@ -166,6 +175,11 @@ int pa_listen(pa_loop *loop, int fd, int kind, int limit) {
 }
 
 /* Clients */
+
+int pa_open(pa_loop *loop, int fd, int kind) {
+  loop->counters->crossings++;
+  return open_stream(loop, fd, kind, 0);
+}
 
 static int parse_address(const char *text, int port,
                          struct sockaddr_storage *address) {

@@ -3,6 +3,7 @@
 Everything public is here: see `start_event_loop`, `tcp_server`, `delay` and `stats` first.
 """
 
+from pyasync.async_stream import AsyncStream
 from pyasync.counters import Stats
 from pyasync.errors import (
     DnsError,
@@ -45,13 +46,21 @@ from pyasync.loop import (
     stats,
     update_time,
 )
+from pyasync.pipes import PipeServer, PipeSocket, pipe_connect, pipe_server
 from pyasync.signals import (
     SignalHandler,
     clear_signal_handlers,
     free_signal_handler,
     signal_handler,
 )
-from pyasync.tcp import TcpServer, TcpSocket, tcp_connect, tcp_server
+from pyasync.tcp import (
+    TcpServer,
+    TcpSocket,
+    connect_tcp_socket,
+    init_tcp_socket,
+    tcp_connect,
+    tcp_server,
+)
 from pyasync.timers import (
     Event,
     Interval,
@@ -66,6 +75,7 @@ from pyasync.timers import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncStream",
     "DnsError",
     "Event",
     "EventError",
@@ -81,6 +91,8 @@ __all__ = [
     "Loop",
     "NotifierFreed",
     "PipeNotFound",
+    "PipeServer",
+    "PipeSocket",
     "SignalHandler",
     "SocketAborted",
     "SocketAcceptError",
@@ -101,16 +113,20 @@ __all__ = [
     "add_event_loop_exit_callback",
     "call_soon",
     "clear_signal_handlers",
+    "connect_tcp_socket",
     "current_loop",
     "delay",
     "dump_event_loop_status",
     "event_loop",
     "exit_event_loop",
     "free_signal_handler",
+    "init_tcp_socket",
     "interval",
     "libuv_version",
     "make_event",
     "now",
+    "pipe_connect",
+    "pipe_server",
     "remove_interval",
     "signal_handler",
     "start_event_loop",

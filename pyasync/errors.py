@@ -160,11 +160,15 @@ def message(status: int) -> str:
 
 
 def socket_error(
-    status: int, socket: object = None, kind: type[SocketError] | None = None
+    status: int,
+    socket: object = None,
+    kind: type[SocketError] | None = None,
+    detail: str | None = None,
 ) -> SocketError:
     """Return the exception for a libuv error of a socket."""
     kind = kind or _SOCKET_ERRORS.get(-status, SocketError)
-    error = kind(-status, message(status))
+    text = message(status)
+    error = kind(-status, text if detail is None else f"{text}: {detail}")
     error.socket = socket
     return error
 

@@ -37,16 +37,16 @@ class Handle:
 
     def ref(self) -> None:
         """Let the loop run on while this handle is open: how every handle begins."""
-        lib.pa_ref(self._loop._c, self._open_slot(), True)
+        lib.pa_ref(self._loop._c, self._handle_slot(), True)
 
     def unref(self) -> None:
         """Let the loop end although this handle is open (libuv's ``uv_unref``)."""
-        lib.pa_ref(self._loop._c, self._open_slot(), False)
+        lib.pa_ref(self._loop._c, self._handle_slot(), False)
 
     @property
     def has_ref(self) -> bool:
         """Whether the handle keeps the loop running."""
-        return bool(lib.pa_has_ref(self._loop._c, self._open_slot()))
+        return bool(lib.pa_has_ref(self._loop._c, self._handle_slot()))
 
     def _enter(self) -> bool:
         """Check the thread; return whether the loop still runs."""
@@ -61,6 +61,10 @@ class Handle:
         if self.closed:
             raise self._closed_error(f"{type(self).__name__} is closed")
         return self._slot
+
+    def _handle_slot(self) -> int:
+        """Return the slot of an open handle that C knows."""
+        return self._open_slot()
 
     # Called by the loop
 

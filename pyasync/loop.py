@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -53,6 +54,7 @@ TIMER = lib.PA_TIMER
 ACCEPTED = lib.PA_ACCEPTED
 CLOSED = lib.PA_CLOSED
 NOTHING = lib.PA_NOTHING
+DONE = lib.PA_DONE
 
 # What the loop must know of Stream._state: all of it when a stream has closed and nothing else has
 # happened to it, and the flag of one that failed, whose write callbacks are not called.
@@ -129,6 +131,10 @@ class Loop:
         self._free_timers: list[int] = []
         self._retired_timers: list[int] = []
 
+        #: Requests under way, such as lookups, by number.
+        self._requests: dict[int, Any] = {}
+        self._request_count = 0
+
         # The queue out: three integers an operation, and the data of the writes among them.
         self._operations: list[int] = []
         self._payload: list[bytes] = []
@@ -204,6 +210,7 @@ class Loop:
             outgoing_tcp_connections=counters.outgoing_tcp,
             incoming_pipe_connections=counters.incoming_pipe,
             outgoing_pipe_connections=counters.outgoing_pipe,
+            open_dns_queries=counters.open_dns_queries,
             handles=handles,
             accepted=counters.accepted,
             connected=counters.connected,
@@ -373,6 +380,9 @@ class Loop:
                                 elif kind == ACCEPTED:
                                     owner = objects[value]
                                     owner._on_accepted(slot)
+                                elif kind == DONE:
+                                    owner = self._requests.pop(slot)
+                                    owner._on_event(kind, value)
                                 elif kind != NOTHING:
                                     owner = objects[slot]
                                     owner._on_event(kind, value)
@@ -469,7 +479,12 @@ class Loop:
             self._timers.clear()
             self._free_timers.clear()
             self._retired_timers.clear()
-            lib.pa_loop_close(self._c)
+            if lib.pa_loop_close(self._c) != 0:
+                warnings.warn(
+                    "the event loop has left memory to a lookup that cannot be cancelled",
+                    ResourceWarning,
+                    stacklevel=2,
+                )
             if self._wakeup is not None:
                 self._wakeup.close()
 

@@ -1,21 +1,129 @@
-"""Servers of every kind: they accept connections, and outlive whatever goes wrong with one."""
+"""Sockets of every kind: what clients have beside a stream, and servers."""
 
 from __future__ import annotations
 
+import errno
 import socket as sockets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
 from pyasync._ffi import lib
-from pyasync.errors import SocketAcceptError, SocketClosed, check, message
+from pyasync.errors import (
+    SocketAcceptError,
+    SocketClosed,
+    SocketTimeout,
+    check,
+    message,
+    socket_error,
+)
 from pyasync.handles import PlainHandle
-from pyasync.streams import LIMITED, RARE, Settings, Stream
-from pyasync.timers import Event
+from pyasync.streams import (
+    CLOSED,
+    CONNECTING,
+    LIMITED,
+    RARE,
+    READ_DISABLED,
+    SHUT,
+    UNCONNECTED,
+    WRITE_DISABLED,
+    Settings,
+    Stream,
+)
+from pyasync.timers import Event, background_timer
 
 #: Out of descriptors or memory, a server tries again after this time, in seconds,
 ACCEPT_RETRY = 0.1
 #: and tells its event_cb at most once in this time.
 ACCEPT_REPORT = 1.0
+
+
+class Socket(Stream):
+    """A stream that is a socket: it has names, and may be a client's, still to be connected."""
+
+    __slots__ = ()
+
+    def connect_to(self, connector: Any, timeout: float | None) -> None:
+        """Wait for ``connector``, which calls `_on_slot` and `_on_connected`, or the last."""
+        rare = self._need_rare()
+        rare.connector = connector
+        if timeout is not None:
+            rare.connect_timer = background_timer(self._loop, self._connect_timer_fired, timeout)
+
+    # Names and options
+
+    @contextmanager
+    def _socket(self) -> Iterator[sockets.socket]:
+        """Lend a socket object on the stream's own descriptor."""
+        sock = sockets.socket(fileno=self.fileno())
+        try:
+            yield sock
+        except OSError as error:
+            raise socket_error(-(error.errno or errno.EIO), self) from None
+        finally:
+            sock.detach()
+
+    @property
+    def peername(self) -> Any:
+        """The peer's address, as `socket.socket.getpeername` gives it."""
+        with self._socket() as sock:
+            return sock.getpeername()
+
+    @property
+    def sockname(self) -> Any:
+        """The socket's own address, as `socket.socket.getsockname` gives it."""
+        with self._socket() as sock:
+            return sock.getsockname()
+
+    def fileno(self) -> int:
+        """Return the descriptor, which stays pyasync's. Raises `SocketClosed`."""
+        return check(lib.pa_fileno(self._loop._c, self._handle_slot()))
+
+    def _handle_slot(self) -> int:
+        slot = self._open_slot()
+        if slot < 0:
+            raise socket_error(-errno.ENOTCONN, self)
+        return slot
+
+    # Connecting
+
+    def _on_slot(self, slot: int) -> None:
+        """Take a handle, which has connected or begins to."""
+        self._slot = slot
+        self._loop._register(slot, self)
+        self._state = self._state & ~UNCONNECTED | CONNECTING
+        rare = self._rare
+        if rare is not None and rare.held and not self._state & WRITE_DISABLED:
+            self._release()
+        if self._state & SHUT:
+            self._loop._queue((lib.PA_SHUTDOWN, slot, 0))
+        if self._state & CLOSED:
+            self._loop._queue((lib.PA_CLOSE, slot, 0))
+
+    def _on_connected(self, status: int) -> None:
+        if self._state & CLOSED:
+            return
+        if status != 0:
+            assert self._settings.remote is not None
+            host, port = self._settings.remote
+            self._fail_with(socket_error(status, detail=f"{host} port {port}"))
+            return
+        self._state &= ~CONNECTING
+        rare = self._rare
+        if rare is not None:
+            rare.connector = None
+            if rare.connect_timer is not None:
+                rare.connect_timer.free()
+                rare.connect_timer = None
+        if self._state & READ_DISABLED:
+            self._loop._queue((lib.PA_READ_STOP, self._slot, 0))
+        self._start_read_clock()
+        if self._settings.connect_cb is not None:
+            self._settings.connect_cb(self)
+
+    def _connect_timer_fired(self) -> None:
+        self._fail_with(SocketTimeout(errno.ETIMEDOUT, "connecting took too long"))
 
 
 class Server(PlainHandle):
@@ -34,7 +142,7 @@ class Server(PlainHandle):
         self._settings = settings
         # Zero, unless there is something to do when a connection begins or ends.
         self._state_of_new = LIMITED if limit is not None else 0
-        if settings.read_timeout is not None or settings.write_timeout is not None:
+        if settings.stream or settings.read_timeout or settings.write_timeout:
             self._state_of_new |= RARE
         self._failures = 0
         self._reported = float("-inf")
@@ -72,7 +180,7 @@ class Server(PlainHandle):
             objects[slot] = stream
         else:
             self._loop._register(slot, stream)
-        if self._state_of_new:
+        if self._state_of_new & RARE:
             stream._begin()
         if settings.connect_cb is not None:
             settings.connect_cb(stream)

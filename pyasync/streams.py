@@ -9,7 +9,6 @@ keeps its data in a `_Rare` made for that connection alone.
 from __future__ import annotations
 
 import errno
-import socket as sockets
 from collections import deque
 from collections.abc import Callable
 from threading import get_ident
@@ -17,11 +16,12 @@ from time import monotonic
 from typing import Any, Union
 
 from pyasync._ffi import lib
+from pyasync.async_stream import AsyncStream
 from pyasync.errors import (
+    EventError,
     SocketClosed,
     SocketEOF,
     SocketTimeout,
-    check,
     socket_error,
 )
 from pyasync.handles import Handle, optional_callable, require_callable
@@ -43,8 +43,11 @@ TIMED = 128  # a read timeout runs
 KEPT = 256  # what was kept back while reading was disabled is being delivered
 LIMITED = 512  # the server counts its connections
 RARE = 1024  # there is a _Rare
+UNCONNECTED = 2048  # there is no handle yet
+STREAMING = 4096  # what is read goes to an AsyncStream
 
-_CANNOT_WRITE = CLOSED | SHUT | WRITE_DISABLED
+_HELD = WRITE_DISABLED | UNCONNECTED  # what is written is held back
+_CANNOT_WRITE = CLOSED | SHUT | _HELD
 
 WRITE = lib.PA_WRITE
 WRITE_CALLBACK = lib.PA_WRITE_CALLBACK
@@ -61,21 +64,27 @@ class Settings:
     __slots__ = (
         "allow_half_open",
         "connect_cb",
+        "connect_timeout",
+        "drain_read_buffer",
         "event_cb",
         "linger",
+        "local_address",
         "loop",
         "pressure_cb",
         "read_cb",
         "read_timeout",
+        "remote",
         "server",
+        "stream",
         "write_timeout",
     )
 
     def __init__(
         self,
         loop: Loop,
-        read_cb: Callable[[Any, bytes], object],
+        read_cb: Callable[[Any, Any], object],
         *,
+        stream: bool = False,
         event_cb: EventCallback | None = None,
         connect_cb: Callable[[Any], object] | None = None,
         pressure_cb: Callable[[Any, bool], object] | None = None,
@@ -83,7 +92,6 @@ class Settings:
         linger: float | None = 2.0,
         read_timeout: float | None = None,
         write_timeout: float | None = None,
-        server: Any = None,
     ) -> None:
         require_callable("read_cb", read_cb)
         optional_callable("event_cb", event_cb)
@@ -100,7 +108,14 @@ class Settings:
         self.linger = linger
         self.read_timeout = require_timeout("read_timeout", read_timeout)
         self.write_timeout = require_timeout("write_timeout", write_timeout)
-        self.server = server
+        self.stream = bool(stream)
+        #: The server whose connections these are.
+        self.server: Any = None
+        #: Of a client: what it connects to, and from, how long, and whether it reads on and on.
+        self.remote: tuple[str, int] | None = None
+        self.local_address: tuple[str | None, int] = (None, 0)
+        self.connect_timeout: float | None = None
+        self.drain_read_buffer = True
 
     def copy(self) -> Settings:
         """Return settings of one socket's own, to be changed."""
@@ -115,6 +130,7 @@ class _Rare:
 
     __slots__ = (
         "connect_timer",
+        "connector",
         "held",
         "high",
         "kept",
@@ -124,6 +140,7 @@ class _Rare:
         "paused",
         "read_at",
         "read_timer",
+        "stream",
         "waiting",
         "write_size",
         "write_timer",
@@ -137,6 +154,10 @@ class _Rare:
         #: What has been written while writing is disabled.
         self.held: deque[tuple[bytes, WriteCallback | None]] = deque()
         self.connect_timer: Event | None = None
+        #: What is trying to connect an unconnected socket: it has a close().
+        self.connector: Any = None
+        #: The AsyncStream, if that is what the callbacks get.
+        self.stream: Any = None
         self.linger_timer: Event | None = None
         self.linger_size = 0
         self.read_timer: Event | None = None
@@ -170,8 +191,11 @@ class Stream(Handle):
         self.data: Any = None
 
     def _begin(self) -> None:
-        """Start the clocks that the settings ask for."""
+        """Make what the settings ask for, beside the ordinary."""
         settings = self._settings
+        if settings.stream:
+            self._need_rare().stream = AsyncStream(self)
+            self._state |= STREAMING
         if settings.read_timeout is not None or settings.write_timeout is not None:
             self.set_timeouts(settings.read_timeout, settings.write_timeout)
 
@@ -211,7 +235,7 @@ class Stream(Handle):
             require_callable("write_cb", write_cb)
         if read_cb is not None or event_cb is not None:
             self._replace_callbacks(read_cb, event_cb)
-        if self._state & WRITE_DISABLED:
+        if self._state & _HELD:
             self._hold(data, write_cb)
             return
         size = len(data)
@@ -243,8 +267,8 @@ class Stream(Handle):
     def write_queue_size(self) -> int:
         """Bytes that have been written, and not yet been handed to the kernel."""
         slot = self._open_slot()
-        size: int = lib.pa_write_queue_size(self._loop._c, slot)
         operations = self._loop._operations
+        size: int = 0 if slot < 0 else lib.pa_write_queue_size(self._loop._c, slot)
         for index in range(0, len(operations), 3):
             kind = operations[index]
             if operations[index + 1] == slot and kind in (WRITE, WRITE_CALLBACK):
@@ -294,27 +318,35 @@ class Stream(Handle):
         """
         loop = self._settings.loop
         if self._state & CLOSED or loop._thread != get_ident():  # noqa: SIM102
-            if not (self._enter() and force and self._can_force()):
+            if not (force and self._can_force()):
                 return
         self._state |= CLOSED
         if self._rare is not None:
             self._leave(force)
         if force:
             self._state |= FAILED
-        loop._queue((CLOSE, self._slot, 1 if force else 0))
+        if self._slot >= 0:
+            loop._queue((CLOSE, self._slot, 1 if force else 0))
 
     def _can_force(self) -> bool:
-        """Whether a close is going on that can be forced."""
-        return not self._state & FAILED and self._loop._objects[self._slot] is self
+        """Whether a close is going on that can be forced. Checks the thread."""
+        if not self._enter() or self._state & FAILED:
+            return False
+        return self._slot < 0 or self._loop._objects[self._slot] is self
 
     def _leave(self, force: bool) -> None:
         rare = self._need_rare()
         rare.stop_timers()
         rare.kept.clear()
+        if rare.stream is not None:
+            rare.stream._end()
+        if rare.connector is not None and (force or not rare.held):
+            rare.connector.close()
+            rare.connector = None
         if force:
             rare.waiting.clear()
             rare.held.clear()
-        else:
+        elif not self._state & UNCONNECTED:
             self._release()
 
     def shutdown(self) -> None:
@@ -325,10 +357,11 @@ class Stream(Handle):
         self._open_slot()
         if self._state & SHUT:
             return
-        if self._state & WRITE_DISABLED:
+        if self._state & WRITE_DISABLED and self._slot >= 0:
             self._release()
         self._state |= SHUT
-        self._loop._queue((lib.PA_SHUTDOWN, self._slot, 0))
+        if self._slot >= 0:
+            self._loop._queue((lib.PA_SHUTDOWN, self._slot, 0))
         if self._state & ENDED:
             self.close()
 
@@ -348,7 +381,8 @@ class Stream(Handle):
         self._open_slot()
         if read and not self._state & READ_DISABLED:
             self._state |= READ_DISABLED
-            self._loop._queue((lib.PA_READ_STOP, self._slot, 0))
+            if self._slot >= 0:
+                self._loop._queue((lib.PA_READ_STOP, self._slot, 0))
             self._stop_read_clock()
         if write:
             self._state |= WRITE_DISABLED
@@ -365,24 +399,26 @@ class Stream(Handle):
                 self._loop._ready.append(self._deliver_kept)
             self._state &= ~READ_DISABLED
             self._state |= KEPT if rare.kept else 0
-            if not self._state & ENDED:
+            if self._slot >= 0 and not self._state & ENDED:
                 self._loop._queue((lib.PA_READ_START, self._slot, 0))
             self._start_read_clock()
         if write and self._state & WRITE_DISABLED:
-            self._release()
+            self._state &= ~WRITE_DISABLED
+            if self._slot >= 0:
+                self._release()
 
     def _hold(self, data: Any, write_cb: WriteCallback | None) -> None:
         self._need_rare().held.append((bytes(data), write_cb))
         self._check_pressure()
 
     def _release(self) -> None:
-        """Write what was held back."""
-        state, self._state = self._state, self._state & ~(WRITE_DISABLED | CLOSED)
+        """Write what was held back, whatever has happened to the socket since."""
+        state, self._state = self._state, self._state & ~_CANNOT_WRITE
         rare = self._need_rare()
         while rare.held:
             data, write_cb = rare.held.popleft()
             self.write(data, write_cb=write_cb)
-        self._state |= state & CLOSED
+        self._state |= state & (CLOSED | SHUT)
 
     def _keep(self, item: bytes | tuple[int, int]) -> None:
         self._need_rare().kept.append(item)
@@ -393,7 +429,7 @@ class Stream(Handle):
             item = kept.popleft()
             try:
                 if isinstance(item, bytes):
-                    self._settings.read_cb(self, item)
+                    self._deliver(item)
                 else:
                     self._on_end(*item)
             except Exception as error:
@@ -485,6 +521,14 @@ class Stream(Handle):
         if state & (READ_DISABLED | KEPT):
             self._keep(data)
         else:
+            self._deliver(data)
+
+    def _deliver(self, data: bytes) -> None:
+        if self._state & STREAMING:
+            stream = self._need_rare().stream
+            stream._feed(data)
+            self._settings.read_cb(self, stream)
+        else:
             self._settings.read_cb(self, data)
 
     def _on_event(self, kind: int, value: int) -> None:
@@ -504,6 +548,8 @@ class Stream(Handle):
             return
         self._state |= ENDED
         self._stop_read_clock()
+        if self._state & STREAMING:
+            self._need_rare().stream._end()
         self._loop._tell(self, SocketEOF("end of stream"), self)
         if not self._settings.allow_half_open or self._state & SHUT:
             self.close()
@@ -514,12 +560,13 @@ class Stream(Handle):
 
     def _fail(self, status: int) -> None:
         """Report the error, once, and close."""
+        self._fail_with(socket_error(status))
+
+    def _fail_with(self, error: EventError) -> None:
         if self._state & FAILED:
             return
         self._state |= FAILED
-        if self._rare is not None:
-            self._rare.waiting.clear()
-        self._loop._tell(self, socket_error(status), self)
+        self._loop._tell(self, error, self)
         self._state &= ~FAILED
         self.close(force=True)
 
@@ -560,22 +607,8 @@ class Stream(Handle):
             self._loop._tell(self, SocketTimeout(errno.ETIMEDOUT, reason), self)
         self.close(force=True)
 
-    def _on_connected(self, kind: int, status: int) -> None:
-        if self._state & CLOSED:
-            return
-        self._state &= ~CONNECTING
-        rare = self._rare
-        if rare is not None and rare.connect_timer is not None:
-            rare.connect_timer.free()
-            rare.connect_timer = None
-        if status != 0:
-            self._fail(status)
-            return
-        if self._state & READ_DISABLED:
-            self._loop._queue((lib.PA_READ_STOP, self._slot, 0))
-        self._start_read_clock()
-        if self._settings.connect_cb is not None:
-            self._settings.connect_cb(self)
+    def _on_connected(self, status: int) -> None:
+        raise NotImplementedError
 
     def _on_closed(self) -> None:
         if self._rare is not None:
@@ -589,40 +622,16 @@ class Stream(Handle):
     def _on_loop_end(self) -> None:
         self._state |= CLOSED
 
-    # Names
-
-    def _socket(self) -> sockets.socket:
-        """Return a socket object on the stream's own descriptor: to be detached, not closed."""
-        return sockets.socket(fileno=self.fileno())
-
-    @property
-    def peername(self) -> Any:
-        """The peer's address, as `socket.socket.getpeername` gives it."""
-        return self._name(sockets.socket.getpeername)
-
-    @property
-    def sockname(self) -> Any:
-        """The socket's own address, as `socket.socket.getsockname` gives it."""
-        return self._name(sockets.socket.getsockname)
-
-    def _name(self, get: Callable[[sockets.socket], Any]) -> Any:
-        sock = self._socket()
-        try:
-            return get(sock)
-        except OSError as error:
-            raise socket_error(-(error.errno or errno.EIO), self) from None
-        finally:
-            sock.detach()
-
-    def fileno(self) -> int:
-        """Return the descriptor, which stays pyasync's. Raises `SocketClosed`."""
-        return check(lib.pa_fileno(self._loop._c, self._open_slot()))
-
-    # For Handle, Loop, and this class
+    # For Handle, and this class
 
     @property
     def _loop(self) -> Loop:  # type: ignore[override]
         return self._settings.loop
+
+    @property
+    def _subject(self) -> Any:
+        """What the application knows the stream as."""
+        return self._need_rare().stream if self._state & STREAMING else self
 
     @property
     def _event_cb(self) -> EventCallback | None:  # type: ignore[override]
@@ -643,7 +652,7 @@ _EVENTS: dict[int, Callable[[Stream, int, int], None]] = {
     lib.PA_WRITTEN: Stream._on_written,
     lib.PA_WRITE_ERROR: Stream._on_write_error,
     lib.PA_LINGERING: Stream._on_lingering,
-    lib.PA_CONNECTED: Stream._on_connected,
+    lib.PA_CONNECTED: lambda stream, kind, value: stream._on_connected(value),
 }
 
 

@@ -6,42 +6,51 @@ import errno
 import os
 import socket as sockets
 from collections.abc import Callable
+from typing import Any, Union
 
-from pyasync._ffi import ffi, lib
-from pyasync.errors import (
-    SocketAddressInUse,
-    SocketTimeout,
-    TcpServerBindError,
-    check,
-)
+from pyasync._ffi import lib
+from pyasync.async_stream import AsyncStream
+from pyasync.connecting import Connector, connect
+from pyasync.dns import numeric_address
+from pyasync.errors import SocketAddressInUse, TcpServerBindError, check
 from pyasync.handles import optional_callable
 from pyasync.loop import EventCallback, get_loop
-from pyasync.sockets import Server
-from pyasync.streams import (
-    CONNECTING,
-    Data,
-    Settings,
-    Stream,
-    WriteCallback,
-    require_timeout,
-)
-from pyasync.timers import background_timer
+from pyasync.sockets import Server, Socket
+from pyasync.streams import UNCONNECTED, Data, Settings, WriteCallback, require_timeout
 
-ReadCallback = Callable[["TcpSocket", bytes], object]
+ReadCallback = Callable[["TcpSocket", Any], object]
 SocketCallback = Callable[["TcpSocket"], object]
 PressureCallback = Callable[["TcpSocket", bool], object]
+LocalAddress = Union[str, "tuple[str, int]", None]
 
 
-class TcpSocket(Stream):
+class TcpSocket(Socket):
     """A TCP connection, accepted by a `TcpServer` or made by `tcp_connect`."""
 
     __slots__ = ()
 
-    def _time_out_connecting(self) -> None:
-        if self._state & CONNECTING:
-            error = SocketTimeout(errno.ETIMEDOUT, "connecting took too long")
-            self._loop._tell(self, error, self)
-            self.close(force=True)
+    @property
+    def nodelay(self) -> bool:
+        """Whether small writes leave at once (TCP_NODELAY, tcp(7)): they do unless told not to."""
+        with self._socket() as sock:
+            return sock.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY) != 0
+
+    @nodelay.setter
+    def nodelay(self, on: bool) -> None:
+        with self._socket() as sock:
+            sock.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, on)
+
+    def keepalive(self, seconds: float | None) -> None:
+        """Probe a connection that has been idle for ``seconds`` (SO_KEEPALIVE); None: do not.
+
+        The time is rounded up to whole seconds. Raises `SocketClosed`, and `ValueError` for a
+        time that is not over 0.
+        """
+        require_timeout("seconds", seconds)
+        with self._socket() as sock:
+            sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_KEEPALIVE, seconds is not None)
+            if seconds is not None:
+                sock.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_KEEPIDLE, -int(-seconds // 1))
 
 
 class TcpServer(Server):
@@ -61,6 +70,7 @@ def tcp_server(
     event_cb: EventCallback | None = None,
     connect_cb: SocketCallback | None = None,
     backlog: int | None = None,
+    stream: bool = False,
     fd: int | None = None,
     reuse_port: bool = False,
     allow_half_open: bool = False,
@@ -71,6 +81,8 @@ def tcp_server(
     linger: float | None = 2.0,
 ) -> TcpServer:
     """Accept TCP connections at an address, and call ``read_cb(socket, data)`` with what arrives.
+
+    With ``stream``, it is ``read_cb(socket, stream)``, and the data waits in an `AsyncStream`.
 
     ``bind_address`` is a numeric address, or a name, which is looked up at once; None is every
     address of both families. ``port`` 0 lets the system choose: see `Server.address`. ``fd`` is a
@@ -102,11 +114,11 @@ def tcp_server(
     '127.0.0.1'
     """
     loop = get_loop()
-    if max_connections is not None and not max_connections > 0:
-        raise ValueError(f"max_connections must be over 0, or None, not {max_connections!r}")
+    require_max_connections(max_connections)
     settings = Settings(
         loop,
         read_cb,
+        stream=stream,
         event_cb=event_cb,
         connect_cb=connect_cb,
         pressure_cb=pressure_cb,
@@ -181,6 +193,12 @@ def adopt(fd: int, families: tuple[int, ...]) -> sockets.socket:
     return sock
 
 
+def require_max_connections(number: int | None) -> None:
+    """Raise `ValueError` unless the number is over 0, or None."""
+    if number is not None and not number > 0:
+        raise ValueError(f"max_connections must be over 0, or None, not {number!r}")
+
+
 def require_port(port: int) -> None:
     """Raise `TypeError` or `ValueError` unless the port is one."""
     if not isinstance(port, int):
@@ -195,35 +213,88 @@ def tcp_connect(
     read_cb: ReadCallback,
     *,
     data: Data | None = None,
+    stream: bool = False,
     event_cb: EventCallback | None = None,
     connect_cb: SocketCallback | None = None,
     write_cb: WriteCallback | None = None,
     read_timeout: float | None = None,
     write_timeout: float | None = None,
     connect_timeout: float | None = None,
-    local_address: str | tuple[str, int] | None = None,
+    drain_read_buffer: bool = True,
+    local_address: LocalAddress = None,
     allow_half_open: bool = False,
     pressure_cb: PressureCallback | None = None,
     linger: float | None = 2.0,
-) -> TcpSocket:
-    """Connect to ``host``, a numeric address, and call ``read_cb(socket, data)`` with what arrives.
+) -> Any:
+    """Connect to a host, and call ``read_cb(socket, data)`` with what arrives.
+
+    ``host`` is a numeric address or a name. Of a name every address is tried, of both families,
+    the next one 250 ms after the one before or when that has failed (Happy Eyeballs, RFC 8305).
 
     ``connect_cb(socket)`` is called when the connection stands. What is written before is kept,
     and sent then, ``data`` first, for which ``write_cb`` is. ``event_cb(exception)`` gets the end
-    of the connection (`SocketEOF`) and its errors: `SocketRefused`, and `SocketTimeout` after
-    ``connect_timeout`` seconds, among them. ``local_address`` is an address, or a pair of one and
-    a port, to connect from. The other keywords are those of `tcp_server`.
+    of the connection (`SocketEOF`) and its errors, `SocketRefused` and `DnsError` among them, and
+    `SocketTimeout` after ``connect_timeout`` seconds; an error that names all addresses if none
+    answers. ``local_address`` is an address, or a pair of one and a port, to connect from.
+
+    With ``stream`` the data waits in an `AsyncStream`, which is returned in place of the socket,
+    and it is ``read_cb(socket, stream)``. Then ``drain_read_buffer=False`` reads no more from the
+    kernel while 64 KiB wait in the stream. The other keywords are those of `tcp_server`.
 
     Raises `ValueError` and `TypeError` for arguments that are wrong, `OSError` if the socket
     cannot be bound to ``local_address``, and `EventLoopNotRunning`.
     """
-    loop = get_loop()
     require_port(port)
     optional_callable("write_cb", write_cb)
-    require_timeout("connect_timeout", connect_timeout)
+    socket = init_tcp_socket(
+        read_cb,
+        data=data,
+        stream=stream,
+        event_cb=event_cb,
+        connect_cb=connect_cb,
+        write_cb=write_cb,
+        read_timeout=read_timeout,
+        write_timeout=write_timeout,
+        connect_timeout=connect_timeout,
+        drain_read_buffer=drain_read_buffer,
+        local_address=local_address,
+        allow_half_open=allow_half_open,
+        pressure_cb=pressure_cb,
+        linger=linger,
+    )
+    connect_tcp_socket(socket, host, port)
+    return socket
+
+
+def init_tcp_socket(
+    read_cb: ReadCallback,
+    *,
+    fd: int | None = None,
+    data: Data | None = None,
+    stream: bool = False,
+    event_cb: EventCallback | None = None,
+    connect_cb: SocketCallback | None = None,
+    write_cb: WriteCallback | None = None,
+    read_timeout: float | None = None,
+    write_timeout: float | None = None,
+    connect_timeout: float | None = None,
+    drain_read_buffer: bool = True,
+    local_address: LocalAddress = None,
+    allow_half_open: bool = False,
+    pressure_cb: PressureCallback | None = None,
+    linger: float | None = 2.0,
+) -> Any:
+    """Return a `TcpSocket` that is not connected yet, for `connect_tcp_socket`.
+
+    It can be written to: the data is kept. The keywords are those of `tcp_connect`. With ``fd``,
+    the descriptor of a connected socket, the socket is connected at once: the descriptor is
+    duplicated, and the caller keeps its own.
+    """
+    loop = get_loop()
     settings = Settings(
         loop,
         read_cb,
+        stream=stream,
         event_cb=event_cb,
         connect_cb=connect_cb,
         pressure_cb=pressure_cb,
@@ -232,23 +303,52 @@ def tcp_connect(
         read_timeout=read_timeout,
         write_timeout=write_timeout,
     )
-    loop._submit()  # what was closed just now may free a descriptor, or the local address
-    local, local_port = local_address if isinstance(local_address, tuple) else (local_address, 0)
-    slot = lib.pa_tcp_connect(
-        loop._c,
-        host.encode(),
-        port,
-        ffi.NULL if local is None else local.encode(),
-        local_port,
+    settings.connect_timeout = require_timeout("connect_timeout", connect_timeout)
+    settings.local_address = (
+        local_address if isinstance(local_address, tuple) else (local_address, 0)
     )
-    if slot == -errno.EINVAL:
-        raise ValueError(f"not a numeric address: {host!r} or {local!r}")
-    socket = TcpSocket(settings, check(slot), CONNECTING)
-    loop._register(slot, socket)
-    if connect_timeout is not None:
-        socket._need_rare().connect_timer = background_timer(
-            loop, socket._time_out_connecting, connect_timeout
-        )
+    settings.drain_read_buffer = drain_read_buffer
+    sock = None if fd is None else adopt(fd, (sockets.AF_INET, sockets.AF_INET6))
+    socket = TcpSocket(settings, -1, UNCONNECTED)
+    if stream or read_timeout or write_timeout:
+        socket._begin()
+    if sock is not None:
+        socket._on_slot(check(lib.pa_open(loop._c, sock.detach(), lib.PA_TCP)))
+        loop._ready.append(lambda: socket._on_connected(0))
     if data is not None:
         socket.write(data, write_cb=write_cb)
-    return socket
+    return socket._subject
+
+
+def connect_tcp_socket(
+    socket: Any, host: str, port: int, *, event_cb: EventCallback | None = None
+) -> Any:
+    """Connect a socket of `init_tcp_socket`, as `tcp_connect` does; return it.
+
+    ``event_cb``, if given, replaces the socket's. Raises `ValueError` if the socket has been
+    connected before, and what `tcp_connect` raises.
+    """
+    subject = socket
+    if isinstance(socket, AsyncStream):
+        socket = socket.socket
+    if not isinstance(host, str):
+        raise TypeError(f"host must be a string, not {type(host).__name__}")
+    require_port(port)
+    loop = socket._loop
+    socket._open_slot()
+    settings = socket._settings
+    if not socket._state & UNCONNECTED or settings.remote is not None:
+        raise ValueError("the socket is connected, or was told to connect, already")
+    if event_cb is not None:
+        optional_callable("event_cb", event_cb)
+        settings.event_cb = event_cb
+    settings.remote = (host, port)
+    loop._submit()  # what was closed just now may free a descriptor, or the local address
+    if numeric_address(host) is not None:
+        socket._on_slot(check(connect(loop, host, port, settings.local_address)))
+        connector = None
+    else:
+        connector = Connector(socket, host, port, settings.local_address)
+    if connector is not None or settings.connect_timeout is not None:
+        socket.connect_to(connector, settings.connect_timeout)
+    return subject

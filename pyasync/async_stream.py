@@ -1,0 +1,6 @@
+"""Placeholder."""
+
+
+class AsyncStream:
+    def __init__(self, socket):
+        self.socket = socket

@@ -1,0 +1,141 @@
+"""Connecting to a name: Happy Eyeballs (RFC 8305).
+
+The addresses of the name are tried in turn, families interleaved. Each has 250 ms for itself, then
+the next one is tried beside it; the first that answers wins, and the others are closed.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from pyasync._ffi import ffi, lib
+from pyasync.dns import Address, Lookup
+from pyasync.errors import DnsError, SocketError, message, socket_error
+from pyasync.timers import Event, background_timer
+
+#: RFC 8305, section 5: Connection Attempt Delay, in seconds.
+ATTEMPT_DELAY = 0.25
+
+
+def interleave(addresses: list[Address]) -> list[Address]:
+    """Return the addresses with families in turn, the first one's first (RFC 8305, section 4)."""
+    if not addresses:
+        return []
+    first = [address for address in addresses if address[0] == addresses[0][0]]
+    other = [address for address in addresses if address[0] != addresses[0][0]]
+    result = []
+    while first or other:
+        result += first[:1] + other[:1]
+        first, other = first[1:], other[1:]
+    return result
+
+
+class Connector:
+    """Connects a socket that has no handle yet, and hands it the handle that has connected."""
+
+    def __init__(self, socket: Any, host: str, port: int, local: tuple[str | None, int]) -> None:
+        self.socket = socket
+        self.loop = socket._loop
+        self.host = host
+        self.port = port
+        self.local = local
+        self.addresses: list[Address] = []
+        self.attempts: list[Attempt] = []
+        self.failures: list[tuple[str, int]] = []
+        self.timer: Event | None = None
+        self.lookup: Lookup | None = Lookup(self.loop, host, 0, self._on_found)
+
+    def close(self) -> None:
+        """Give up, and call nothing any more."""
+        if self.lookup is not None:
+            self.lookup.close()
+        if self.timer is not None:
+            self.timer.free()
+        for attempt in self.attempts:
+            attempt.close()
+        self.attempts.clear()
+        self.addresses.clear()
+
+    def _on_found(self, error: DnsError | None, addresses: list[Address]) -> None:
+        self.lookup = None
+        if error is not None:
+            self.socket._fail_with(error)
+            return
+        self.addresses = interleave(addresses)
+        self._try_next()
+
+    def _try_next(self) -> None:
+        if self.timer is not None:
+            self.timer.free()
+            self.timer = None
+        while self.addresses:
+            _, address = self.addresses.pop(0)
+            slot = connect(self.loop, address, self.port, self.local)
+            if slot < 0:  # a local address of the other family, or one that cannot be bound
+                self.failures.append((address, slot))
+                continue
+            self.attempts.append(Attempt(self, slot, address))
+            if self.addresses:
+                self.timer = background_timer(self.loop, self._try_next, ATTEMPT_DELAY)
+            return
+        if not self.attempts:
+            self.socket._fail_with(self._error())
+
+    def _error(self) -> SocketError:
+        tried = "; ".join(
+            f"{address} port {self.port}: {message(status)}" for address, status in self.failures
+        )
+        status = self.failures[0][1] if self.failures else -errno.EADDRNOTAVAIL
+        return socket_error(status, detail=f"cannot connect to {self.host}: {tried}")
+
+    def on_connected(self, attempt: Attempt, status: int) -> None:
+        """Take note that an attempt has connected, or failed."""
+        if attempt not in self.attempts:
+            return  # it was closed in this batch
+        self.attempts.remove(attempt)
+        if status != 0:
+            attempt.close()
+            self.failures.append((attempt.address, status))
+            self._try_next()
+            return
+        self.close()
+        self.socket._on_slot(attempt.slot)
+        self.socket._on_event(lib.PA_CONNECTED, 0)
+
+
+class Attempt:
+    """A connection that is being tried: what the loop knows its slot by."""
+
+    _state = -1  # not a Stream's; nothing of it is read
+    _event_cb = None
+
+    def __init__(self, connector: Connector, slot: int, address: str) -> None:
+        self.connector = connector
+        self.slot = slot
+        self.address = address
+        connector.loop._register(slot, self)
+
+    def close(self) -> None:
+        self.connector.loop._queue((lib.PA_CLOSE, self.slot, 1))
+
+    def _on_event(self, kind: int, value: int) -> None:
+        if kind == lib.PA_CONNECTED:
+            self.connector.on_connected(self, value)
+
+    def _on_read(self, data: bytes) -> None:
+        pass
+
+    def _on_closed(self) -> None:
+        pass
+
+    def _on_loop_end(self) -> None:
+        pass
+
+
+def connect(loop: Any, address: str, port: int, local: tuple[str | None, int]) -> int:
+    """Begin to connect to a numeric address; return the slot, or libuv's error."""
+    host, local_port = local
+    local_host = ffi.NULL if host is None else host.encode()
+    slot: int = lib.pa_tcp_connect(loop._c, address.encode(), port, local_host, local_port)
+    return slot

@@ -1,0 +1,251 @@
+"""Pipes: Unix domain sockets, with a path or, on Linux, an abstract name (unix(7))."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as sockets
+import stat
+from collections.abc import Callable
+from typing import Any, Union
+
+from pyasync._ffi import lib
+from pyasync.errors import PipeNotFound, SocketAddressInUse, SocketError, check, socket_error
+from pyasync.handles import optional_callable
+from pyasync.loop import EventCallback, get_loop
+from pyasync.sockets import Server, Socket
+from pyasync.streams import UNCONNECTED, Data, Settings, WriteCallback, require_timeout
+from pyasync.tcp import adopt, require_max_connections
+from pyasync.timers import Event
+
+ReadCallback = Callable[["PipeSocket", Any], object]
+SocketCallback = Callable[["PipeSocket"], object]
+PressureCallback = Callable[["PipeSocket", bool], object]
+Name = Union[str, bytes, "os.PathLike[str]"]
+
+#: When a server's backlog is full, a client tries again after this time, in seconds: the kernel
+#: tells it nothing when there is room (connect(2), EAGAIN).
+CONNECT_RETRY = 0.01
+
+
+class PipeSocket(Socket):
+    """A connection over a pipe, accepted by a `PipeServer` or made by `pipe_connect`."""
+
+    __slots__ = ()
+
+
+class PipeServer(Server):
+    """A server at a pipe, made by `pipe_server`."""
+
+    __slots__ = ("_file",)
+
+    _connection = PipeSocket
+    _kind = lib.PA_PIPE_SERVER
+
+    def __init__(
+        self, settings: Settings, sock: sockets.socket, limit: int | None, owns_file: bool
+    ) -> None:
+        super().__init__(settings, sock, limit)
+        self._file = _file_at(self._address) if owns_file else None
+
+    def close(self) -> None:
+        """Stop accepting, and remove the socket's file if it is still this server's."""
+        super().close()
+        self._remove_file()
+
+    def _on_loop_end(self) -> None:
+        super()._on_loop_end()
+        self._remove_file()
+
+    def _remove_file(self) -> None:
+        file, self._file = self._file, None
+        if file is not None and _file_at(self._address) == file:
+            os.unlink(self._address)
+
+
+def _file_at(address: Any) -> tuple[int, int] | None:
+    """Return what identifies the file at a path; None for an abstract name or a missing file."""
+    if isinstance(address, bytes) or not address:
+        return None
+    try:
+        status = os.stat(address)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def pipe_server(
+    name: Name | None,
+    read_cb: ReadCallback,
+    *,
+    event_cb: EventCallback | None = None,
+    connect_cb: SocketCallback | None = None,
+    backlog: int | None = None,
+    stream: bool = False,
+    fd: int | None = None,
+    allow_half_open: bool = False,
+    max_connections: int | None = None,
+    pressure_cb: PressureCallback | None = None,
+    read_timeout: float | None = None,
+    write_timeout: float | None = None,
+    linger: float | None = 2.0,
+) -> PipeServer:
+    """Accept connections at a pipe, and call ``read_cb(socket, data)`` with what arrives.
+
+    ``name`` is a path, or, on Linux, an abstract name, which begins with a zero byte. A socket's
+    file that an earlier server has left behind at the path, and that nobody listens at, is
+    replaced. When the server is closed, or its loop ends, it removes the file, unless that is
+    another's by then. With ``fd``, a descriptor bound already, ``name`` is None, and no file is
+    removed. The other keywords are those of `tcp_server`.
+
+    Raises `SocketAddressInUse` or another `SocketError` if it cannot listen there, `ValueError`
+    (a name that is too long, among others), `TypeError`, and `EventLoopNotRunning`.
+    """
+    loop = get_loop()
+    require_max_connections(max_connections)
+    settings = Settings(
+        loop,
+        read_cb,
+        stream=stream,
+        event_cb=event_cb,
+        connect_cb=connect_cb,
+        pressure_cb=pressure_cb,
+        allow_half_open=allow_half_open,
+        linger=linger,
+        read_timeout=read_timeout,
+        write_timeout=write_timeout,
+    )
+    loop._submit()
+    if fd is None:
+        if name is None:
+            raise TypeError("a name is needed, or a descriptor")
+        sock = _bind(_path(name))
+    elif name is None:
+        sock = adopt(fd, (sockets.AF_UNIX,))
+    else:
+        raise ValueError("with fd, name must be None")
+    with sock:
+        try:
+            sock.listen(sockets.SOMAXCONN if backlog is None else backlog)
+        except OSError as error:
+            raise _pipe_error(error, sock.getsockname()) from None
+        return PipeServer(settings, sock, max_connections, owns_file=fd is None)
+
+
+def _path(name: Name) -> str | bytes:
+    path = os.fspath(name)
+    if not path:
+        raise ValueError("the name of a pipe must not be empty")
+    if len(os.fsencode(path)) > 107:
+        raise ValueError(f"the name of a pipe must have 107 bytes at most: {path!r}")
+    return path
+
+
+def _bind(path: str | bytes) -> sockets.socket:
+    sock = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
+    try:
+        try:
+            sock.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not _is_stale(path):
+                raise
+            os.unlink(path)
+            sock.bind(path)
+    except OSError as error:
+        sock.close()
+        raise _pipe_error(error, path) from None
+    return sock
+
+
+def _is_stale(path: str | bytes) -> bool:
+    """Whether there is a socket's file at the path, and nobody listens."""
+    if path[:1] in ("\0", b"\0") or not stat.S_ISSOCK(os.stat(path).st_mode):
+        return False
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(path) == errno.ECONNREFUSED
+
+
+def _pipe_error(error: OSError, path: str | bytes) -> SocketError:
+    number = error.errno or errno.EIO
+    kind = {errno.ENOENT: PipeNotFound, errno.EADDRINUSE: SocketAddressInUse}.get(number)
+    pipe_error = socket_error(-number, kind=kind)
+    pipe_error.filename = path
+    return pipe_error
+
+
+def pipe_connect(
+    name: Name,
+    read_cb: ReadCallback,
+    *,
+    data: Data | None = None,
+    stream: bool = False,
+    event_cb: EventCallback | None = None,
+    connect_cb: SocketCallback | None = None,
+    write_cb: WriteCallback | None = None,
+    read_timeout: float | None = None,
+    write_timeout: float | None = None,
+    connect_timeout: float | None = None,
+    drain_read_buffer: bool = True,
+    allow_half_open: bool = False,
+    pressure_cb: PressureCallback | None = None,
+    linger: float | None = 2.0,
+) -> Any:
+    """Connect to a pipe, and call ``read_cb(socket, data)`` with what arrives.
+
+    ``name`` is a path, or, on Linux, an abstract name, which begins with a zero byte. If there is
+    no such pipe ``event_cb`` gets a `PipeNotFound`; `SocketRefused` if nobody listens there. The
+    keywords are those of `tcp_connect`. Returns a `PipeSocket`, or its `AsyncStream`.
+    """
+    loop = get_loop()
+    path = _path(name)
+    optional_callable("write_cb", write_cb)
+    settings = Settings(
+        loop,
+        read_cb,
+        stream=stream,
+        event_cb=event_cb,
+        connect_cb=connect_cb,
+        pressure_cb=pressure_cb,
+        allow_half_open=allow_half_open,
+        linger=linger,
+        read_timeout=read_timeout,
+        write_timeout=write_timeout,
+    )
+    settings.drain_read_buffer = drain_read_buffer
+    require_timeout("connect_timeout", connect_timeout)
+    socket = PipeSocket(settings, -1, UNCONNECTED)
+    socket._begin()
+    if data is not None:
+        socket.write(data, write_cb=write_cb)
+    socket.connect_to(_PipeConnector(socket, path), connect_timeout)
+    return socket._subject
+
+
+class _PipeConnector:
+    """Connects in the loop's next iteration, or when the server's backlog has room."""
+
+    def __init__(self, socket: PipeSocket, path: str | bytes) -> None:
+        self._socket = socket
+        self._path = path
+        self._timer = Event(socket._loop, self._connect)
+        self._timer.add()
+
+    def close(self) -> None:
+        self._timer.free()
+
+    def _connect(self) -> None:
+        sock = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.connect(self._path)
+        except BlockingIOError:
+            sock.close()
+            self._timer.add(CONNECT_RETRY)
+        except OSError as error:
+            sock.close()
+            self._socket._fail_with(_pipe_error(error, self._path))
+        else:
+            loop = self._socket._loop
+            self._socket._on_slot(check(lib.pa_open(loop._c, sock.detach(), lib.PA_PIPE)))
+            self._socket._on_connected(0)
