@@ -266,13 +266,20 @@ class Stream(Handle):
     @property
     def write_queue_size(self) -> int:
         """Bytes that have been written, and not yet been handed to the kernel."""
-        slot = self._open_slot()
+        self._open_slot()
         operations = self._loop._operations
-        size: int = 0 if slot < 0 else lib.pa_write_queue_size(self._loop._c, slot)
+        size = self._waiting_size()
         for index in range(0, len(operations), 3):
             kind = operations[index]
-            if operations[index + 1] == slot and kind in (WRITE, WRITE_CALLBACK):
+            if operations[index + 1] == self._slot and kind in (WRITE, WRITE_CALLBACK):
                 size += operations[index + 2]
+        return size
+
+    def _waiting_size(self) -> int:
+        """Bytes that the kernel has refused, or that are held back."""
+        size: int = 0
+        if self._slot >= 0:
+            size = lib.pa_write_queue_size(self._loop._c, self._slot)
         if self._rare is not None:
             size += sum(len(data) for data, _ in self._rare.held)
         return size
@@ -317,9 +324,8 @@ class Stream(Handle):
         Closing again does nothing, but to force a close that is still going on.
         """
         loop = self._settings.loop
-        if self._state & CLOSED or loop._thread != get_ident():  # noqa: SIM102
-            if not (force and self._can_force()):
-                return
+        if (self._state & CLOSED or loop._thread != get_ident()) and not self._may_close(force):
+            return
         self._state |= CLOSED
         if self._rare is not None:
             self._leave(force)
@@ -328,25 +334,32 @@ class Stream(Handle):
         if self._slot >= 0:
             loop._queue((CLOSE, self._slot, 1 if force else 0))
 
-    def _can_force(self) -> bool:
-        """Whether a close is going on that can be forced. Checks the thread."""
-        if not self._enter() or self._state & FAILED:
+    def _may_close(self, force: bool) -> bool:
+        """Whether there is something to close still, or a close under way to be forced."""
+        if not self._enter():
             return False
-        return self._slot < 0 or self._loop._objects[self._slot] is self
+        if not self._state & CLOSED:
+            return True
+        still_there = self._slot < 0 or self._loop._objects[self._slot] is self
+        return force and not self._state & FAILED and still_there
 
     def _leave(self, force: bool) -> None:
+        """Give up what a closed socket has no use for."""
         rare = self._need_rare()
         rare.stop_timers()
         rare.kept.clear()
         if rare.stream is not None:
             rare.stream._end()
-        if rare.connector is not None and (force or not rare.held):
-            rare.connector.close()
-            rare.connector = None
         if force:
             rare.waiting.clear()
             rare.held.clear()
-        elif not self._state & UNCONNECTED:
+        if rare.connector is not None and rare.held:
+            self._on_lingering()  # connect, send, then close
+        elif self._slot < 0:
+            if rare.connector is not None:
+                rare.connector.close()
+            rare.held.clear()
+        else:
             self._release()
 
     def shutdown(self) -> None:
@@ -494,7 +507,7 @@ class Stream(Handle):
         rare = self._need_rare()
         if timeout is None or rare.write_timer is not None or self._state & CLOSED:
             return
-        rare.write_size = lib.pa_write_queue_size(self._loop._c, self._slot)
+        rare.write_size = self._waiting_size()
         if rare.write_size:
             rare.write_timer = background_timer(self._loop, self._write_timer_fired, timeout)
 
@@ -585,19 +598,19 @@ class Stream(Handle):
             self._rare.waiting.popleft()(self)
         self._check_pressure()
 
-    def _on_lingering(self, kind: int, value: int) -> None:
-        """C cannot close at once: it flushes, or waits for the peer's end."""
+    def _on_lingering(self) -> None:
+        """Set a limit to a close that cannot end at once: it flushes, or awaits the peer's end."""
         rare, linger = self._need_rare(), self._settings.linger
         if linger is None or rare.linger_timer is not None:
             return
-        rare.linger_size = lib.pa_write_queue_size(self._loop._c, self._slot)
+        rare.linger_size = self._waiting_size()
         rare.linger_timer = background_timer(self._loop, self._linger_timer_fired, linger)
 
     def _linger_timer_fired(self) -> None:
         rare, linger = self._need_rare(), self._settings.linger
         assert rare.linger_timer is not None
         assert linger is not None
-        size: int = lib.pa_write_queue_size(self._loop._c, self._slot)
+        size = self._waiting_size()
         if size < rare.linger_size and linger > 0:
             rare.linger_size = size  # the peer still reads
             rare.linger_timer.add(linger)
@@ -651,7 +664,7 @@ _EVENTS: dict[int, Callable[[Stream, int, int], None]] = {
     lib.PA_HELD: Stream._on_held,
     lib.PA_WRITTEN: Stream._on_written,
     lib.PA_WRITE_ERROR: Stream._on_write_error,
-    lib.PA_LINGERING: Stream._on_lingering,
+    lib.PA_LINGERING: lambda stream, kind, value: stream._on_lingering(),
     lib.PA_CONNECTED: lambda stream, kind, value: stream._on_connected(value),
 }
 
