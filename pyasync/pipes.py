@@ -218,7 +218,7 @@ def pipe_connect(
     socket._begin()
     if data is not None:
         socket.write(data, write_cb=write_cb)
-    socket.connect_to(_PipeConnector(socket, path), connect_timeout)
+    socket._connect_to(_PipeConnector(socket, path), connect_timeout)
     return socket._subject
 
 

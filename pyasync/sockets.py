@@ -44,7 +44,7 @@ class Socket(Stream):
 
     __slots__ = ()
 
-    def connect_to(self, connector: Any, timeout: float | None) -> None:
+    def _connect_to(self, connector: Any, timeout: float | None) -> None:
         """Wait for ``connector``, which calls `_on_slot` and `_on_connected`, or the last."""
         rare = self._need_rare()
         rare.connector = connector

@@ -350,5 +350,5 @@ def connect_tcp_socket(
     else:
         connector = Connector(socket, host, port, settings.local_address)
     if connector is not None or settings.connect_timeout is not None:
-        socket.connect_to(connector, settings.connect_timeout)
+        socket._connect_to(connector, settings.connect_timeout)
     return subject
