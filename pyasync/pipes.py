@@ -14,7 +14,7 @@ from pyasync.errors import PipeNotFound, SocketAddressInUse, SocketError, check,
 from pyasync.handles import optional_callable
 from pyasync.loop import EventCallback, get_loop
 from pyasync.sockets import Server, Socket
-from pyasync.streams import UNCONNECTED, Data, Settings, WriteCallback, require_timeout
+from pyasync.stream_state import UNCONNECTED, Data, Settings, WriteCallback, require_timeout
 from pyasync.tcp import adopt, require_max_connections
 from pyasync.timers import Event
 

@@ -13,13 +13,12 @@ from pyasync._ffi import lib
 from pyasync.errors import (
     SocketAcceptError,
     SocketClosed,
-    SocketTimeout,
     check,
     message,
     socket_error,
 )
 from pyasync.handles import PlainHandle
-from pyasync.streams import (
+from pyasync.stream_state import (
     CLOSED,
     CONNECTING,
     LIMITED,
@@ -29,8 +28,9 @@ from pyasync.streams import (
     UNCONNECTED,
     WRITE_DISABLED,
     Settings,
-    Stream,
 )
+from pyasync.streams import Stream
+from pyasync.timeouts import time_out
 from pyasync.timers import Event, background_timer
 
 #: Out of descriptors or memory, a server tries again after this time, in seconds,
@@ -118,12 +118,12 @@ class Socket(Stream):
                 rare.connect_timer = None
         if self._state & READ_DISABLED:
             self._loop._queue((lib.PA_READ_STOP, self._slot, 0))
-        self._start_read_clock()
+        self._start_read_timeout()
         if self._settings.connect_cb is not None:
             self._settings.connect_cb(self)
 
     def _connect_timer_fired(self) -> None:
-        self._fail_with(SocketTimeout(errno.ETIMEDOUT, "connecting took too long"))
+        time_out(self, "connecting took too long", force=True)
 
 
 class Server(PlainHandle):

@@ -1,178 +1,54 @@
 """Streams: what connected sockets of every kind have in common.
 
 The usual life of a connection (data arrives, an answer is written, the connection is closed) runs
-through `Stream.write` and `Stream.close` and the loop itself. All that is rarer shows in
-``_state``, a set of flags that is zero for an open connection with nothing special about it, and
-keeps its data in a `_Rare` made for that connection alone.
+through `Stream.write` and `Stream.close` and the loop itself. All that is rarer shows in the flags
+of ``_state``, zero for an open connection with nothing special about it, and keeps its data in a
+`Rare` made for that connection alone: see `pyasync.stream_state`.
 """
 
 from __future__ import annotations
 
 import errno
-from collections import deque
 from collections.abc import Callable
 from threading import get_ident
 from time import monotonic
-from typing import Any, Union
+from typing import Any
 
 from pyasync._ffi import lib
 from pyasync.async_stream import AsyncStream
-from pyasync.errors import (
-    EventError,
-    SocketClosed,
-    SocketEOF,
-    SocketTimeout,
-    socket_error,
-)
+from pyasync.errors import EventError, SocketClosed, SocketEOF, socket_error
 from pyasync.handles import Handle, optional_callable, require_callable
-from pyasync.loop import STREAM_CLOSED, STREAM_FAILED, EventCallback, Loop
-from pyasync.timers import Event, background_timer
-
-Data = Union[bytes, bytearray, memoryview, str]
-WriteCallback = Callable[[Any], object]
-
-# The flags of Stream._state.
-CLOSED = STREAM_CLOSED  # close() was called, or pyasync has closed it
-FAILED = STREAM_FAILED  # what was written is lost
-ENDED = 2  # the peer's end of stream has been reported
-SHUT = 4  # shutdown() was called
-CONNECTING = 8
-READ_DISABLED = 32
-WRITE_DISABLED = 64
-TIMED = 128  # a read timeout runs
-KEPT = 256  # what was kept back while reading was disabled is being delivered
-LIMITED = 512  # the server counts its connections
-RARE = 1024  # there is a _Rare
-UNCONNECTED = 2048  # there is no handle yet
-STREAMING = 4096  # what is read goes to an AsyncStream
-
-_HELD = WRITE_DISABLED | UNCONNECTED  # what is written is held back
-_CANNOT_WRITE = CLOSED | SHUT | _HELD
+from pyasync.loop import EventCallback, Loop
+from pyasync.stream_state import (
+    CANNOT_WRITE,
+    CLOSED,
+    CONNECTING,
+    ENDED,
+    FAILED,
+    HELD,
+    HIGH_WATERMARK,
+    KEPT,
+    LIMITED,
+    RARE,
+    READ_DISABLED,
+    SHUT,
+    STREAMING,
+    TIMED,
+    UNCONNECTED,
+    WRITE_DISABLED,
+    Data,
+    Rare,
+    Settings,
+    WriteCallback,
+    require_timeout,
+)
+from pyasync.timeouts import Linger, ReadTimeout, WriteTimeout
 
 WRITE = lib.PA_WRITE
 WRITE_CALLBACK = lib.PA_WRITE_CALLBACK
 CLOSE = lib.PA_CLOSE
 
-#: Watermarks of the write queue unless set otherwise, in bytes: asyncio's.
-HIGH_WATERMARK = 64 << 10
-LOW_WATERMARK = 16 << 10
-
-
-class Settings:
-    """What a client's socket, or all the connections of a server, were asked to do."""
-
-    __slots__ = (
-        "allow_half_open",
-        "connect_cb",
-        "connect_timeout",
-        "drain_read_buffer",
-        "event_cb",
-        "linger",
-        "local_address",
-        "loop",
-        "pressure_cb",
-        "read_cb",
-        "read_timeout",
-        "remote",
-        "server",
-        "stream",
-        "write_timeout",
-    )
-
-    def __init__(
-        self,
-        loop: Loop,
-        read_cb: Callable[[Any, Any], object],
-        *,
-        stream: bool = False,
-        event_cb: EventCallback | None = None,
-        connect_cb: Callable[[Any], object] | None = None,
-        pressure_cb: Callable[[Any, bool], object] | None = None,
-        allow_half_open: bool = False,
-        linger: float | None = 2.0,
-        read_timeout: float | None = None,
-        write_timeout: float | None = None,
-    ) -> None:
-        require_callable("read_cb", read_cb)
-        optional_callable("event_cb", event_cb)
-        optional_callable("connect_cb", connect_cb)
-        optional_callable("pressure_cb", pressure_cb)
-        if linger is not None and not linger >= 0:
-            raise ValueError(f"linger must be 0 seconds or more, not {linger!r}")
-        self.loop = loop
-        self.read_cb = read_cb
-        self.event_cb = event_cb
-        self.connect_cb = connect_cb
-        self.pressure_cb = pressure_cb
-        self.allow_half_open = allow_half_open
-        self.linger = linger
-        self.read_timeout = require_timeout("read_timeout", read_timeout)
-        self.write_timeout = require_timeout("write_timeout", write_timeout)
-        self.stream = bool(stream)
-        #: The server whose connections these are.
-        self.server: Any = None
-        #: Of a client: what it connects to, and from, how long, and whether it reads on and on.
-        self.remote: tuple[str, int] | None = None
-        self.local_address: tuple[str | None, int] = (None, 0)
-        self.connect_timeout: float | None = None
-        self.drain_read_buffer = True
-
-    def copy(self) -> Settings:
-        """Return settings of one socket's own, to be changed."""
-        copy = Settings.__new__(Settings)
-        for name in Settings.__slots__:
-            setattr(copy, name, getattr(self, name))
-        return copy
-
-
-class _Rare:
-    """What few connections need, or few at a time."""
-
-    __slots__ = (
-        "connect_timer",
-        "connector",
-        "held",
-        "high",
-        "kept",
-        "linger_size",
-        "linger_timer",
-        "low",
-        "paused",
-        "read_at",
-        "read_timer",
-        "stream",
-        "waiting",
-        "write_size",
-        "write_timer",
-    )
-
-    def __init__(self) -> None:
-        #: Write callbacks that wait for the kernel, in order.
-        self.waiting: deque[WriteCallback] = deque()
-        #: What has been read while reading is disabled: data, then the event that ended it.
-        self.kept: deque[bytes | tuple[int, int]] = deque()
-        #: What has been written while writing is disabled.
-        self.held: deque[tuple[bytes, WriteCallback | None]] = deque()
-        self.connect_timer: Event | None = None
-        #: What is trying to connect an unconnected socket: it has a close().
-        self.connector: Any = None
-        #: The AsyncStream, if that is what the callbacks get.
-        self.stream: Any = None
-        self.linger_timer: Event | None = None
-        self.linger_size = 0
-        self.read_timer: Event | None = None
-        self.read_at = 0.0
-        self.write_timer: Event | None = None
-        self.write_size = 0
-        self.high = HIGH_WATERMARK
-        self.low = LOW_WATERMARK
-        self.paused = False
-
-    def stop_timers(self) -> None:
-        for timer in (self.connect_timer, self.read_timer, self.write_timer):
-            if timer is not None:
-                timer.free()
-        self.connect_timer = self.read_timer = self.write_timer = None
+_NOT_READING = READ_DISABLED | CONNECTING | UNCONNECTED | ENDED
 
 
 class Stream(Handle):
@@ -186,7 +62,7 @@ class Stream(Handle):
         self._settings = settings
         self._slot = slot
         self._state = state
-        self._rare: _Rare | None = None
+        self._rare: Rare | None = None
         #: For the application to use as it likes.
         self.data: Any = None
 
@@ -225,7 +101,7 @@ class Stream(Handle):
         the end of the loop, and `TypeError` for data that is not bytes-like.
         """
         loop = self._settings.loop
-        if self._state & _CANNOT_WRITE or loop._thread != get_ident():
+        if self._state & CANNOT_WRITE or loop._thread != get_ident():
             self._check_writable()
         if type(data) is not bytes or start or end is not None:
             data = _part(data, start, end)
@@ -235,7 +111,7 @@ class Stream(Handle):
             require_callable("write_cb", write_cb)
         if read_cb is not None or event_cb is not None:
             self._replace_callbacks(read_cb, event_cb)
-        if self._state & _HELD:
+        if self._state & HELD:
             self._hold(data, write_cb)
             return
         size = len(data)
@@ -275,11 +151,13 @@ class Stream(Handle):
                 size += operations[index + 2]
         return size
 
+    def _refused_size(self) -> int:
+        """Bytes that the kernel has refused."""
+        return lib.pa_write_queue_size(self._loop._c, self._slot) if self._slot >= 0 else 0
+
     def _waiting_size(self) -> int:
         """Bytes that the kernel has refused, or that are held back."""
-        size: int = 0
-        if self._slot >= 0:
-            size = lib.pa_write_queue_size(self._loop._c, self._slot)
+        size = self._refused_size()
         if self._rare is not None:
             size += sum(len(data) for data, _ in self._rare.held)
         return size
@@ -346,7 +224,7 @@ class Stream(Handle):
     def _leave(self, force: bool) -> None:
         """Give up what a closed socket has no use for."""
         rare = self._need_rare()
-        rare.stop_timers()
+        rare.stop_timeouts()
         rare.kept.clear()
         if rare.stream is not None:
             rare.stream._end()
@@ -396,7 +274,7 @@ class Stream(Handle):
             self._state |= READ_DISABLED
             if self._slot >= 0:
                 self._loop._queue((lib.PA_READ_STOP, self._slot, 0))
-            self._stop_read_clock()
+            self._stop_read_timeout()
         if write:
             self._state |= WRITE_DISABLED
 
@@ -414,7 +292,7 @@ class Stream(Handle):
             self._state |= KEPT if rare.kept else 0
             if self._slot >= 0 and not self._state & ENDED:
                 self._loop._queue((lib.PA_READ_START, self._slot, 0))
-            self._start_read_clock()
+            self._start_read_timeout()
         if write and self._state & WRITE_DISABLED:
             self._state &= ~WRITE_DISABLED
             if self._slot >= 0:
@@ -426,7 +304,7 @@ class Stream(Handle):
 
     def _release(self) -> None:
         """Write what was held back, whatever has happened to the socket since."""
-        state, self._state = self._state, self._state & ~_CANNOT_WRITE
+        state, self._state = self._state, self._state & ~CANNOT_WRITE
         rare = self._need_rare()
         while rare.held:
             data, write_cb = rare.held.popleft()
@@ -466,61 +344,34 @@ class Stream(Handle):
             settings.read_timeout = require_timeout("read", read)
             settings.write_timeout = require_timeout("write", write)
             self._settings = settings
-        self._stop_read_clock()
-        self._start_read_clock()
-        rare = self._need_rare()
-        if rare.write_timer is not None:
-            rare.write_timer.free()
-            rare.write_timer = None
-        self._start_write_clock()
+        self._stop_read_timeout()
+        self._start_read_timeout()
+        self._stop_write_timeout()
+        self._start_write_timeout()
 
-    def _start_read_clock(self) -> None:
+    def _start_read_timeout(self) -> None:
         timeout = self._settings.read_timeout
-        if timeout is None or self._state & (READ_DISABLED | CONNECTING | ENDED):
-            return
-        rare = self._need_rare()
-        rare.read_at = monotonic()
-        rare.read_timer = background_timer(self._loop, self._read_timer_fired, timeout)
-        self._state |= TIMED
+        if timeout is not None and not self._state & _NOT_READING:
+            self._need_rare().read_timeout = ReadTimeout(self, timeout)
+            self._state |= TIMED
 
-    def _stop_read_clock(self) -> None:
-        if self._state & TIMED:
-            self._state &= ~TIMED
-            rare = self._need_rare()
-            if rare.read_timer is not None:
-                rare.read_timer.free()
-                rare.read_timer = None
+    def _stop_read_timeout(self) -> None:
+        self._state &= ~TIMED
+        rare = self._rare
+        if rare is not None and rare.read_timeout is not None:
+            rare.read_timeout.stop()
+            rare.read_timeout = None
 
-    def _read_timer_fired(self) -> None:
-        # A read only notes its time; the timer finds out whether it has come too early.
-        rare, timeout = self._need_rare(), self._settings.read_timeout
-        assert rare.read_timer is not None
-        assert timeout is not None
-        left = rare.read_at + timeout - monotonic()
-        if left > 0:
-            rare.read_timer.add(left)
-        else:
-            self._time_out(f"nothing was read for {timeout:g} seconds", force=False)
+    def _start_write_timeout(self) -> None:
+        timeout, rare = self._settings.write_timeout, self._need_rare()
+        if timeout is not None and rare.write_timeout is None and self._refused_size():
+            rare.write_timeout = WriteTimeout(self, timeout)
 
-    def _start_write_clock(self) -> None:
-        timeout = self._settings.write_timeout
-        rare = self._need_rare()
-        if timeout is None or rare.write_timer is not None or self._state & CLOSED:
-            return
-        rare.write_size = self._waiting_size()
-        if rare.write_size:
-            rare.write_timer = background_timer(self._loop, self._write_timer_fired, timeout)
-
-    def _write_timer_fired(self) -> None:
-        rare, timeout = self._need_rare(), self._settings.write_timeout
-        size, rare.write_timer = rare.write_size, None
-        self._start_write_clock()
-        if rare.write_timer is not None and rare.write_size >= size:
-            self._time_out(f"the peer took nothing for {timeout:g} seconds", force=True)
-
-    def _time_out(self, reason: str, *, force: bool) -> None:
-        self._loop._tell(self, SocketTimeout(errno.ETIMEDOUT, reason), self)
-        self.close(force=force)
+    def _stop_write_timeout(self) -> None:
+        rare = self._rare
+        if rare is not None and rare.write_timeout is not None:
+            rare.write_timeout.stop()
+            rare.write_timeout = None
 
     # Events
 
@@ -530,7 +381,7 @@ class Stream(Handle):
         if state & CLOSED:
             return
         if state & TIMED:
-            self._need_rare().read_at = monotonic()
+            self._need_rare().read_timeout.read_at = monotonic()  # type: ignore[union-attr]
         if state & (READ_DISABLED | KEPT):
             self._keep(data)
         else:
@@ -560,7 +411,7 @@ class Stream(Handle):
             self._fail(value)
             return
         self._state |= ENDED
-        self._stop_read_clock()
+        self._stop_read_timeout()
         if self._state & STREAMING:
             self._need_rare().stream._end()
         self._loop._tell(self, SocketEOF("end of stream"), self)
@@ -584,8 +435,8 @@ class Stream(Handle):
         self.close(force=True)
 
     def _on_blocked(self, kind: int, value: int) -> None:
-        if self._settings.write_timeout is not None:
-            self._start_write_clock()
+        if self._settings.write_timeout is not None and not self._state & CLOSED:
+            self._start_write_timeout()
         self._check_pressure()
 
     def _on_held(self, kind: int, index: int) -> None:
@@ -600,35 +451,18 @@ class Stream(Handle):
 
     def _on_lingering(self) -> None:
         """Set a limit to a close that cannot end at once: it flushes, or awaits the peer's end."""
-        rare, linger = self._need_rare(), self._settings.linger
-        if linger is None or rare.linger_timer is not None:
-            return
-        rare.linger_size = self._waiting_size()
-        rare.linger_timer = background_timer(self._loop, self._linger_timer_fired, linger)
-
-    def _linger_timer_fired(self) -> None:
-        rare, linger = self._need_rare(), self._settings.linger
-        assert rare.linger_timer is not None
-        assert linger is not None
-        size = self._waiting_size()
-        if size < rare.linger_size and linger > 0:
-            rare.linger_size = size  # the peer still reads
-            rare.linger_timer.add(linger)
-            return
-        if size:
-            reason = f"closed, and the peer took nothing for {linger:g} seconds: {size} bytes lost"
-            self._loop._tell(self, SocketTimeout(errno.ETIMEDOUT, reason), self)
-        self.close(force=True)
+        rare, seconds = self._need_rare(), self._settings.linger
+        if seconds is not None and rare.linger is None:
+            rare.linger = Linger(self, seconds)
 
     def _on_connected(self, status: int) -> None:
         raise NotImplementedError
 
     def _on_closed(self) -> None:
         if self._rare is not None:
-            self._rare.stop_timers()
-            if self._rare.linger_timer is not None:
-                self._rare.linger_timer.free()
-                self._rare.linger_timer = None
+            self._rare.stop_timeouts()
+            if self._rare.linger is not None:
+                self._rare.linger.stop()
         if self._state & LIMITED:
             self._settings.server._on_connection_closed()
 
@@ -650,9 +484,9 @@ class Stream(Handle):
     def _event_cb(self) -> EventCallback | None:  # type: ignore[override]
         return self._settings.event_cb
 
-    def _need_rare(self) -> _Rare:
+    def _need_rare(self) -> Rare:
         if self._rare is None:
-            self._rare = _Rare()
+            self._rare = Rare()
             self._state |= RARE
         return self._rare
 
@@ -688,10 +522,3 @@ def _part(data: Data, start: int, end: int | None) -> bytes | memoryview:
     if start < 0 or (end is not None and end < start):
         raise ValueError(f"start and end must be 0 <= start <= end, not {start!r} and {end!r}")
     return data if start == 0 and end is None else memoryview(data)[start:end]
-
-
-def require_timeout(name: str, value: float | None) -> float | None:
-    """Return the value; raise `ValueError` unless it is None or over 0."""
-    if value is not None and not value > 0:
-        raise ValueError(f"{name} must be over 0 seconds, or None, not {value!r}")
-    return value

@@ -16,7 +16,7 @@ from pyasync.errors import SocketAddressInUse, TcpServerBindError, check
 from pyasync.handles import optional_callable
 from pyasync.loop import EventCallback, get_loop
 from pyasync.sockets import Server, Socket
-from pyasync.streams import UNCONNECTED, Data, Settings, WriteCallback, require_timeout
+from pyasync.stream_state import UNCONNECTED, Data, Settings, WriteCallback, require_timeout
 
 ReadCallback = Callable[["TcpSocket", Any], object]
 SocketCallback = Callable[["TcpSocket"], object]

@@ -1,0 +1,158 @@
+"""What a stream was asked to do, and what it remembers beside its handle."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Union
+
+from pyasync.handles import optional_callable, require_callable
+from pyasync.loop import STREAM_CLOSED, STREAM_FAILED, EventCallback, Loop
+from pyasync.timeouts import Linger, ReadTimeout, WriteTimeout
+from pyasync.timers import Event
+
+Data = Union[bytes, bytearray, memoryview, str]
+WriteCallback = Callable[[Any], object]
+
+# The flags of Stream._state.
+CLOSED = STREAM_CLOSED  # close() was called, or pyasync has closed it
+FAILED = STREAM_FAILED  # what was written is lost
+ENDED = 2  # the peer's end of stream has been reported
+SHUT = 4  # shutdown() was called
+CONNECTING = 8
+READ_DISABLED = 32
+WRITE_DISABLED = 64
+TIMED = 128  # a read timeout runs
+KEPT = 256  # what was kept back while reading was disabled is being delivered
+LIMITED = 512  # the server counts its connections
+RARE = 1024  # there is a _Rare
+UNCONNECTED = 2048  # there is no handle yet
+STREAMING = 4096  # what is read goes to an AsyncStream
+
+HELD = WRITE_DISABLED | UNCONNECTED  # what is written is held back
+CANNOT_WRITE = CLOSED | SHUT | HELD
+
+#: Watermarks of the write queue unless set otherwise, in bytes: asyncio's.
+HIGH_WATERMARK = 64 << 10
+LOW_WATERMARK = 16 << 10
+
+
+class Settings:
+    """What a client's socket, or all the connections of a server, were asked to do."""
+
+    __slots__ = (
+        "allow_half_open",
+        "connect_cb",
+        "connect_timeout",
+        "drain_read_buffer",
+        "event_cb",
+        "linger",
+        "local_address",
+        "loop",
+        "pressure_cb",
+        "read_cb",
+        "read_timeout",
+        "remote",
+        "server",
+        "stream",
+        "write_timeout",
+    )
+
+    def __init__(
+        self,
+        loop: Loop,
+        read_cb: Callable[[Any, Any], object],
+        *,
+        stream: bool = False,
+        event_cb: EventCallback | None = None,
+        connect_cb: Callable[[Any], object] | None = None,
+        pressure_cb: Callable[[Any, bool], object] | None = None,
+        allow_half_open: bool = False,
+        linger: float | None = 2.0,
+        read_timeout: float | None = None,
+        write_timeout: float | None = None,
+    ) -> None:
+        require_callable("read_cb", read_cb)
+        optional_callable("event_cb", event_cb)
+        optional_callable("connect_cb", connect_cb)
+        optional_callable("pressure_cb", pressure_cb)
+        if linger is not None and not linger >= 0:
+            raise ValueError(f"linger must be 0 seconds or more, not {linger!r}")
+        self.loop = loop
+        self.read_cb = read_cb
+        self.event_cb = event_cb
+        self.connect_cb = connect_cb
+        self.pressure_cb = pressure_cb
+        self.allow_half_open = allow_half_open
+        self.linger = linger
+        self.read_timeout = require_timeout("read_timeout", read_timeout)
+        self.write_timeout = require_timeout("write_timeout", write_timeout)
+        self.stream = bool(stream)
+        #: The server whose connections these are.
+        self.server: Any = None
+        #: Of a client: what it connects to, and from, how long, and whether it reads on and on.
+        self.remote: tuple[str, int] | None = None
+        self.local_address: tuple[str | None, int] = (None, 0)
+        self.connect_timeout: float | None = None
+        self.drain_read_buffer = True
+
+    def copy(self) -> Settings:
+        """Return settings of one socket's own, to be changed."""
+        copy = Settings.__new__(Settings)
+        for name in Settings.__slots__:
+            setattr(copy, name, getattr(self, name))
+        return copy
+
+
+class Rare:
+    """What few connections need, or few at a time."""
+
+    __slots__ = (
+        "connect_timer",
+        "connector",
+        "held",
+        "high",
+        "kept",
+        "linger",
+        "low",
+        "paused",
+        "read_timeout",
+        "stream",
+        "waiting",
+        "write_timeout",
+    )
+
+    def __init__(self) -> None:
+        #: Write callbacks that wait for the kernel, in order.
+        self.waiting: deque[WriteCallback] = deque()
+        #: What has been read while reading is disabled: data, then the event that ended it.
+        self.kept: deque[bytes | tuple[int, int]] = deque()
+        #: What has been written while writing is disabled.
+        self.held: deque[tuple[bytes, WriteCallback | None]] = deque()
+        self.connect_timer: Event | None = None
+        #: What is trying to connect an unconnected socket: it has a close().
+        self.connector: Any = None
+        #: The AsyncStream, if that is what the callbacks get.
+        self.stream: Any = None
+        self.read_timeout: ReadTimeout | None = None
+        self.write_timeout: WriteTimeout | None = None
+        self.linger: Linger | None = None
+        self.high = HIGH_WATERMARK
+        self.low = LOW_WATERMARK
+        self.paused = False
+
+    def stop_timeouts(self) -> None:
+        if self.connect_timer is not None:
+            self.connect_timer.free()
+        if self.read_timeout is not None:
+            self.read_timeout.stop()
+        if self.write_timeout is not None:
+            self.write_timeout.stop()
+        self.connect_timer = self.read_timeout = self.write_timeout = None
+
+
+def require_timeout(name: str, value: float | None) -> float | None:
+    """Return the value; raise `ValueError` unless it is None or over 0."""
+    if value is not None and not value > 0:
+        raise ValueError(f"{name} must be over 0 seconds, or None, not {value!r}")
+    return value
