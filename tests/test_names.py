@@ -31,7 +31,19 @@ TIMERS = {
     "with_delay",
     "with_interval",
 }
-TCP = {"TcpServer", "TcpSocket", "tcp_connect", "tcp_server"}
+SOCKETS = {
+    "AsyncStream",
+    "PipeServer",
+    "PipeSocket",
+    "TcpServer",
+    "TcpSocket",
+    "connect_tcp_socket",
+    "init_tcp_socket",
+    "pipe_connect",
+    "pipe_server",
+    "tcp_connect",
+    "tcp_server",
+}
 SIGNALS = {"SignalHandler", "clear_signal_handlers", "free_signal_handler", "signal_handler"}
 EXCEPTIONS = {
     "DnsError",
@@ -66,16 +78,20 @@ POSITIONAL = {
     "add_event_loop_exit_callback": ["fn"],
     "call_soon": ["fn"],
     "clear_signal_handlers": [],
+    "connect_tcp_socket": ["socket", "host", "port"],
     "current_loop": [],
     "delay": ["callback"],
     "dump_event_loop_status": ["file"],
     "event_loop": [],
     "exit_event_loop": [],
     "free_signal_handler": ["signo"],
+    "init_tcp_socket": ["read_cb"],
     "interval": ["callback"],
     "libuv_version": [],
     "make_event": ["callback"],
     "now": [],
+    "pipe_connect": ["name", "read_cb"],
+    "pipe_server": ["name", "read_cb"],
     "remove_interval": ["interval"],
     "signal_handler": ["signo", "callback"],
     "start_event_loop": ["start_fn"],
@@ -89,31 +105,34 @@ POSITIONAL = {
 
 #: What every handle has: see the conventions of the API.
 HANDLE = {"close", "closed", "ref", "unref", "has_ref"}
+SERVER = HANDLE | {"address", "fileno"}
+SOCKET = HANDLE | {
+    "data",
+    "disable",
+    "enable",
+    "fileno",
+    "peername",
+    "set_timeouts",
+    "set_watermarks",
+    "shutdown",
+    "sockname",
+    "write",
+    "write_queue_size",
+}
 MEMBERS = {
     "Event": HANDLE | {"add", "remove", "free", "freed", "remaining"},
     "Interval": HANDLE,
     "Loop": {"call_threadsafe", "stats"},
     "SignalHandler": HANDLE | {"signo"},
-    "TcpServer": HANDLE | {"address", "fileno"},
-    "TcpSocket": HANDLE
-    | {
-        "data",
-        "disable",
-        "enable",
-        "fileno",
-        "peername",
-        "set_timeouts",
-        "set_watermarks",
-        "shutdown",
-        "sockname",
-        "write",
-        "write_queue_size",
-    },
+    "PipeServer": SERVER,
+    "PipeSocket": SOCKET,
+    "TcpServer": SERVER,
+    "TcpSocket": SOCKET | {"keepalive", "nodelay"},
 }
 
 
 def test_the_public_names_are_the_documented_ones():
-    assert set(pyasync.__all__) == EVENT_LOOP | TIMERS | TCP | SIGNALS | EXCEPTIONS
+    assert set(pyasync.__all__) == EVENT_LOOP | TIMERS | SOCKETS | SIGNALS | EXCEPTIONS
 
 
 def test_the_list_of_names_is_sorted_and_names_nothing_twice():
