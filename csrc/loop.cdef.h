@@ -23,7 +23,7 @@ enum pa_event_kind {
   PA_CLOSED,        /* the handle is gone; its last event */
   PA_EOF,           /* the peer has shut down its sending side */
   PA_READ_ERROR,    /* value is the error */
-  PA_BLOCKED,       /* the kernel refused a part of what was written */
+  PA_BLOCKED,       /* the kernel refused value bytes of what was written */
   PA_HELD,          /* so the callback of a write must wait for PA_WRITTEN:
                        the value-th since the last pa_run, from 0 */
   PA_WRITTEN,       /* a queued write is done; value: has it a callback */

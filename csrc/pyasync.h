@@ -23,7 +23,9 @@ enum pa_flags {
   PA_END_SEEN = 4,   /* EOF or an error has been read */
   PA_BROKEN = 8,     /* a write has failed */
   PA_SHUT = 16,      /* the writing side is shut down, or will be */
-  PA_CLOSING = 32    /* Python has closed it: read only to discard */
+  PA_CLOSING = 32,   /* Python has closed it: read only to discard */
+  PA_QUEUED = 64,    /* a write had to be queued, at some time */
+  PA_FLUSHED = 128   /* the shutdown is done, and so every write */
 };
 
 /* What C knows of a handle beside libuv's own memory. handle->data is the

@@ -37,6 +37,12 @@ static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer) {
   *buffer = uv_buf_init(loop->arena + loop->arena_used, (unsigned) size);
 }
 
+/* Whether all that was written has been handed to the kernel. The size of
+ * libuv's queue does not tell: empty writes may be in it. */
+static int is_flushed(const pa_slot *entry) {
+  return !(entry->flags & PA_QUEUED) || (entry->flags & PA_FLUSHED);
+}
+
 /* Nothing is read for Python any more: what comes is dropped. */
 static void discard(pa_loop *loop, uv_stream_t *stream, ssize_t status) {
   int slot = pa_slot_of(stream);
@@ -44,7 +50,7 @@ static void discard(pa_loop *loop, uv_stream_t *stream, ssize_t status) {
   if (status >= 0)
     return;
   loop->slots[slot].flags |= PA_END_SEEN;
-  if (stream->write_queue_size == 0) {
+  if (is_flushed(&loop->slots[slot])) {
     pa_handle_close(loop, (uv_handle_t *) stream);
   } else if (status != UV_EOF) {
     pa_push(loop, PA_WRITE_ERROR, slot, status, 0);
@@ -158,8 +164,6 @@ void pa_write_add(pa_loop *loop, int slot, const char *base, size_t size,
   }
 }
 
-static void finish_close(pa_loop *loop, uv_stream_t *stream);
-
 static void on_written(uv_write_t *request, int status) {
   pa_queued_write *write = CONTAINER_OF(request, pa_queued_write, request);
   uv_stream_t *stream = request->handle;
@@ -176,12 +180,8 @@ static void on_written(uv_write_t *request, int status) {
     pa_push(loop, PA_WRITE_ERROR, slot, status, 0);
   }
   free(write);
-  if (!(entry->flags & PA_CLOSING) || uv_is_closing((uv_handle_t *) stream))
-    return;
-  if (entry->flags & PA_BROKEN)
+  if ((entry->flags & PA_CLOSING) && (entry->flags & PA_BROKEN))
     pa_handle_close(loop, (uv_handle_t *) stream);
-  else if (stream->write_queue_size == 0)
-    finish_close(loop, stream);
 }
 
 static void write_failed(pa_loop *loop, int slot, int error) {
@@ -213,7 +213,9 @@ static int queue_write(pa_loop *loop, uv_stream_t *stream, uint32_t index,
   buffer.base = write->data;
   buffer.len = size;
   error = uv_write(&write->request, stream, &buffer, 1, on_written);
-  if (error != 0)
+  if (error == 0)
+    loop->slots[pa_slot_of(stream)].flags |= PA_QUEUED;
+  else
     free(write);
   return error;
 }
@@ -250,7 +252,6 @@ static void queue_rest(pa_loop *loop, uv_stream_t *stream, uint32_t first,
     error = queue_write(loop, stream, start, offset, size - offset,
                         callback != 0);
   }
-  pa_push(loop, PA_BLOCKED, slot, 0, 0);
   if (error != 0)
     write_failed(loop, slot, error);
 }
@@ -307,8 +308,10 @@ void pa_write_flush(pa_loop *loop, int slot) {
     return;
   }
   loop->counters->bytes_written += (uint64_t) sent;
-  if (must_wait || (size_t) sent < total)
+  if (must_wait || (size_t) sent < total) {
     queue_rest(loop, stream, first, (size_t) sent, must_wait);
+    pa_push(loop, PA_BLOCKED, slot, (int64_t) (total - (size_t) sent), 0);
+  }
 }
 
 void pa_write_flush_all(pa_loop *loop) {
@@ -334,15 +337,37 @@ size_t pa_write_queue_size(pa_loop *loop, int slot) {
 
 /* Ending */
 
+static int has_unread_input(uv_stream_t *stream) {
+  uv_os_fd_t fd;
+  int size = 0;
+
+  return uv_fileno((uv_handle_t *) stream, &fd) == 0 &&
+         ioctl(fd, FIONREAD, &size) == 0 && size > 0;
+}
+
+/* All is written. To close a socket with unread input makes the kernel send a
+ * reset, upon which the peer may lose what it has not read yet (RFC 2525,
+ * 2.17): then discard until the peer's end comes, or until Python's linger
+ * timer forces ours. */
+static int must_discard(pa_loop *loop, uv_stream_t *stream) {
+  return !(loop->slots[pa_slot_of(stream)].flags &
+           (PA_END_SEEN | PA_CONNECTING)) &&
+         has_unread_input(stream);
+}
+
+/* libuv has handed every write to the kernel, and shut down the stream. */
 static void on_shutdown(uv_shutdown_t *request, int status) {
   uv_stream_t *stream = request->handle;
   pa_loop *loop = pa_loop_of(stream);
+  pa_slot *entry = &loop->slots[pa_slot_of(stream)];
 
   pa_awake(loop);
   free(request);
-  /* The peer is gone: there will be no EOF to wait for. */
-  if (status != 0 && status != UV_ECANCELED &&
-      (loop->slots[pa_slot_of(stream)].flags & PA_CLOSING))
+  if (status == 0)
+    entry->flags |= PA_FLUSHED;
+  /* With an error the peer is gone, and has no end to wait for. */
+  if (status != UV_ECANCELED && (entry->flags & PA_CLOSING) &&
+      (status != 0 || !must_discard(loop, stream)))
     pa_handle_close(loop, (uv_handle_t *) stream);
 }
 
@@ -378,43 +403,19 @@ void pa_stream_shutdown(pa_loop *loop, int slot) {
     write_failed(loop, slot, error);
 }
 
-static int has_unread_input(uv_stream_t *stream) {
-  uv_os_fd_t fd;
-  int size = 0;
-
-  return uv_fileno((uv_handle_t *) stream, &fd) == 0 &&
-         ioctl(fd, FIONREAD, &size) == 0 && size > 0;
-}
-
-/* All is written. To close a socket with unread input makes the kernel send a
- * reset, upon which the peer may lose what it has not read yet (RFC 2525,
- * 2.17): then send FIN, and discard until the peer's, or until Python's linger
- * timer forces the end. */
-static void finish_close(pa_loop *loop, uv_stream_t *stream) {
-  pa_slot *entry = &loop->slots[pa_slot_of(stream)];
-
-  if ((entry->flags & (PA_END_SEEN | PA_CONNECTING)) ||
-      !has_unread_input(stream) || shut(loop, stream) != 0) {
-    pa_handle_close(loop, (uv_handle_t *) stream);
-    return;
-  }
-  pa_stream_read((uv_handle_t *) stream);
-  pa_push(loop, PA_LINGERING, pa_slot_of(stream), 0, 0);
-}
-
 void pa_stream_close(pa_loop *loop, int slot) {
   pa_slot *entry = &loop->slots[slot];
   uv_stream_t *stream = (uv_stream_t *) entry->handle;
 
   pa_write_flush(loop, slot);
   entry->flags |= PA_CLOSING;
-  if (entry->flags & PA_BROKEN) {
+  if ((entry->flags & PA_BROKEN) ||
+      (is_flushed(entry) && !must_discard(loop, stream)) ||
+      shut(loop, stream) != 0) {
     pa_handle_close(loop, (uv_handle_t *) stream);
-  } else if (stream->write_queue_size == 0) {
-    finish_close(loop, stream);
-  } else {
-    /* The peer may have to write before it can read. */
-    pa_stream_read((uv_handle_t *) stream);
-    pa_push(loop, PA_LINGERING, slot, 0, 0);
+    return;
   }
+  /* Also while it flushes: the peer may have to write before it can read. */
+  pa_stream_read((uv_handle_t *) stream);
+  pa_push(loop, PA_LINGERING, slot, 0, 0);
 }

@@ -434,9 +434,13 @@ class Stream(Handle):
         self._state &= ~FAILED
         self.close(force=True)
 
-    def _on_blocked(self, kind: int, value: int) -> None:
+    def _on_blocked(self, kind: int, size: int) -> None:
         if self._settings.write_timeout is not None and not self._state & CLOSED:
-            self._start_write_timeout()
+            rare = self._need_rare()
+            if rare.write_timeout is not None:
+                rare.write_timeout.size += size
+            else:
+                self._start_write_timeout()
         self._check_pressure()
 
     def _on_held(self, kind: int, index: int) -> None:

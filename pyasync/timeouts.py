@@ -49,23 +49,24 @@ class ReadTimeout:
 class WriteTimeout:
     """Ends a stream whose peer takes nothing for some seconds of what the kernel has refused."""
 
-    __slots__ = ("_size", "_stream", "_timeout", "_timer")
+    __slots__ = ("_stream", "_timeout", "_timer", "size")
 
     def __init__(self, stream: Stream, timeout: float) -> None:
         self._stream = stream
         self._timeout = timeout
-        self._size = stream._refused_size()
+        #: What would wait by now if the peer had taken nothing: to be kept up to date.
+        self.size = stream._refused_size()
         self._timer = background_timer(stream._loop, self._fired, timeout)
 
     def stop(self) -> None:
         self._timer.free()
 
     def _fired(self) -> None:
-        size, before = self._stream._refused_size(), self._size
+        size = self._stream._refused_size()
         if size == 0:
             self._stream._stop_write_timeout()
-        elif size < before:
-            self._size = size
+        elif size < self.size:
+            self.size = size
             self._timer.add(self._timeout)
         else:
             time_out(
