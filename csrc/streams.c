@@ -172,6 +172,11 @@ static void on_written(uv_write_t *request, int status) {
   pa_slot *entry = &loop->slots[slot];
 
   pa_awake(loop);
+  /* libuv does one write at a time: a close that has sent everything finds
+   * the empty writes behind it undone, and cancels them. */
+  if (status == UV_ECANCELED && write->size == 0 &&
+      !(entry->flags & (PA_BROKEN | PA_CONNECTING)))
+    status = 0;
   if (status == 0) {
     loop->counters->bytes_written += write->size;
     pa_push(loop, PA_WRITTEN, slot, write->callback, 0);

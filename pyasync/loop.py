@@ -338,6 +338,8 @@ class Loop:
             if self._written:
                 written = self._written_now = self._written
                 self._written = []
+            elif self._written_now:
+                self._written_now = []
             ready = self._ready
             wait = not (written or ready or threadsafe)
             count = run(c, wait, *take_operations())

@@ -123,8 +123,9 @@ class Rare:
     )
 
     def __init__(self) -> None:
-        #: Write callbacks that wait for the kernel, in order.
-        self.waiting: deque[WriteCallback] = deque()
+        #: Write callbacks that wait for the kernel, in order; for each the batch that it was
+        #: submitted in, and its index there.
+        self.waiting: deque[tuple[WriteCallback, list[Any], int]] = deque()
         #: What has been read while reading is disabled: data, then the event that ended it.
         self.kept: deque[bytes | tuple[int, int]] = deque()
         #: What has been written while writing is disabled.

@@ -445,12 +445,16 @@ class Stream(Handle):
 
     def _on_held(self, kind: int, index: int) -> None:
         batch = self._loop._written_now
-        self._need_rare().waiting.append(batch[index][1])
+        self._need_rare().waiting.append((batch[index][1], batch, index))
         batch[index] = (self, _do_nothing)
 
     def _on_written(self, kind: int, has_callback: int) -> None:
-        if has_callback and self._rare is not None and self._rare.waiting:
-            self._rare.waiting.popleft()(self)
+        if has_callback and not self._state & FAILED:
+            write_cb, batch, index = self._need_rare().waiting.popleft()
+            if batch is self._loop._written_now:
+                batch[index] = (self, write_cb)  # it follows those before it, after this walk
+            else:
+                write_cb(self)
         self._check_pressure()
 
     def _on_lingering(self) -> None:
