@@ -2,9 +2,11 @@
  * the ways in which they end. */
 #include "pyasync.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 
 #define READ_SIZE_MAX ((size_t) 256 << 10)
 #define READ_SIZE_MIN ((size_t) 4 << 10)
@@ -58,6 +60,18 @@ static void discard(pa_loop *loop, uv_stream_t *stream, ssize_t status) {
   }
 }
 
+/* When the peer hangs up behind some data, libuv reports EOF without another
+ * read, which hides a reset. After a FIN the error would be EPIPE. */
+static ssize_t end_of(uv_stream_t *stream) {
+  socklen_t length = sizeof(int);
+  int error = 0;
+  uv_os_fd_t fd;
+
+  if (uv_fileno((uv_handle_t *) stream, &fd) == 0)
+    getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length);
+  return error == ECONNRESET ? UV_ECONNRESET : UV_EOF;
+}
+
 static void on_read(uv_stream_t *stream, ssize_t size, const uv_buf_t *buffer) {
   pa_loop *loop = pa_loop_of(stream);
   int slot = pa_slot_of(stream);
@@ -65,6 +79,8 @@ static void on_read(uv_stream_t *stream, ssize_t size, const uv_buf_t *buffer) {
 
   if (size == 0 || size == UV_ENOBUFS)
     return;
+  if (size == UV_EOF)
+    size = end_of(stream);
   if (size > 0)
     loop->counters->bytes_read += (uint64_t) size;
   if (loop->slots[slot].flags & PA_CLOSING) {
