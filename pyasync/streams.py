@@ -183,7 +183,8 @@ class Stream(Handle):
         if pressure_cb is None or self._state & CLOSED:
             return
         rare = self._need_rare()
-        paused = self.write_queue_size > (rare.low if rare.paused else rare.high)
+        # Not write_queue_size: what is yet to be tried may be taken, and then no event comes.
+        paused = self._waiting_size() > (rare.low if rare.paused else rare.high)
         if paused != rare.paused:
             rare.paused = paused
             pressure_cb(self, paused)
@@ -309,6 +310,8 @@ class Stream(Handle):
         while rare.held:
             data, write_cb = rare.held.popleft()
             self.write(data, write_cb=write_cb)
+        if rare.paused:
+            self.write(b"", write_cb=Stream._check_pressure)
         self._state |= state & (CLOSED | SHUT)
 
     def _keep(self, item: bytes | tuple[int, int]) -> None:
