@@ -136,8 +136,11 @@ def _path(name: Name) -> str | bytes:
     path = os.fspath(name)
     if not path:
         raise ValueError("the name of a pipe must not be empty")
-    if len(os.fsencode(path)) > 107:
+    encoded = os.fsencode(path)
+    if len(encoded) > 107:
         raise ValueError(f"the name of a pipe must have 107 bytes at most: {path!r}")
+    if encoded[0] != 0 and 0 in encoded:
+        raise ValueError(f"a path must not have zero bytes: {path!r}")  # it would end there
     return path
 
 
@@ -235,17 +238,16 @@ class _PipeConnector:
         self._timer.free()
 
     def _connect(self) -> None:
-        sock = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
+        loop = self._socket._loop
         try:
-            sock.setblocking(False)
-            sock.connect(self._path)
+            with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as sock:
+                sock.setblocking(False)
+                sock.connect(self._path)
+                slot = check(lib.pa_open(loop._c, sock.detach(), lib.PA_PIPE))
         except BlockingIOError:
-            sock.close()
             self._timer.add(CONNECT_RETRY)
         except OSError as error:
-            sock.close()
             self._socket._fail_with(_pipe_error(error, self._path))
         else:
-            loop = self._socket._loop
-            self._socket._on_slot(check(lib.pa_open(loop._c, sock.detach(), lib.PA_PIPE)))
+            self._socket._on_slot(slot)
             self._socket._on_connected(0)
