@@ -304,11 +304,12 @@ def init_tcp_socket(
         write_timeout=write_timeout,
     )
     settings.connect_timeout = require_timeout("connect_timeout", connect_timeout)
-    settings.local_address = (
-        local_address if isinstance(local_address, tuple) else (local_address, 0)
-    )
+    settings.local_address = _local_address(local_address)
     settings.drain_read_buffer = drain_read_buffer
     sock = None if fd is None else adopt(fd, (sockets.AF_INET, sockets.AF_INET6))
+    if sock is not None and sock.getsockopt(sockets.SOL_SOCKET, sockets.SO_ACCEPTCONN):
+        sock.close()
+        raise ValueError(f"descriptor {fd} is a socket that listens")
     socket = TcpSocket(settings, -1, UNCONNECTED)
     if stream or read_timeout or write_timeout:
         socket._begin()
@@ -318,6 +319,16 @@ def init_tcp_socket(
     if data is not None:
         socket.write(data, write_cb=write_cb)
     return socket._subject
+
+
+def _local_address(given: LocalAddress) -> tuple[str | None, int]:
+    host, port = given if isinstance(given, tuple) and len(given) == 2 else (given, 0)
+    if host is not None and not isinstance(host, str):
+        raise TypeError(f"local_address must be an address, or one and a port, not {given!r}")
+    if host is not None and numeric_address(host) is None:
+        raise ValueError(f"local_address must be a numeric address, not {host!r}")
+    require_port(port)
+    return host, port
 
 
 def connect_tcp_socket(
