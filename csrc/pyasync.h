@@ -25,7 +25,8 @@ enum pa_flags {
   PA_SHUT = 16,      /* the writing side is shut down, or will be */
   PA_CLOSING = 32,   /* Python has closed it: read only to discard */
   PA_QUEUED = 64,    /* a write had to be queued, at some time */
-  PA_FLUSHED = 128   /* the shutdown is done, and so every write */
+  PA_FLUSHED = 128,  /* the shutdown is done, and so every write */
+  PA_LARGE = 256     /* has written more than the kernel sends at once */
 };
 
 /* What C knows of a handle beside libuv's own memory. handle->data is the
@@ -36,8 +37,8 @@ typedef struct {
     uint32_t writes;    /* 1 + index of the first pa_write_part of the batch */
     int32_t next_free;
   };
-  uint8_t kind;         /* enum pa_handle_kind */
-  uint8_t flags;        /* enum pa_flags */
+  uint16_t kind;        /* enum pa_handle_kind */
+  uint16_t flags;       /* enum pa_flags */
 } pa_slot;
 
 typedef struct {

@@ -7,9 +7,16 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#ifdef __linux__
+#include <linux/sockios.h>
+#endif
+#include <sys/socket.h>
 
 #define READ_SIZE_MAX ((size_t) 256 << 10)
 #define READ_SIZE_MIN ((size_t) 4 << 10)
+
+/* Less than the initial window of TCP (RFC 6928). */
+#define SENT_AT_ONCE ((size_t) 8 << 10)
 
 /* A write that the kernel did not take at once, with a copy of its data. */
 typedef struct {
@@ -72,6 +79,19 @@ static ssize_t end_of(uv_stream_t *stream) {
   return error == ECONNRESET ? UV_ECONNRESET : UV_EOF;
 }
 
+/* When the poll says that the stream has hung up, libuv reports an EOF that it
+ * has not read, also of a connection that was reset. */
+static ssize_t hung_up(uv_stream_t *stream) {
+  uv_os_fd_t fd;
+  int error = 0;
+  socklen_t size = sizeof(error);
+
+  if (uv_fileno((uv_handle_t *) stream, &fd) != 0 ||
+      getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0 || error == 0)
+    return UV_EOF;
+  return uv_translate_sys_error(error);
+}
+
 static void on_read(uv_stream_t *stream, ssize_t size, const uv_buf_t *buffer) {
   pa_loop *loop = pa_loop_of(stream);
   int slot = pa_slot_of(stream);
@@ -79,6 +99,8 @@ static void on_read(uv_stream_t *stream, ssize_t size, const uv_buf_t *buffer) {
 
   if (size == 0 || size == UV_ENOBUFS)
     return;
+  if (size == UV_EOF && buffer->base == NULL)
+    size = hung_up(stream);
   if (size == UV_EOF)
     size = end_of(stream);
   if (size > 0)
@@ -320,6 +342,8 @@ void pa_write_flush(pa_loop *loop, int slot) {
     return;
   must_wait = stream->write_queue_size > 0 || (entry->flags & PA_CONNECTING);
   count = gather(loop, first, &total);
+  if (total > SENT_AT_ONCE)
+    entry->flags |= PA_LARGE;
   if (total > 0 && !must_wait)
     sent = uv_try_write(stream, loop->buffers, count);
   if (sent == UV_EAGAIN)
@@ -358,22 +382,26 @@ size_t pa_write_queue_size(pa_loop *loop, int slot) {
 
 /* Ending */
 
-static int has_unread_input(uv_stream_t *stream) {
+/* All is written. To close a socket with unread input makes the kernel send a
+ * reset, and so does input that comes after the close: a reset ends what the
+ * kernel has yet to send, and the peer may lose what it has not read yet (RFC
+ * 2525, 2.17). Then discard until the peer's end comes, or until Python's
+ * linger timer forces ours. */
+static int must_discard(pa_loop *loop, uv_stream_t *stream) {
+  int flags = loop->slots[pa_slot_of(stream)].flags;
   uv_os_fd_t fd;
   int size = 0;
 
-  return uv_fileno((uv_handle_t *) stream, &fd) == 0 &&
-         ioctl(fd, FIONREAD, &size) == 0 && size > 0;
-}
-
-/* All is written. To close a socket with unread input makes the kernel send a
- * reset, upon which the peer may lose what it has not read yet (RFC 2525,
- * 2.17): then discard until the peer's end comes, or until Python's linger
- * timer forces ours. */
-static int must_discard(pa_loop *loop, uv_stream_t *stream) {
-  return !(loop->slots[pa_slot_of(stream)].flags &
-           (PA_END_SEEN | PA_CONNECTING)) &&
-         has_unread_input(stream);
+  if ((flags & (PA_END_SEEN | PA_CONNECTING)) ||
+      uv_fileno((uv_handle_t *) stream, &fd) != 0)
+    return 0;
+  if (ioctl(fd, FIONREAD, &size) == 0 && size > 0)
+    return 1;
+#ifdef SIOCOUTQNSD
+  return (flags & PA_LARGE) && ioctl(fd, SIOCOUTQNSD, &size) == 0 && size > 0;
+#else
+  return 0;
+#endif
 }
 
 /* libuv has handed every write to the kernel, and shut down the stream. */
