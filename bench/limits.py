@@ -23,7 +23,7 @@ def raise_open_files_limit():
 
 def clients_needed(connections, limit):
     """How many processes can open so many connections, which they share out evenly."""
-    return max(1, math.ceil(connections / (limit - RESERVED)))
+    return max(1, math.ceil(connections / max(1, limit - RESERVED)))
 
 
 def servers_needed(connections, limit):
