@@ -2,7 +2,6 @@
  * the ways in which they end. */
 #include "pyasync.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -10,7 +9,6 @@
 #ifdef __linux__
 #include <linux/sockios.h>
 #endif
-#include <sys/socket.h>
 
 #define READ_SIZE_MAX ((size_t) 256 << 10)
 #define READ_SIZE_MIN ((size_t) 4 << 10)
@@ -67,18 +65,6 @@ static void discard(pa_loop *loop, uv_stream_t *stream, ssize_t status) {
   }
 }
 
-/* When the peer hangs up behind some data, libuv reports EOF without another
- * read, which hides a reset. After a FIN the error would be EPIPE. */
-static ssize_t end_of(uv_stream_t *stream) {
-  socklen_t length = sizeof(int);
-  int error = 0;
-  uv_os_fd_t fd;
-
-  if (uv_fileno((uv_handle_t *) stream, &fd) == 0)
-    getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length);
-  return error == ECONNRESET ? UV_ECONNRESET : UV_EOF;
-}
-
 /* When the poll says that the stream has hung up, libuv reports an EOF that it
  * has not read, also of a connection that was reset. */
 static ssize_t hung_up(uv_stream_t *stream) {
@@ -101,8 +87,6 @@ static void on_read(uv_stream_t *stream, ssize_t size, const uv_buf_t *buffer) {
     return;
   if (size == UV_EOF && buffer->base == NULL)
     size = hung_up(stream);
-  if (size == UV_EOF)
-    size = end_of(stream);
   if (size > 0)
     loop->counters->bytes_read += (uint64_t) size;
   if (loop->slots[slot].flags & PA_CLOSING) {
@@ -210,11 +194,6 @@ static void on_written(uv_write_t *request, int status) {
   pa_slot *entry = &loop->slots[slot];
 
   pa_awake(loop);
-  /* libuv does one write at a time: a close that has sent everything finds
-   * the empty writes behind it undone, and cancels them. */
-  if (status == UV_ECANCELED && write->size == 0 &&
-      !(entry->flags & (PA_BROKEN | PA_CONNECTING)))
-    status = 0;
   if (status == 0) {
     loop->counters->bytes_written += write->size;
     pa_push(loop, PA_WRITTEN, slot, write->callback, 0);
