@@ -468,6 +468,7 @@ class Loop:
                 self._thread = None
             self._stopping = True
             self._ended = monotonic_ns()
+            self._records = memoryview(bytearray())
             _running_loops.discard(self)
             if _current.loop is self:
                 _current.loop = None

@@ -12,7 +12,7 @@ from typing import Any, Union
 from pyasync._ffi import lib
 from pyasync.errors import PipeNotFound, SocketAddressInUse, SocketError, check, socket_error
 from pyasync.handles import optional_callable
-from pyasync.loop import EventCallback, get_loop
+from pyasync.loop import EventCallback, get_loop, logger
 from pyasync.sockets import Server, Socket
 from pyasync.stream_state import UNCONNECTED, Data, Settings, WriteCallback, require_timeout
 from pyasync.tcp import adopt, require_max_connections
@@ -60,7 +60,10 @@ class PipeServer(Server):
     def _remove_file(self) -> None:
         file, self._file = self._file, None
         if file is not None and _file_at(self._address) == file:
-            os.unlink(self._address)
+            try:
+                os.unlink(self._address)
+            except OSError as error:
+                logger.warning("cannot remove the file of a pipe: %s", error)
 
 
 def _file_at(address: Any) -> tuple[int, int] | None:
