@@ -1,0 +1,315 @@
+"""What the tests of streams share: plain blocking sockets as peers, and connections to them."""
+
+import contextlib
+import socket
+import struct
+import threading
+
+import pytest
+
+import pyasync
+
+#: How long a peer waits for anything, in seconds, before it fails the test.
+PATIENCE = 10
+
+#: More than the kernel takes from a socket whose peer does not read, after `small_buffers`.
+MORE_THAN_FITS = 2 << 20
+
+
+class Background(threading.Thread):
+    """A function that runs in a thread; `result` waits for what it returns, or raises."""
+
+    def __init__(self, fn, *args):
+        super().__init__(name=getattr(fn, "__name__", repr(fn)), daemon=True)
+        self._fn, self._args = fn, args
+        self._value = self._error = None
+        self.start()
+
+    def run(self):
+        try:
+            self._value = self._fn(*self._args)
+        except BaseException as error:
+            self._error = error
+
+    def result(self):
+        self.join(2 * PATIENCE)
+        assert not self.is_alive(), f"{self.name} still runs"
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+# What a peer does
+
+
+def read_all(sock):
+    """Return what arrives until the end of the stream."""
+    return b"".join(iter(lambda: sock.recv(1 << 18), b""))
+
+
+def read_exactly(sock, size):
+    data = bytearray()
+    while len(data) < size:
+        piece = sock.recv(size - len(data))
+        assert piece, f"the stream ended after {len(data)} of {size} bytes"
+        data += piece
+    return bytes(data)
+
+
+def exchange(sock, data):
+    """Send the data, read as much meanwhile, and return it."""
+    sender = Background(sock.sendall, data)
+    received = read_exactly(sock, len(data))
+    sender.result()
+    return received
+
+
+def end_of(sock):
+    """Read on; return how many bytes came, and the error with which the stream ended or None."""
+    size = 0
+    try:
+        while True:
+            data = sock.recv(1 << 18)
+            if not data:
+                return size, None
+            size += len(data)
+    except ConnectionError as error:
+        return size, type(error)
+
+
+def reset(sock):
+    """Close the socket so that its peer gets a reset."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def segments_received(sock):
+    """Return in how many segments the data came: tcpi_data_segs_in of Linux's struct tcp_info."""
+    return struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192), 152)[
+        0
+    ]
+
+
+def nothing(*args):
+    """Be a callback that ignores what it is told, or a peer that does nothing."""
+
+
+# On the loop's side
+
+
+@contextlib.contextmanager
+def plain(stream):
+    """Give a plain socket object on the descriptor of one of pyasync's, to set options."""
+    sock = socket.socket(fileno=stream.fileno())
+    try:
+        yield sock
+    finally:
+        sock.detach()
+
+
+def small_buffers(stream):
+    """Let the kernel keep little of what is sent, and nothing grow: see MORE_THAN_FITS."""
+    with plain(stream) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 128 << 10)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+
+
+def after_iterations(count, fn):
+    """Call the function when the loop has run so many times, and polled each time."""
+    if count:
+        pyasync.call_soon(lambda: after_iterations(count - 1, fn))
+    else:
+        fn()
+
+
+def when(condition, fn):
+    """Call the function in the iteration in which the condition holds."""
+    if condition():
+        fn()
+    else:
+        pyasync.call_soon(lambda: when(condition, fn))
+
+
+# Connections
+
+
+class Link:
+    """One kind of connection: a socket of pyasync's in a loop, and a plain one, its peer.
+
+    `incoming` says who connects. TLS and pipes differ from TCP in `listen`, `dial`, `serve` and
+    `connect` alone.
+    """
+
+    def __init__(self, run, family, host, *, incoming, buffer_writes):
+        self.family, self.host = family, host
+        self.incoming, self.buffer_writes = incoming, buffer_writes
+        self._run = run
+
+    def __call__(self, connected, peer=nothing, *, event_cb=None, limit=PATIENCE, **options):
+        """Call connected(socket) in a loop and peer(sock) in a thread; return what peer returns.
+
+        The loop runs until the socket is closed. When the peer returns, its end is closed. The
+        options are those of `tcp_server` and `tcp_connect`. Without an ``event_cb`` the test fails
+        when an error is reported.
+        """
+        errors = []
+        options.setdefault("read_cb", nothing)
+        options.update(connect_cb=connected, event_cb=event_cb or errors.append)
+        threads = []
+        start = self._accept if self.incoming else self._connect
+        try:
+            self.run(lambda: threads.append(start(peer, options)), limit=limit)
+        finally:
+            results = [thread.result() for thread in threads]
+        assert [error for error in errors if not isinstance(error, pyasync.SocketEOF)] == []
+        return results[0]
+
+    def run(self, start, **keywords):
+        self._run(start, buffer_writes=self.buffer_writes, **keywords)
+
+    def _accept(self, peer, options):
+        connected = options["connect_cb"]
+
+        def connect_cb(stream):
+            server.close()
+            connected(stream)
+
+        options["connect_cb"] = connect_cb
+        server = self.serve(**options)
+        return Background(self._talk, lambda: self.dial(server.address), peer)
+
+    def _connect(self, peer, options):
+        listener = self.listen()
+        self.connect(listener.getsockname(), **options)
+        return Background(self._talk, lambda: self.accept(listener), peer)
+
+    @staticmethod
+    def _talk(connect, peer):
+        with connect() as sock:
+            return peer(sock)
+
+    # What each transport does in its own way
+
+    def serve(self, **options):
+        """Return a server of pyasync's."""
+        return pyasync.tcp_server(self.host, 0, **options)
+
+    def connect(self, address, **options):
+        """Return a client of pyasync's."""
+        return pyasync.tcp_connect(self.host, address[1], **options)
+
+    def listen(self):
+        """Return a plain listening socket."""
+        listener = socket.socket(self.family, socket.SOCK_STREAM)
+        listener.settimeout(PATIENCE)
+        listener.bind((self.host, 0))
+        listener.listen()
+        return listener
+
+    @staticmethod
+    def accept(listener):
+        with listener:
+            sock, _ = listener.accept()
+        sock.settimeout(PATIENCE)
+        return sock
+
+    def dial(self, address):
+        """Return a plain socket, connected to a server of pyasync's."""
+        sock = socket.socket(self.family, socket.SOCK_STREAM)
+        sock.settimeout(PATIENCE)
+        sock.connect(address)
+        return sock
+
+    @staticmethod
+    def reset(sock):
+        reset(sock)
+
+
+def _links():
+    """Return parameters of Link: each value of each meets each of every other, in four."""
+    for name, family, host in [
+        ("tcp4", socket.AF_INET, "127.0.0.1"),
+        ("tcp6", socket.AF_INET6, "::1"),
+    ]:
+        for incoming in (True, False):
+            buffer_writes = incoming == (name == "tcp4")
+            yield pytest.param(
+                {
+                    "family": family,
+                    "host": host,
+                    "incoming": incoming,
+                    "buffer_writes": buffer_writes,
+                },
+                id="-".join(
+                    [
+                        name,
+                        "accepted" if incoming else "connected",
+                        "buffered" if buffer_writes else "unbuffered",
+                    ]
+                ),
+            )
+
+
+LINKS = list(_links())
+BUFFERED_LINKS = [link for link in LINKS if link.values[0]["buffer_writes"]]
+
+
+# Callbacks
+
+#: The kinds of callbacks from within which a test can act: see `within`.
+CALLBACKS = ["connect_cb", "read_cb", "write_cb", "event_cb", "pressure_cb", "timer", "call_soon"]
+
+
+def within(link, kind, act, peer=nothing, **options):
+    """Call act(socket) once, within a callback of that kind, over a link; peer(sock) follows.
+
+    Returns what the peer returns. ``event_cb`` stands for the end of the stream, with
+    ``allow_half_open``.
+    """
+    acted, errors = [], []
+
+    def once(socket, *args):
+        if not acted:
+            acted.append(True)
+            act(socket)
+
+    def connected(socket):
+        small_buffers(socket)
+        if kind == "connect_cb":
+            once(socket)
+        elif kind == "write_cb":
+            socket.write(b"", write_cb=once)
+        elif kind == "pressure_cb":
+            socket.set_watermarks(0)
+            socket.write(bytes(MORE_THAN_FITS))
+        elif kind == "timer":
+            pyasync.delay(lambda: once(socket), time=0.001)
+        elif kind == "call_soon":
+            pyasync.call_soon(lambda: once(socket))
+
+    def provoke(sock):
+        if kind == "read_cb":
+            sock.sendall(b"!")
+        elif kind == "event_cb":
+            sock.shutdown(socket.SHUT_WR)
+        elif kind == "pressure_cb":
+            read_exactly(sock, MORE_THAN_FITS)
+        return peer(sock)
+
+    if kind == "read_cb":
+        options["read_cb"] = first_then(once, options.get("read_cb", nothing))
+    elif kind == "event_cb":
+        options["event_cb"] = first_then(lambda event: once(event.socket), errors.append)
+        options["allow_half_open"] = True
+    elif kind == "pressure_cb":
+        options["pressure_cb"] = once
+    result = link(connected, provoke, **options)
+    assert acted, f"no {kind} was called"
+    assert errors == []
+    return result
+
+
+def first_then(first, others):
+    """Return a function that calls one function the first time, and another from then on."""
+    functions = iter([first])
+    return lambda *args: next(functions, others)(*args)
