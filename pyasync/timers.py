@@ -17,6 +17,9 @@ from pyasync.loop import EventCallback, Loop, due_in, get_loop
 
 Callback = Callable[[], object]
 
+START = lib.PA_TIMER_START
+START_UNREF = lib.PA_TIMER_START_UNREF
+
 
 class Event:
     """A callback that can be armed to run once, after a time, any number of times.
@@ -47,24 +50,24 @@ class Event:
         An event that is armed already is armed anew. Raises `EventFreed`, `EventLoopNotRunning`
         when its loop has ended, and `ValueError` for a time that is negative or no number.
         """
-        self._arm(0 if timeout is None else due_in(timeout))
-
-    def _arm(self, due: int) -> None:
-        loop = self._loop
-        loop._check_thread()
+        self._loop._check_thread()
         if self._callback is None:
             raise EventFreed("the event has been freed")
-        if self._slot >= 0:
-            self._disarm()
-        if loop._free_timers:
-            slot = loop._free_timers.pop()
-            loop._timers[slot] = self
+        due = 0 if timeout is None else due_in(timeout)
+        self._disarm()
+        self._arm(due)
+
+    def _arm(self, due: int) -> None:
+        loop, options = self._loop, self._options
+        timers, free = loop._timers, loop._free_timers
+        if free:
+            slot = free.pop()
+            timers[slot] = self
         else:
-            slot = len(loop._timers)
-            loop._timers.append(self)
+            slot = len(timers)
+            timers.append(self)
         self._slot = slot
-        start = lib.PA_TIMER_START if self.has_ref else lib.PA_TIMER_START_UNREF
-        loop._queue((start, slot, due))
+        loop._queue((START if options is None or options[1] else START_UNREF, slot, due))
 
     def _disarm(self) -> None:
         slot = self._slot
