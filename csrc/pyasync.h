@@ -26,7 +26,8 @@ enum pa_flags {
   PA_CLOSING = 32,   /* Python has closed it: read only to discard */
   PA_QUEUED = 64,    /* a write had to be queued, at some time */
   PA_FLUSHED = 128,  /* the shutdown is done, and so every write */
-  PA_LARGE = 256     /* has written more than the kernel sends at once */
+  PA_WROTE = 256,    /* has written */
+  PA_LARGE = 512     /* may have written more than is sent at once */
 };
 
 /* What C knows of a handle beside libuv's own memory. handle->data is the

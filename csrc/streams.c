@@ -321,8 +321,9 @@ void pa_write_flush(pa_loop *loop, int slot) {
     return;
   must_wait = stream->write_queue_size > 0 || (entry->flags & PA_CONNECTING);
   count = gather(loop, first, &total);
-  if (total > SENT_AT_ONCE)
+  if (total > SENT_AT_ONCE || (entry->flags & PA_WROTE))
     entry->flags |= PA_LARGE;
+  entry->flags |= PA_WROTE;
   if (total > 0 && !must_wait)
     sent = uv_try_write(stream, loop->buffers, count);
   if (sent == UV_EAGAIN)
@@ -350,6 +351,19 @@ void pa_write_flush_all(pa_loop *loop) {
   loop->part_count = 0;
 }
 
+/* What the kernel has taken, and the peer has not made room for. */
+static size_t unsent_size(uv_os_fd_t fd) {
+#ifdef SIOCOUTQNSD
+  int size = 0;
+
+  if (ioctl(fd, SIOCOUTQNSD, &size) == 0 && size > 0)
+    return (size_t) size;
+#else
+  (void) fd;
+#endif
+  return 0;
+}
+
 size_t pa_write_queue_size(pa_loop *loop, int slot) {
   uv_handle_t *handle = loop->slots[slot].handle;
 
@@ -357,6 +371,14 @@ size_t pa_write_queue_size(pa_loop *loop, int slot) {
   return handle == NULL
              ? 0
              : uv_stream_get_write_queue_size((uv_stream_t *) handle);
+}
+
+size_t pa_unsent_size(pa_loop *loop, int slot) {
+  uv_handle_t *handle = loop->slots[slot].handle;
+  uv_os_fd_t fd;
+
+  loop->counters->crossings++;
+  return handle == NULL || uv_fileno(handle, &fd) != 0 ? 0 : unsent_size(fd);
 }
 
 /* Ending */
@@ -376,11 +398,7 @@ static int must_discard(pa_loop *loop, uv_stream_t *stream) {
     return 0;
   if (ioctl(fd, FIONREAD, &size) == 0 && size > 0)
     return 1;
-#ifdef SIOCOUTQNSD
-  return (flags & PA_LARGE) && ioctl(fd, SIOCOUTQNSD, &size) == 0 && size > 0;
-#else
-  return 0;
-#endif
+  return (flags & PA_LARGE) && unsent_size(fd) > 0;
 }
 
 /* libuv has handed every write to the kernel, and shut down the stream. */

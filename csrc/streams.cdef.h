@@ -7,3 +7,5 @@ void pa_write(pa_loop *loop, const int64_t *operations, int count,
               int callback);
 /* Bytes that the kernel has not taken yet. */
 size_t pa_write_queue_size(pa_loop *loop, int slot);
+/* Bytes that it has taken, but not sent yet; 0 where the system does not say. */
+size_t pa_unsent_size(pa_loop *loop, int slot);

@@ -155,6 +155,10 @@ class Stream(Handle):
         """Bytes that the kernel has refused."""
         return lib.pa_write_queue_size(self._loop._c, self._slot) if self._slot >= 0 else 0
 
+    def _unsent_size(self) -> int:
+        """Bytes that the kernel has taken, but not sent."""
+        return lib.pa_unsent_size(self._loop._c, self._slot) if self._slot >= 0 else 0
+
     def _waiting_size(self) -> int:
         """Bytes that the kernel has refused, or that are held back."""
         size = self._refused_size()

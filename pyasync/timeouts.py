@@ -77,22 +77,25 @@ class WriteTimeout:
 class Linger:
     """Ends a close when the peer takes nothing for some seconds, or sends no end of its own."""
 
-    __slots__ = ("_seconds", "_size", "_stream", "_timer")
+    __slots__ = ("_left", "_seconds", "_stream", "_timer")
 
     def __init__(self, stream: Stream, seconds: float) -> None:
         self._stream = stream
         self._seconds = seconds
-        self._size = stream._waiting_size()
+        self._left = self._size_left()
         self._timer = background_timer(stream._loop, self._fired, seconds)
 
     def stop(self) -> None:
         self._timer.free()
 
+    def _size_left(self) -> int:
+        return self._stream._waiting_size() + self._stream._unsent_size()
+
     def _fired(self) -> None:
+        before, self._left = self._left, self._size_left()
         size = self._stream._waiting_size()
-        if size < self._size and self._seconds > 0:
-            self._size = size  # the peer still reads
-            self._timer.add(self._seconds)
+        if self._left < before and self._seconds > 0:
+            self._timer.add(self._seconds)  # the peer still reads
         elif size > 0:
             time_out(
                 self._stream,
