@@ -64,6 +64,15 @@ def exchange(sock, data):
     return received
 
 
+def read_up_to(sock, size):
+    """Read as much and no more, or until the stream ends in whatever way."""
+    try:
+        while size and (data := sock.recv(min(size, 1 << 18))):
+            size -= len(data)
+    except ConnectionError:
+        pass
+
+
 def end_of(sock):
     """Read on; return how many bytes came, and the error with which the stream ended or None."""
     size = 0
@@ -145,20 +154,24 @@ class Link:
         self.incoming, self.buffer_writes = incoming, buffer_writes
         self._run = run
 
-    def __call__(self, connected, peer=nothing, *, event_cb=None, limit=PATIENCE, **options):
+    def __call__(self, connected, peer=nothing, *, event_cb=None, begin=None, **options):
         """Call connected(socket) in a loop and peer(sock) in a thread; return what peer returns.
 
         The loop runs until the socket is closed. When the peer returns, its end is closed. The
         options are those of `tcp_server` and `tcp_connect`. Without an ``event_cb`` the test fails
-        when an error is reported.
+        when an error is reported. ``begin(go)`` may come first in the loop: it calls go().
         """
         errors = []
         options.setdefault("read_cb", nothing)
         options.update(connect_cb=connected, event_cb=event_cb or errors.append)
         threads = []
         start = self._accept if self.incoming else self._connect
+
+        def go():
+            threads.append(start(peer, options))
+
         try:
-            self.run(lambda: threads.append(start(peer, options)), limit=limit)
+            self.run(lambda: begin(go) if begin else go())
         finally:
             results = [thread.result() for thread in threads]
         assert [error for error in errors if not isinstance(error, pyasync.SocketEOF)] == []
@@ -293,7 +306,7 @@ def within(link, kind, act, peer=nothing, **options):
         elif kind == "event_cb":
             sock.shutdown(socket.SHUT_WR)
         elif kind == "pressure_cb":
-            read_exactly(sock, MORE_THAN_FITS)
+            read_up_to(sock, MORE_THAN_FITS)
         return peer(sock)
 
     if kind == "read_cb":
