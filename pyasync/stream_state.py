@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Union
 
 from pyasync.handles import optional_callable, require_callable
-from pyasync.loop import STREAM_CLOSED, STREAM_FAILED, EventCallback, Loop
+from pyasync.loop import MAX_TIME, STREAM_CLOSED, STREAM_FAILED, EventCallback, Loop
 from pyasync.timeouts import Linger, ReadTimeout, WriteTimeout
 from pyasync.timers import Event
 
@@ -76,8 +76,8 @@ class Settings:
         optional_callable("event_cb", event_cb)
         optional_callable("connect_cb", connect_cb)
         optional_callable("pressure_cb", pressure_cb)
-        if linger is not None and not linger >= 0:
-            raise ValueError(f"linger must be 0 seconds or more, not {linger!r}")
+        if linger is not None and not 0 <= linger <= MAX_TIME:
+            raise ValueError(f"linger must be from 0 to {MAX_TIME:g} seconds, not {linger!r}")
         self.loop = loop
         self.read_cb = read_cb
         self.event_cb = event_cb
@@ -153,7 +153,7 @@ class Rare:
 
 
 def require_timeout(name: str, value: float | None) -> float | None:
-    """Return the value; raise `ValueError` unless it is None or over 0."""
-    if value is not None and not value > 0:
-        raise ValueError(f"{name} must be over 0 seconds, or None, not {value!r}")
+    """Return the value; raise `ValueError` unless it is None or over 0, and a time."""
+    if value is not None and not 0 < value <= MAX_TIME:
+        raise ValueError(f"{name} must be over 0 seconds, or None for no limit, not {value!r}")
     return value

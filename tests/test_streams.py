@@ -1446,7 +1446,7 @@ def test_timeouts_set_on_one_socket_are_its_own(link):
     assert told[2:] == [(pyasync.SocketTimeout, 0), (pyasync.SocketEOF, 1)]
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
 def test_a_timeout_that_is_no_time_raises(link, timeout):
     def connected(socket):
         with pytest.raises(ValueError, match="read"):
