@@ -101,7 +101,7 @@ class Connector:
             return
         self.close()
         self.socket._on_slot(attempt.slot)
-        self.socket._on_event(lib.PA_CONNECTED, 0)
+        self.socket._begin_connected()
 
 
 class Attempt:

@@ -253,4 +253,4 @@ class _PipeConnector:
             self._socket._fail_with(_pipe_error(error, self._path))
         else:
             self._socket._on_slot(slot)
-            self._socket._on_connected(0)
+            self._socket._begin_connected()

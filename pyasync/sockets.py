@@ -122,6 +122,13 @@ class Socket(Stream):
         if self._settings.connect_cb is not None:
             self._settings.connect_cb(self)
 
+    def _begin_connected(self) -> None:
+        """Be connected, in a callback of the loop's that belongs to something else."""
+        try:
+            self._on_connected(0)
+        except Exception as error:
+            self._loop._app_error(error, self)
+
     def _connect_timer_fired(self) -> None:
         time_out(self, "connecting took too long", force=True)
 

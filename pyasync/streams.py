@@ -264,7 +264,8 @@ class Stream(Handle):
     @property
     def closed(self) -> bool:
         """Whether the socket was closed, by `close`, its peer, an error, or the loop's end."""
-        return self._state & CLOSED != 0
+        # The loop tells its end to those that have a handle.
+        return self._state & CLOSED != 0 or (self._slot < 0 and self._loop._thread is None)
 
     # Disabling and enabling
 

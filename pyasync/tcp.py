@@ -17,6 +17,7 @@ from pyasync.handles import optional_callable
 from pyasync.loop import EventCallback, get_loop
 from pyasync.sockets import Server, Socket
 from pyasync.stream_state import UNCONNECTED, Data, Settings, WriteCallback, require_timeout
+from pyasync.timers import Event
 
 ReadCallback = Callable[["TcpSocket", Any], object]
 SocketCallback = Callable[["TcpSocket"], object]
@@ -307,15 +308,19 @@ def init_tcp_socket(
     settings.local_address = _local_address(local_address)
     settings.drain_read_buffer = drain_read_buffer
     sock = None if fd is None else adopt(fd, (sockets.AF_INET, sockets.AF_INET6))
-    if sock is not None and sock.getsockopt(sockets.SOL_SOCKET, sockets.SO_ACCEPTCONN):
-        sock.close()
-        raise ValueError(f"descriptor {fd} is a socket that listens")
+    if sock is not None:
+        try:
+            sock.getpeername()
+        except OSError:
+            sock.close()
+            raise ValueError(f"descriptor {fd} is a socket that is not connected") from None
     socket = TcpSocket(settings, -1, UNCONNECTED)
     if stream or read_timeout or write_timeout:
         socket._begin()
     if sock is not None:
         socket._on_slot(check(lib.pa_open(loop._c, sock.detach(), lib.PA_TCP)))
-        loop._ready.append(lambda: socket._on_connected(0))
+        # Timers come first in an iteration: connect_cb before what is there to be read.
+        Event(loop, socket._begin_connected).add()
     if data is not None:
         socket.write(data, write_cb=write_cb)
     return socket._subject
