@@ -228,9 +228,11 @@ class Link:
 
     def dial(self, address):
         """Return a plain socket, connected to a server of pyasync's."""
-        sock = socket.socket(self.family, socket.SOCK_STREAM)
-        sock.settimeout(PATIENCE)
-        sock.connect(address)
+        with contextlib.ExitStack() as on_failure:
+            sock = on_failure.enter_context(socket.socket(self.family, socket.SOCK_STREAM))
+            sock.settimeout(PATIENCE)
+            sock.connect(address)
+            on_failure.pop_all()
         return sock
 
     @staticmethod
