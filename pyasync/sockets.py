@@ -94,7 +94,8 @@ class Socket(Stream):
         self._loop._register(slot, self)
         self._state = self._state & ~UNCONNECTED | CONNECTING
         rare = self._rare
-        if rare is not None and rare.held and not self._state & WRITE_DISABLED:
+        ended = self._state & (SHUT | CLOSED)
+        if rare is not None and rare.held and (ended or not self._state & WRITE_DISABLED):
             self._release()
         if self._state & SHUT:
             self._loop._queue((lib.PA_SHUTDOWN, slot, 0))

@@ -639,6 +639,21 @@ def test_writing_may_be_disabled_on_the_way(run, host, listener):
     assert talker.result() == b"one two three"
 
 
+@pytest.mark.parametrize("end", ["shutdown", "close"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_what_is_held_back_on_the_way_is_sent_at_the_end(run, host, end, listener):
+    talker = talk(listener)
+
+    def start():
+        client = pyasync.tcp_connect(host, port_of(listener), nothing)
+        client.disable(write=True)
+        client.write("held back")
+        getattr(client, end)()
+
+    run(start)
+    assert talker.result() == b"held back"
+
+
 @pytest.mark.parametrize("size", [1000, 200 << 10], ids=["small writes", "large writes"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_pressure_ends_also_when_the_kernel_takes_all_at_once(run, host, size, listener):
