@@ -76,6 +76,8 @@ def dns_error(status: int, host: str) -> DnsError:
 
 def numeric_address(host: str) -> Address | None:
     """Return the address if the host is one and needs no lookup."""
+    if "\0" in host:
+        raise ValueError(f"a host must not have zero bytes: {host!r}")  # C would see it end there
     for family in (sockets.AF_INET, sockets.AF_INET6):
         try:
             sockets.inet_pton(family, host.partition("%")[0])
