@@ -81,7 +81,7 @@ def full_listener(host, port=0):
             sock.settimeout(0.2)
             try:
                 sock.connect(listener.getsockname())
-            except TimeoutError:
+            except socket.timeout:
                 sock.close()  # or it would be the next
                 break
         else:
@@ -615,7 +615,7 @@ def test_writing_may_be_disabled_on_the_way(run, host, listener):
 
     def peer(sock):
         sock.settimeout(0.1)
-        with pytest.raises(TimeoutError):
+        with pytest.raises(socket.timeout):
             sock.recv(1)
         received.append("nothing")
         sock.settimeout(PATIENCE)
