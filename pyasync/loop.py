@@ -135,10 +135,10 @@ class Loop:
         self._requests: dict[int, Any] = {}
         self._request_count = 0
 
-        # The queue out: three integers an operation, and the data of the writes among them.
-        self._operations: list[int] = []
-        self._payload: list[bytes] = []
-        self._queue: Callable[[tuple[int, int, int]], object] = self._operations.extend
+        # The queue out, four items an operation: which, slot, value, and the data of a write. All
+        # four come at once: between two calls a signal's handler may raise.
+        self._operations: list[Any] = []
+        self._queue: Callable[[tuple[int, int, int, Any]], object] = self._operations.extend
         self._inline_limit = INLINE_WRITE_LIMIT
         if not buffer_writes:
             self._queue = self._cross
@@ -247,9 +247,9 @@ class Loop:
             )
         return EventLoopNotRunning("the event loop has ended")
 
-    def _cross(self, operation: tuple[int, int, int]) -> None:
+    def _cross(self, operation: tuple[int, int, int, Any]) -> None:
         """Perform an operation by itself: what ``_queue`` is when writes are not buffered."""
-        kind, slot, value = operation
+        kind, slot, value, _ = operation
         _CROSSINGS[kind](self._c, slot, value)
 
     def _submit(self) -> None:
@@ -265,15 +265,14 @@ class Loop:
         lib.pa_write(self._c, *self._take_operations(), slot, data, size, has_callback)
 
     def _take_operations(self) -> tuple[Any, int, bytes]:
-        operations, payload = self._operations, self._payload
+        operations = self._operations
         if not operations:
             return ffi.NULL, 0, b""
-        batch = ffi.new(_INT64_ARRAY, operations)
-        count = len(operations) // 3
-        data = payload[0] if len(payload) == 1 else b"".join(payload)
-        operations.clear()
-        payload.clear()
-        return batch, count, data
+        batch = operations[:]
+        operations[:] = ()  # nothing is called since the copy: no signal can come between
+        payload = b"".join(batch[3::4])
+        del batch[3::4]
+        return ffi.new(_INT64_ARRAY, batch), len(batch) // 3, payload
 
     def _register(self, slot: int, handle: Any) -> None:
         objects = self._objects

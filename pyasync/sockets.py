@@ -98,9 +98,9 @@ class Socket(Stream):
         if rare is not None and rare.held and (ended or not self._state & WRITE_DISABLED):
             self._release()
         if self._state & SHUT:
-            self._loop._queue((lib.PA_SHUTDOWN, slot, 0))
+            self._loop._queue((lib.PA_SHUTDOWN, slot, 0, b""))
         if self._state & CLOSED:
-            self._loop._queue((lib.PA_CLOSE, slot, 0))
+            self._loop._queue((lib.PA_CLOSE, slot, 0, b""))
 
     def _on_connected(self, status: int) -> None:
         if self._state & CLOSED:
@@ -118,7 +118,7 @@ class Socket(Stream):
                 rare.connect_timer.free()
                 rare.connect_timer = None
         if self._state & READ_DISABLED:
-            self._loop._queue((lib.PA_READ_STOP, self._slot, 0))
+            self._loop._queue((lib.PA_READ_STOP, self._slot, 0, b""))
         self._start_read_timeout()
         if self._settings.connect_cb is not None:
             self._settings.connect_cb(self)
@@ -195,7 +195,7 @@ class Server(PlainHandle):
 
     def _on_connection_closed(self) -> None:
         if self._slot >= 0:
-            self._loop._queue((lib.PA_ACCEPT, self._slot, 1))
+            self._loop._queue((lib.PA_ACCEPT, self._slot, 1, b""))
 
     def _on_event(self, kind: int, value: int) -> None:
         """Take PA_ACCEPT_ERROR: the server cannot accept, and has paused."""
@@ -213,4 +213,4 @@ class Server(PlainHandle):
             self._loop._tell(self, error, self)
 
     def _accept_again(self) -> None:
-        self._loop._queue((lib.PA_ACCEPT, self._slot, 0))
+        self._loop._queue((lib.PA_ACCEPT, self._slot, 0, b""))

@@ -67,7 +67,7 @@ class Event:
             slot = len(timers)
             timers.append(self)
         self._slot = slot
-        loop._queue((START if options is None or options[1] else START_UNREF, slot, due))
+        loop._queue((START if options is None or options[1] else START_UNREF, slot, due, b""))
 
     def _disarm(self) -> None:
         slot = self._slot
@@ -76,7 +76,7 @@ class Event:
             self._slot = -1
             loop._timers[slot] = None
             loop._retired_timers.append(slot)
-            loop._queue((lib.PA_TIMER_STOP, slot, 0))
+            loop._queue((lib.PA_TIMER_STOP, slot, 0, b""))
 
     def remove(self) -> None:
         """Disarm the event; it can be added again. Raises `EventFreed`."""
@@ -126,7 +126,7 @@ class Event:
         event_cb = self._event_cb
         self._options = None if event_cb is None and referenced else (event_cb, referenced)
         if self._slot >= 0:
-            self._loop._queue((lib.PA_TIMER_REF, self._slot, int(referenced)))
+            self._loop._queue((lib.PA_TIMER_REF, self._slot, int(referenced), b""))
 
     @property
     def has_ref(self) -> bool:
