@@ -154,21 +154,26 @@ class Link:
         self.incoming, self.buffer_writes = incoming, buffer_writes
         self._run = run
 
-    def __call__(self, connected, peer=nothing, *, event_cb=None, begin=None, **options):
+    def __call__(
+        self, connected, peer=nothing, *, event_cb=None, begin=None, made=nothing, **options
+    ):
         """Call connected(socket) in a loop and peer(sock) in a thread; return what peer returns.
 
         The loop runs until the socket is closed. When the peer returns, its end is closed. The
         options are those of `tcp_server` and `tcp_connect`. Without an ``event_cb`` the test fails
         when an error is reported. ``begin(go)`` may come first in the loop: it calls go().
+        ``made(socket)`` is called with a client's socket before it is connected.
         """
         errors = []
         options.setdefault("read_cb", nothing)
         options.update(connect_cb=connected, event_cb=event_cb or errors.append)
         threads = []
-        start = self._accept if self.incoming else self._connect
 
         def go():
-            threads.append(start(peer, options))
+            if self.incoming:
+                threads.append(self._accept(peer, options))
+            else:
+                threads.append(self._connect(peer, options, made))
 
         try:
             self.run(lambda: begin(go) if begin else go())
@@ -191,9 +196,9 @@ class Link:
         server = self.serve(**options)
         return Background(self._talk, lambda: self.dial(server.address), peer)
 
-    def _connect(self, peer, options):
+    def _connect(self, peer, options, made):
         listener = self.listen()
-        self.connect(listener.getsockname(), **options)
+        made(self.connect(listener.getsockname(), **options))
         return Background(self._talk, lambda: self.accept(listener), peer)
 
     @staticmethod
@@ -266,6 +271,8 @@ def _links():
 
 
 LINKS = list(_links())
+#: For tests that take their time.
+FEW_LINKS = LINKS[:2]
 BUFFERED_LINKS = [link for link in LINKS if link.values[0]["buffer_writes"]]
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from peers import (
     BUFFERED_LINKS,
     CALLBACKS,
+    FEW_LINKS,
     LINKS,
     MORE_THAN_FITS,
     PATIENCE,
@@ -1362,6 +1363,7 @@ def test_what_is_written_at_a_read_timeout_is_sent(link):
     )
 
 
+@pytest.mark.parametrize("link", FEW_LINKS, indirect=True)
 def test_each_read_postpones_the_read_timeout(link):
     times = []
 
@@ -1379,6 +1381,7 @@ def test_each_read_postpones_the_read_timeout(link):
     assert times[-1] - times[-2] >= 0.1
 
 
+@pytest.mark.parametrize("link", FEW_LINKS, indirect=True)
 def test_a_read_timeout_stands_still_while_reading_is_disabled(link):
     events = []
 
@@ -1498,6 +1501,7 @@ def test_a_write_timeout_set_while_data_waits_begins_then(link):
     assert events == [pyasync.SocketTimeout]
 
 
+@pytest.mark.parametrize("link", FEW_LINKS, indirect=True)
 def test_a_write_timeout_is_not_reported_while_the_peer_reads_slowly(link):
     """In 0.4 s it reads all, but never nothing for 0.2 s."""
     piece = MORE_THAN_FITS // 8
@@ -1514,6 +1518,7 @@ def test_a_write_timeout_is_not_reported_while_the_peer_reads_slowly(link):
     link(connected, peer, write_timeout=0.2)
 
 
+@pytest.mark.parametrize("link", FEW_LINKS, indirect=True)
 def test_a_write_timeout_is_not_reported_while_the_queue_grows_but_moves(link):
     """The application writes faster than the peer reads, but it does read."""
     piece, done = MORE_THAN_FITS // 8, threading.Event()
