@@ -24,16 +24,20 @@ def run():
 
 
 def run_with_limit(start_fn, *, limit=10, **keywords):
-    watchdogs, left = [], []
+    watchdogs, expired = [], []
+
+    def expire(loop):
+        expired.append("it ended when it was woken up")
+        loop.call_threadsafe(give_up)
 
     def give_up():
         status = io.StringIO()
         pyasync.dump_event_loop_status(status)
-        left.append(status.getvalue() or "no handles\n")
+        expired[0] = f"it has these handles:\n{status.getvalue()}"
         pyasync.exit_event_loop()
 
     def start():
-        watchdog = threading.Timer(limit, pyasync.current_loop().call_threadsafe, [give_up])
+        watchdog = threading.Timer(limit, expire, [pyasync.current_loop()])
         watchdogs.append(watchdog)
         watchdog.start()
         start_fn()
@@ -44,8 +48,8 @@ def run_with_limit(start_fn, *, limit=10, **keywords):
         for watchdog in watchdogs:
             watchdog.cancel()
             watchdog.join()
-    if left:
-        pytest.fail(f"the loop still ran after {limit} s, with\n{left[0]}")
+        if expired:
+            pytest.fail(f"the loop still ran after {limit} s; {expired[0]}")
 
 
 @pytest.fixture(scope="session")

@@ -254,8 +254,10 @@ def test_events_are_counted(run_between):
 
 
 def ten_operations():
-    for _ in range(5):
+    for _ in range(4):
         pyasync.delay(nothing, time=HOUR).remove()
+    for _ in range(2):
+        pyasync.delay(nothing)
 
 
 def test_buffered_operations_cross_together_once_an_iteration(run_between):

@@ -362,9 +362,12 @@ def test_ctrl_c_ends_a_program_whose_loop_sleeps():
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     with program:
-        assert program.stdout.readline() == "ready\n"
-        program.send_signal(signal.SIGINT)
-        _, errors = program.communicate(timeout=30)
+        try:
+            assert program.stdout.readline() == "ready\n"
+            program.send_signal(signal.SIGINT)
+            _, errors = program.communicate(timeout=30)
+        finally:
+            program.kill()
     assert program.returncode == -signal.SIGINT
     assert errors.splitlines()[-1].startswith("KeyboardInterrupt")
 
