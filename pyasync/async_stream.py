@@ -136,8 +136,7 @@ class AsyncStream(io.BufferedIOBase):
         """
         position = self._position
         found = self._newline >= position or self._find_last_newline()
-        limited = size != -1 and size is not None and index(size) >= 0
-        if found and not limited:  # the usual case, if the line is in one chunk
+        if found and (size == -1 or size is None):  # the usual case, if the line is in one chunk
             head, start = self._chunks[0], position - self._head
             end = head.find(b"\n", start) + 1
             if 0 < end < len(head):
@@ -146,7 +145,7 @@ class AsyncStream(io.BufferedIOBase):
         most = self._available(size)
         if found:
             return self._take(self._line_size(most))
-        return self._take(most) if self.ended or (limited and most == size) else None
+        return self._take(most) if self.ended or most == size else None
 
     def __next__(self) -> bytes:
         line: bytes | None = self.readline()
