@@ -601,11 +601,17 @@ def test_with_half_open_the_answer_may_follow_the_end(talk):
 def test_what_came_before_a_reset_can_be_read(run):
     streams, events = [], []
 
+    def read_cb(socket, stream):
+        if not stream.ended:
+            streams.append(stream)
+            reset(peer)
+
     def start():
+        nonlocal peer
         server = pyasync.tcp_server(
             "127.0.0.1",
             0,
-            lambda socket, stream: (streams.append(stream), reset(peer)),
+            read_cb,
             stream=True,
             connect_cb=lambda connection: server.close(),
             event_cb=events.append,
@@ -613,6 +619,7 @@ def test_what_came_before_a_reset_can_be_read(run):
         peer = socket.create_connection(server.address)
         peer.sendall(b"line\nrest")
 
+    peer = None
     run(start)
     assert list(map(type, events)) == [pyasync.SocketReset]
     assert streams[0].ended
@@ -630,8 +637,9 @@ def test_reading_can_be_stopped_so_that_no_more_waits(talk):
 
     def read_cb(socket, stream):
         buffered.append(stream.buffered)
-        socket.disable(read=True)
-        pyasync.delay(lambda: go_on(socket, stream), time=0.001)
+        if not stream.ended:
+            socket.disable(read=True)
+            pyasync.delay(lambda: go_on(socket, stream), time=0.001)
 
     def go_on(socket, stream):
         got.append(len(stream.read()))
