@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import io
 from collections import deque
+from collections.abc import Callable
 from operator import index
 from typing import TYPE_CHECKING, Any
 
 from pyasync.errors import EventError
+from pyasync.stream_state import LOW_WATERMARK
 
 if TYPE_CHECKING:
     from _typeshed import MaybeNone, ReadableBuffer, WriteableBuffer
@@ -61,12 +63,14 @@ class AsyncStream(io.BufferedIOBase):
     """
 
     __slots__ = ("_chunks", "_closed", "_ended", "_fed", "_head", "_newline", "_position",
-                 "_searched", "_socket")  # fmt: skip
+                 "_resume", "_searched", "_socket")  # fmt: skip
 
     def __init__(self, socket: Any) -> None:
         self._socket = socket
         self._closed = False
         self._ended = False
+        #: What to call when little waits again, for a socket that has stopped reading.
+        self._resume: Callable[[], object] | None = None
         #: What waits, in order; of the first, the bytes before _position have been taken.
         self._chunks: deque[bytes] = deque()
         # Places in the stream: how many bytes came before.
@@ -136,7 +140,8 @@ class AsyncStream(io.BufferedIOBase):
         """
         position = self._position
         found = self._newline >= position or self._find_last_newline()
-        if found and (size == -1 or size is None):  # the usual case, if the line is in one chunk
+        # The usual case, if the line is in one chunk.
+        if found and (size == -1 or size is None) and self._resume is None:
             head, start = self._chunks[0], position - self._head
             end = head.find(b"\n", start) + 1
             if 0 < end < len(head):
@@ -247,6 +252,9 @@ class AsyncStream(io.BufferedIOBase):
         self._position += count
         while chunks and self._head + len(chunks[0]) <= self._position:
             self._head += len(chunks.popleft())
+        if self._resume is not None and self.buffered <= LOW_WATERMARK:
+            resume, self._resume = self._resume, None
+            resume()
         return data
 
     def _next(self, count: int) -> bytes:

@@ -280,6 +280,8 @@ class Stream(Handle):
         Raises `SocketClosed`.
         """
         self._open_slot()
+        if read and self._state & STREAMING:
+            self._need_rare().stream._resume = None  # from now on it is the caller's to enable
         if read and not self._state & READ_DISABLED:
             self._state |= READ_DISABLED
             if self._slot >= 0:
@@ -404,8 +406,20 @@ class Stream(Handle):
             stream = self._need_rare().stream
             stream._feed(data)
             self._settings.read_cb(self, stream)
+            if not self._settings.drain_read_buffer:
+                self._limit(stream)
         else:
             self._settings.read_cb(self, data)
+
+    def _limit(self, stream: AsyncStream) -> None:
+        """Read no more from the kernel while much waits in the stream."""
+        if stream.buffered > HIGH_WATERMARK and not self._state & (CLOSED | READ_DISABLED):
+            self.disable(read=True)
+            stream._resume = self._end_limit
+
+    def _end_limit(self) -> None:
+        if not self._state & CLOSED:
+            self.enable(read=True)
 
     def _on_event(self, kind: int, value: int) -> None:
         _EVENTS[kind](self, kind, value)

@@ -240,7 +240,7 @@ def tcp_connect(
 
     With ``stream`` the data waits in an `AsyncStream`, which is returned in place of the socket,
     and it is ``read_cb(socket, stream)``. Then ``drain_read_buffer=False`` reads no more from the
-    kernel while 64 KiB wait in the stream. The other keywords are those of `tcp_server`.
+    kernel while over 64 KiB wait in the stream. The other keywords are those of `tcp_server`.
 
     Raises `ValueError` and `TypeError` for arguments that are wrong, `OSError` if the socket
     cannot be bound to ``local_address``, and `EventLoopNotRunning`.

@@ -924,6 +924,50 @@ def test_a_text_wrapper_that_becomes_garbage_closes_it_unless_detached(run):
     assert done
 
 
+# A limit of what waits
+
+
+def limited_stream(run, take):
+    """Call ``take(stream)`` until it is True, with 4 MiB to come. Return the most that waited."""
+    most = 0
+
+    def start():
+        def send(socket):
+            socket.write(bytes(4 << 20))
+            socket.close()
+
+        def read_cb(socket, stream):
+            nonlocal most
+            most = max(most, stream.buffered)
+
+        def act():
+            if take(stream):
+                ticker.close()
+                stream.close()
+                server.close()
+
+        server = pyasync.tcp_server("127.0.0.1", 0, read_cb, connect_cb=send)
+        stream = pyasync.tcp_connect(*server.address, read_cb, stream=True, drain_read_buffer=False)
+        ticker = pyasync.interval(act, time=0.001)
+
+    run(start)
+    return most
+
+
+def test_without_draining_little_waits_and_nothing_is_lost(run):
+    taken = 0
+
+    def take(stream):
+        nonlocal taken
+        data = stream.read(50_000)
+        taken += len(data or b"")
+        return data == b""
+
+    most = limited_stream(run, take)
+    assert taken == 4 << 20
+    assert most <= (64 << 10) + (256 << 10)  # one more read may come on top of the limit
+
+
 # The benchmark
 
 
