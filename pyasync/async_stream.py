@@ -65,6 +65,9 @@ class AsyncStream(io.BufferedIOBase):
     __slots__ = ("_chunks", "_closed", "_ended", "_fed", "_head", "_newline", "_position",
                  "_resume", "_searched", "_socket")  # fmt: skip
 
+    #: There is none, as of `io.BytesIO`; but the type of what `io.TextIOWrapper` takes asks for it.
+    name: Any
+
     def __init__(self, socket: Any) -> None:
         self._socket = socket
         self._closed = False
