@@ -153,7 +153,10 @@ class AsyncStream(io.BufferedIOBase):
         most = self._available(size)
         if found:
             return self._take(self._line_size(most))
-        return self._take(most) if self.ended or most == size else None
+        if self.ended or most == size:
+            return self._take(most)
+        self._read_on()  # the line may be longer than what waits at most
+        return None
 
     def __next__(self) -> bytes:
         line: bytes | None = self.readline()
@@ -255,10 +258,15 @@ class AsyncStream(io.BufferedIOBase):
         self._position += count
         while chunks and self._head + len(chunks[0]) <= self._position:
             self._head += len(chunks.popleft())
-        if self._resume is not None and self.buffered <= LOW_WATERMARK:
-            resume, self._resume = self._resume, None
-            resume()
+        if self.buffered <= LOW_WATERMARK:
+            self._read_on()
         return data
+
+    def _read_on(self) -> None:
+        """Let a socket read that has stopped because much waits."""
+        resume, self._resume = self._resume, None
+        if resume is not None:
+            resume()
 
     def _next(self, count: int) -> bytes:
         """Return the next ``count`` bytes, which are there."""

@@ -439,10 +439,20 @@ class Stream(Handle):
         self._state |= ENDED
         self._stop_read_timeout()
         if self._state & STREAMING:
-            self._need_rare().stream._end()
+            self._end_stream(self._need_rare().stream)
+        if self._state & CLOSED:
+            return
         self._loop._tell(self, SocketEOF("end of stream"), self)
         if not self._settings.allow_half_open or self._state & SHUT:
             self.close()
+
+    def _end_stream(self, stream: AsyncStream) -> None:
+        stream._end()
+        if stream.buffered:  # such as a last line without an end
+            try:
+                self._settings.read_cb(self, stream)
+            except Exception as error:
+                self._loop._app_error(error, self)
 
     def _on_write_error(self, kind: int, value: int) -> None:
         # Also of a socket that is closed already, and has not sent everything.

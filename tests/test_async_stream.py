@@ -968,6 +968,35 @@ def test_without_draining_little_waits_and_nothing_is_lost(run):
     assert most <= (64 << 10) + (256 << 10)  # one more read may come on top of the limit
 
 
+def test_without_draining_a_line_that_is_longer_than_the_limit_arrives(run):
+    lines = []
+
+    def take(stream):
+        lines.append(stream.readline())
+        return lines[-1] == b""
+
+    limited_stream(run, take)
+    assert [len(line) for line in lines if line] == [4 << 20]
+
+
+def test_read_cb_is_called_for_the_last_line_without_an_end(run):
+    lines = []
+
+    def start():
+        def send(socket):
+            socket.write(b"one\ntwo")
+            socket.close()
+            server.close()
+
+        server = pyasync.tcp_server("127.0.0.1", 0, lambda socket, data: None, connect_cb=send)
+        pyasync.tcp_connect(
+            *server.address, lambda socket, stream: lines.extend(stream), stream=True
+        )
+
+    run(start)
+    assert lines == [b"one\n", b"two"]
+
+
 # The benchmark
 
 
