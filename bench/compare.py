@@ -295,7 +295,7 @@ def machine():
     models = [line.partition(": ")[2] for line in processors if line.startswith("model name")]
     return {
         "processor": models[0] if models else platform.machine(),
-        "processors": len(os.sched_getaffinity(0)),
+        "processors": os.cpu_count(),
         "kernel": platform.release(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "libuv": pyasync.libuv_version(),

@@ -455,6 +455,7 @@ class Loop:
         """Close every handle, and free the loop. C does it, whatever Python has seen or not."""
         if self._forked:
             return
+        self._records = memoryview(bytearray())  # C's array may have moved since it was mapped
         try:
             for callback in self._exit_callbacks:
                 try:
@@ -467,7 +468,6 @@ class Loop:
                 self._thread = None
             self._stopping = True
             self._ended = monotonic_ns()
-            self._records = memoryview(bytearray())
             _running_loops.discard(self)
             if _current.loop is self:
                 _current.loop = None

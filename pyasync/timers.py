@@ -99,7 +99,10 @@ class Event:
         """Whether the event has been freed."""
         return self._callback is None
 
-    closed = freed
+    @property
+    def closed(self) -> bool:
+        """Whether the event has been freed, or its loop has ended."""
+        return self._callback is None or self._loop._thread is None
 
     @property
     def remaining(self) -> float | None:
@@ -171,8 +174,8 @@ class Interval:
 
     @property
     def closed(self) -> bool:
-        """Whether the interval is cancelled."""
-        return self._event.freed
+        """Whether the interval is cancelled, or its loop has ended."""
+        return self._event.closed
 
     def ref(self) -> None:
         """Let the loop run on while the interval is open: how every interval begins."""
@@ -224,8 +227,8 @@ def with_delay(seconds: float | None = None) -> Callable[[Callback], Event]:
 def interval(callback: Callback, *, time: float, event_cb: EventCallback | None = None) -> Interval:
     """Run ``callback()`` every ``time`` seconds, until the returned `Interval` is closed.
 
-    The times are multiples of ``time`` from now: nothing drifts. When the loop falls behind, the
-    runs that it has missed are skipped. Raises `ValueError` unless ``time`` is over 0, and
+    The times are multiples of ``time`` from now: nothing drifts. When the loop falls behind, it
+    runs the callback once, late, and skips what else it has missed. Raises `ValueError` unless ``time`` is over 0, and
     `EventLoopNotRunning`.
 
     >>> import pyasync
