@@ -228,8 +228,8 @@ def interval(callback: Callback, *, time: float, event_cb: EventCallback | None 
     """Run ``callback()`` every ``time`` seconds, until the returned `Interval` is closed.
 
     The times are multiples of ``time`` from now: nothing drifts. When the loop falls behind, it
-    runs the callback once, late, and skips what else it has missed. Raises `ValueError` unless ``time`` is over 0, and
-    `EventLoopNotRunning`.
+    runs the callback once, late, and skips what else it has missed. Raises `ValueError` unless
+    ``time`` is over 0, and `EventLoopNotRunning`.
 
     >>> import pyasync
     >>> with pyasync.event_loop():
