@@ -94,8 +94,9 @@ class PlainHandle(Handle):
     def close(self) -> None:
         if self._slot >= 0 and self._enter():
             self._loop._submit()
-            lib.pa_close(self._loop._c, self._slot, 1)
-            self._slot = -1
+            # Forgotten first: a signal's handler may raise between the two.
+            slot, self._slot = self._slot, -1
+            lib.pa_close(self._loop._c, slot, 1)
 
     def _on_loop_end(self) -> None:
         self._slot = -1

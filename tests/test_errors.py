@@ -14,6 +14,8 @@ from functools import partial
 import pytest
 
 import pyasync
+import pyasync.handles
+from pyasync._ffi import lib
 
 HOUR = 3600.0
 
@@ -417,5 +419,27 @@ def test_a_call_on_a_closed_handle_names_the_handle(run):
         for call in (server.fileno, server.ref, server.unref, lambda: server.has_ref):
             with pytest.raises(pyasync.SocketClosed, match="TcpServer is closed"):
                 call()
+
+    run(start)
+
+
+class Interrupting:
+    """C, with a signal during pa_close whose handler raises."""
+
+    def __getattr__(self, name):
+        return getattr(lib, name)
+
+    def pa_close(self, *args):
+        lib.pa_close(*args)
+        raise AppError
+
+
+def test_a_handle_is_closed_also_if_its_close_is_interrupted(run, monkeypatch):
+    def start():
+        server = pyasync.tcp_server("127.0.0.1", 0, nothing)
+        monkeypatch.setattr(pyasync.handles, "lib", Interrupting())
+        with pytest.raises(AppError):
+            server.close()
+        assert server.closed
 
     run(start)
