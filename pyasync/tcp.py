@@ -307,22 +307,21 @@ def init_tcp_socket(
     settings.connect_timeout = require_timeout("connect_timeout", connect_timeout)
     settings.local_address = _local_address(local_address)
     settings.drain_read_buffer = drain_read_buffer
-    sock = None if fd is None else adopt(fd, (sockets.AF_INET, sockets.AF_INET6))
-    if sock is not None:
+    socket = TcpSocket(settings, -1, UNCONNECTED)
+    if stream or read_timeout or write_timeout:
+        socket._begin()
+    if data is not None:
+        socket.write(data, write_cb=write_cb)
+    if fd is not None:
+        sock = adopt(fd, (sockets.AF_INET, sockets.AF_INET6))
         try:
             sock.getpeername()
         except OSError:
             sock.close()
             raise ValueError(f"descriptor {fd} is a socket that is not connected") from None
-    socket = TcpSocket(settings, -1, UNCONNECTED)
-    if stream or read_timeout or write_timeout:
-        socket._begin()
-    if sock is not None:
         socket._on_slot(check(lib.pa_open(loop._c, sock.detach(), lib.PA_TCP)))
         # Timers come first in an iteration: connect_cb before what is there to be read.
         Event(loop, socket._begin_connected).add()
-    if data is not None:
-        socket.write(data, write_cb=write_cb)
     return socket._subject
 
 

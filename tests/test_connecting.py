@@ -795,6 +795,18 @@ def test_an_adopted_descriptor_is_connected(run, pair):
     assert read_exactly(theirs, 5) == b"first"
 
 
+def test_an_adopted_descriptor_is_let_go_when_an_argument_is_wrong(run, pair):
+    ours, _ = pair
+
+    def start():
+        for wrong in [{"data": 5}, {"data": b"", "write_cb": 5}]:
+            with pytest.raises(TypeError):
+                pyasync.init_tcp_socket(nothing, fd=ours.fileno(), connect_cb=pytest.fail, **wrong)
+        assert pyasync.stats().handles["tcp"] == 0
+
+    run(start)
+
+
 def test_the_callers_descriptor_is_its_own_still(run, pair):
     ours, theirs = pair
 
