@@ -337,8 +337,6 @@ class Loop:
             if self._written:
                 written = self._written_now = self._written
                 self._written = []
-            elif self._written_now:
-                self._written_now = []
             ready = self._ready
             wait = not (written or ready or threadsafe)
             count = run(c, wait, *take_operations())
@@ -420,6 +418,8 @@ class Loop:
                         self._max_callback_time = max(self._max_callback_time, clock() - last)
                         self._app_error(error, owner)
                         last = clock()
+                self._written_now = []
+                written.clear()  # writes that the kernel has refused refer to their batch still
 
             if ready or threadsafe:
                 self._run_ready()

@@ -557,7 +557,7 @@ def _part(data: Data, start: int, end: int | None) -> bytes | memoryview:
     """Return the part of the data to send: bytes, or a contiguous view of them."""
     if isinstance(data, str):
         data = data.encode()
-    elif not isinstance(data, bytes):
+    elif type(data) is not bytes:  # a subclass may have a length of its own
         try:
             view = memoryview(data)
         except TypeError:

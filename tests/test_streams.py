@@ -2,11 +2,13 @@
 
 import array
 import errno
+import gc
 import logging
 import random
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -160,6 +162,18 @@ def test_data_of_the_wrong_type_raises_at_the_call_and_sends_nothing(link, data)
         socket.close()
 
     assert link(connected, read_all) == b""
+
+
+def test_a_length_that_is_not_the_datas_own_is_not_believed(link):
+    class Boastful(bytes):
+        def __len__(self):
+            return 100_000
+
+    def connected(socket):
+        socket.write(Boastful(b"data"))
+        socket.close()
+
+    assert link(connected, read_all) == b"data"
 
 
 @pytest.mark.parametrize("name", ["read_cb", "write_cb", "event_cb"])
@@ -363,6 +377,31 @@ def test_a_write_callback_waits_until_the_kernel_has_taken_the_data(link):
         socket.close()
 
     assert link(connected, peer) == 5 + MORE_THAN_FITS + 4
+
+
+def test_a_write_callback_that_waits_keeps_no_other_alive(link):
+    left, read = [], threading.Event()
+
+    class Callback:
+        def __call__(self, socket):
+            left.append(weakref.ref(self))
+
+    def peer(sock):
+        assert read.wait(PATIENCE)
+        return len(read_all(sock))
+
+    def connected(socket):
+        small_buffers(socket)
+        socket.write(b"first", write_cb=Callback())
+        socket.write(b"x" * MORE_THAN_FITS, write_cb=lambda socket: socket.close())
+        after_iterations(20, look)
+
+    def look():
+        gc.collect()
+        read.set()
+        assert [callback() for callback in left] == [None]
+
+    assert link(connected, peer) == 5 + MORE_THAN_FITS
 
 
 @pytest.mark.parametrize("size", [0, 1, LARGE, MORE_THAN_FITS])
