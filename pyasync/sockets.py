@@ -57,6 +57,7 @@ class Socket(Stream):
     def _socket(self) -> Iterator[sockets.socket]:
         """Lend a socket object on the stream's own descriptor."""
         sock = sockets.socket(fileno=self.fileno())
+        sock.setblocking(False)  # PyPy has just made it block
         try:
             yield sock
         except OSError as error:

@@ -110,6 +110,7 @@ def nothing(*args):
 def plain(stream):
     """Give a plain socket object on the descriptor of one of pyasync's, to set options."""
     sock = socket.socket(fileno=stream.fileno())
+    sock.setblocking(False)  # PyPy has just made it block
     try:
         yield sock
     finally:

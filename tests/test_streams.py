@@ -4,6 +4,7 @@ import array
 import errno
 import gc
 import logging
+import os
 import random
 import sys
 import threading
@@ -1583,6 +1584,16 @@ def test_a_write_timeout_is_not_reported_while_the_queue_grows_but_moves(link):
 
 
 # Counters
+
+
+def test_asking_for_names_leaves_the_socket_non_blocking(link):
+    def connected(socket):
+        assert socket.peername
+        assert socket.sockname
+        assert not os.get_blocking(socket.fileno())
+        socket.close()
+
+    link(connected, end_of)
 
 
 def test_the_counters_are_right_at_quiet_moments(link):
