@@ -391,23 +391,22 @@ int pa_handles(pa_loop *loop, pa_handle_status *statuses, int size) {
 
 /* Beginning and end */
 
-pa_loop *pa_loop_new(pa_counters *counters, int *error) {
+int pa_loop_new(pa_counters *counters, pa_loop **place) {
   pa_loop *loop = calloc(1, sizeof(*loop));
+  int error;
 
-  if (loop == NULL) {
-    *error = UV_ENOMEM;
-    return NULL;
-  }
-  *error = uv_loop_init(&loop->uv);
-  if (*error != 0) {
+  if (loop == NULL)
+    return UV_ENOMEM;
+  error = uv_loop_init(&loop->uv);
+  if (error != 0) {
     free(loop);
-    return NULL;
+    return error;
   }
-  *error = uv_async_init(&loop->uv, &loop->async, on_async);
-  if (*error != 0) {
+  error = uv_async_init(&loop->uv, &loop->async, on_async);
+  if (error != 0) {
     uv_loop_close(&loop->uv);
     free(loop);
-    return NULL;
+    return error;
   }
   uv_unref((uv_handle_t *) &loop->async);
   loop->counters = counters;
@@ -415,7 +414,8 @@ pa_loop *pa_loop_new(pa_counters *counters, int *error) {
   loop->free_slot = -1;
   loop->retired_slot = -1;
   pa_timers_init(loop);
-  return loop;
+  *place = loop;
+  return 0;
 }
 
 static void close_walked(uv_handle_t *handle, void *loop) {

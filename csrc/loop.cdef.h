@@ -90,7 +90,8 @@ typedef struct {
   int32_t closing;
 } pa_handle_status;
 
-pa_loop *pa_loop_new(pa_counters *counters, int *error);
+/* Returns 0 and sets *place, or returns an error. */
+int pa_loop_new(pa_counters *counters, pa_loop **place);
 /* Closes every handle and frees the loop. Returns nonzero if it could not free
  * all, because a thread of libuv's pool still works on a request of it. */
 int pa_loop_close(pa_loop *loop);

@@ -40,6 +40,8 @@ static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer) {
    * others. */
   if (size < READ_SIZE_MIN || loop->last_read == (uv_stream_t *) handle)
     size = 0;
+  if (size == 0)
+    loop->slots[pa_slot_of(handle)].flags &= ~PA_DRAINED;
   loop->last_read = (uv_stream_t *) handle;
   *buffer = uv_buf_init(loop->arena + loop->arena_used, (unsigned) size);
 }

@@ -117,7 +117,7 @@ class Attempt:
         connector.loop._register(slot, self)
 
     def close(self) -> None:
-        self.connector.loop._queue((lib.PA_CLOSE, self.slot, 1, b""))
+        self.connector.loop._queue((lib.PA_CLOSE, self.slot, 1, b"", None))
 
     def _on_event(self, kind: int, value: int) -> None:
         if kind == lib.PA_CONNECTED:

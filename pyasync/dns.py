@@ -80,7 +80,10 @@ def numeric_address(host: str) -> Address | None:
         raise ValueError(f"a host must not have zero bytes: {host!r}")  # C would see it end there
     for family in (sockets.AF_INET, sockets.AF_INET6):
         try:
-            sockets.inet_pton(family, host.partition("%")[0])
+            # Only an address of IPv6 may have a %scope (RFC 4007).
+            sockets.inet_pton(
+                family, host.partition("%")[0] if family == sockets.AF_INET6 else host
+            )
         except OSError:
             continue
         return family, host

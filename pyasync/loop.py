@@ -33,11 +33,13 @@ from pyasync.counters import Stats
 from pyasync.errors import EventError, EventInfo, EventLoopNotRunning, check, message
 
 if TYPE_CHECKING:
-    from pyasync.streams import Stream
     from pyasync.timers import Event
 
 EventCallback = Callable[[Exception], object]
 ErrorPolicy = Union[bool, Callable[[Exception], object]]
+#: Which, slot, value; the data of a write, and its stream and callback.
+Operation = tuple[int, int, int, Any, Any]
+WrittenCallback = tuple[Any, Callable[[Any], object]]
 
 logger = logging.getLogger("pyasync")
 
@@ -135,19 +137,22 @@ class Loop:
         self._requests: dict[int, Any] = {}
         self._request_count = 0
 
-        # The queue out, four items an operation: which, slot, value, and the data of a write. All
-        # four come at once: between two calls a signal's handler may raise.
+        # The queue out, five items an operation: which, slot, value, and of a write its data and
+        # callback. All come at once: between two calls a signal's handler may run, and raise.
         self._operations: list[Any] = []
-        self._queue: Callable[[tuple[int, int, int, Any]], object] = self._operations.extend
+        self._queue: Callable[[Operation], object] = self._operations.extend
         self._inline_limit = INLINE_WRITE_LIMIT
         if not buffer_writes:
             self._queue = self._cross
             self._inline_limit = -1
 
-        # Write callbacks: of writes that the next crossing submits, and of those submitted by the
-        # last one, which are being called.
-        self._written: list[tuple[Stream, Callable[[Any], object]]] = []
-        self._written_now: list[tuple[Stream, Callable[[Any], object]]] = []
+        #: Whether the queue is being handed to C: then what a signal's handler does must wait.
+        self._crossing = False
+
+        # Write callbacks, in the order in which C gets the writes: of those since the last pa_run,
+        # and of those before it, which are being called.
+        self._written: list[WrittenCallback] = []
+        self._written_now: list[WrittenCallback] = []
         self._ready: list[Callable[[], object]] = []
         self._threadsafe: deque[Callable[[], object]] = deque()
         self._exit_callbacks: list[Callable[[], object]] = []
@@ -158,24 +163,26 @@ class Loop:
         self._lock = threading.RLock()
 
         self._counters = ffi.new("pa_counters *")
-        error = ffi.new("int *")
-        self._c = lib.pa_loop_new(self._counters, error)
-        if self._c == ffi.NULL:
-            raise OSError(-error[0], message(error[0]))
-        self._arena = ffi.buffer(lib.pa_arena(self._c), lib.pa_arena_size())
+        self._c_place = ffi.new("pa_loop **")
         self._records = memoryview(bytearray())
         self._started = monotonic_ns()
         self._ended: int | None = None
-        self._thread: int | None = get_ident()
+        self._thread: int | None = None
         self._wakeup: _SignalWakeup | None = None
-        _current.loop = self
+
+    def _open(self) -> None:
+        """Make what `_close` must end. Ctrl-C may come at any time: call it in a try statement."""
+        self._thread = get_ident()
         _running_loops.add(self)
-        try:
-            if threading.current_thread() is threading.main_thread():
-                self._wakeup = _SignalWakeup(self._c)
-        except BaseException:
-            self._close()
-            raise
+        _current.loop = self
+        error = lib.pa_loop_new(self._counters, self._c_place)
+        if error != 0:
+            raise OSError(-error, message(error))
+        self._c = self._c_place[0]
+        self._arena = ffi.buffer(lib.pa_arena(self._c), lib.pa_arena_size())
+        if threading.current_thread() is threading.main_thread():
+            self._wakeup = _SignalWakeup()
+            self._wakeup.open(self._c)
 
     # For any thread
 
@@ -247,32 +254,53 @@ class Loop:
             )
         return EventLoopNotRunning("the event loop has ended")
 
-    def _cross(self, operation: tuple[int, int, int, Any]) -> None:
+    def _cross(self, operation: Operation) -> None:
         """Perform an operation by itself: what ``_queue`` is when writes are not buffered."""
-        kind, slot, value, _ = operation
+        kind, slot, value, _, _ = operation
         _CROSSINGS[kind](self._c, slot, value)
 
     def _submit(self) -> None:
         """Perform the pending operations now, before a rare one that crosses by itself."""
-        if self._operations:
-            lib.pa_submit(self._c, *self._take_operations())
+        if self._operations and not self._crossing:
+            self._crossing = True
+            try:
+                lib.pa_submit(self._c, *self._take_operations())
+            finally:
+                self._crossing = False
 
-    def _write_now(self, slot: int, data: Any, has_callback: bool) -> None:
+    def _write_now(self, slot: int, data: Any, callback: WrittenCallback | None) -> None:
         """Perform the pending operations and a write, whose data is not copied, in one call."""
         size = len(data)
-        if type(data) is not bytes:
-            data = ffi.from_buffer(data)
-        lib.pa_write(self._c, *self._take_operations(), slot, data, size, has_callback)
+        if self._crossing:
+            kind = lib.PA_WRITE if callback is None else lib.PA_WRITE_CALLBACK
+            self._operations.extend((kind, slot, size, bytes(data), callback))
+            return
+        self._crossing = True
+        try:
+            if type(data) is not bytes:
+                data = ffi.from_buffer(data)
+            batch, count, payload = self._take_operations()
+            if callback is not None:
+                self._written.append(callback)
+            lib.pa_write(self._c, batch, count, payload, slot, data, size, callback is not None)
+        finally:
+            self._crossing = False
 
     def _take_operations(self) -> tuple[Any, int, bytes]:
+        """Empty the queue. The caller has set ``_crossing``, and hands the result to C."""
         operations = self._operations
         if not operations:
             return ffi.NULL, 0, b""
         batch = operations[:]
-        operations[:] = ()  # nothing is called since the copy: no signal can come between
-        payload = b"".join(batch[3::4])
-        del batch[3::4]
-        return ffi.new(_INT64_ARRAY, batch), len(batch) // 3, payload
+        size = len(batch)
+        payload = b"".join(batch[3::5])
+        callbacks = filter(None, batch[4::5])
+        del batch[4::5], batch[3::4]
+        integers = ffi.new(_INT64_ARRAY, batch)
+        # Last, so that nothing is lost if a signal's handler has raised.
+        del operations[:size]
+        self._written += callbacks
+        return integers, size // 5, payload
 
     def _register(self, slot: int, handle: Any) -> None:
         objects = self._objects
@@ -333,13 +361,16 @@ class Loop:
         owner: Any
 
         while not self._stopping:
+            self._crossing = True
+            batch_out = take_operations()
             written: Any = ()
             if self._written:
                 written = self._written_now = self._written
                 self._written = []
             ready = self._ready
             wait = not (written or ready or threadsafe)
-            count = run(c, wait, *take_operations())
+            count = run(c, wait, *batch_out)
+            self._crossing = False
             alive = count >= 0
             if not alive:
                 count = ~count
@@ -456,6 +487,7 @@ class Loop:
         if self._forked:
             return
         self._records = memoryview(bytearray())  # C's array may have moved since it was mapped
+        self._crossing = False
         try:
             for callback in self._exit_callbacks:
                 try:
@@ -481,7 +513,7 @@ class Loop:
             self._timers.clear()
             self._free_timers.clear()
             self._retired_timers.clear()
-            if lib.pa_loop_close(self._c) != 0:
+            if self._c_place[0] != ffi.NULL and lib.pa_loop_close(self._c_place[0]) != 0:
                 warnings.warn(
                     "the event loop has left memory to a lookup that cannot be cancelled",
                     ResourceWarning,
@@ -507,15 +539,20 @@ class _SignalWakeup:
     event: https://docs.python.org/3/library/signal.html#signal.set_wakeup_fd. Main thread only.
     """
 
-    def __init__(self, c: Any) -> None:
+    def __init__(self) -> None:
         self._receiver, self._sender = socket.socketpair()
         self._receiver.setblocking(False)
         self._sender.setblocking(False)
+        self._before: int | None = None
+
+    def open(self, c: Any) -> None:
         check(lib.pa_watch_signals(c, self._receiver.fileno()))
-        self._before = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        self._before = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
 
     def restore(self) -> None:
-        signal.set_wakeup_fd(self._before)
+        if self._before is not None:
+            signal.set_wakeup_fd(self._before)
 
     def close(self) -> None:
         self.restore()
@@ -566,12 +603,17 @@ def start_event_loop(
     """
     if not callable(start_fn):
         raise TypeError("start_fn must be callable")
-    with event_loop(
+    loop = Loop(
         catch_app_errors=catch_app_errors,
         send_errors_to_event_cb=send_errors_to_event_cb,
         buffer_writes=buffer_writes,
-    ) as loop:
+    )
+    try:
+        loop._open()
         loop._ready.append(start_fn)
+        loop._run()
+    finally:
+        loop._close()
 
 
 @contextmanager
@@ -597,6 +639,7 @@ def event_loop(
         buffer_writes=buffer_writes,
     )
     try:
+        loop._open()
         yield loop
         loop._run()
     finally:

@@ -15,7 +15,7 @@ from pyasync.handles import optional_callable
 from pyasync.loop import EventCallback, get_loop, logger
 from pyasync.sockets import Server, Socket
 from pyasync.stream_state import UNCONNECTED, Data, Settings, WriteCallback, require_timeout
-from pyasync.tcp import adopt, require_max_connections
+from pyasync.tcp import adopt, listen, require_max_connections
 from pyasync.timers import Event
 
 ReadCallback = Callable[["PipeSocket", Any], object]
@@ -129,7 +129,7 @@ def pipe_server(
         raise ValueError("with fd, name must be None")
     with sock:
         try:
-            sock.listen(sockets.SOMAXCONN if backlog is None else backlog)
+            listen(sock, backlog)
         except OSError as error:
             raise _pipe_error(error, sock.getsockname()) from None
         return PipeServer(settings, sock, max_connections, owns_file=fd is None)

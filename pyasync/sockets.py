@@ -51,6 +51,27 @@ class Socket(Stream):
         if timeout is not None:
             rare.connect_timer = background_timer(self._loop, self._connect_timer_fired, timeout)
 
+    def ref(self) -> None:
+        """Let the loop run on while this socket is open: how every socket begins."""
+        self._reference(True)
+
+    def unref(self) -> None:
+        """Let the loop end although this socket is open, once it is connected."""
+        self._reference(False)
+
+    def _reference(self, referenced: bool) -> None:
+        if self._open_slot() >= 0:
+            lib.pa_ref(self._loop._c, self._slot, referenced)
+        else:
+            self._need_rare().referenced = referenced
+
+    @property
+    def has_ref(self) -> bool:
+        """Whether the socket keeps the loop running."""
+        if self._open_slot() >= 0:
+            return bool(lib.pa_has_ref(self._loop._c, self._slot))
+        return self._rare is None or self._rare.referenced
+
     # Names and options
 
     @contextmanager
@@ -98,10 +119,12 @@ class Socket(Stream):
         ended = self._state & (SHUT | CLOSED)
         if rare is not None and rare.held and (ended or not self._state & WRITE_DISABLED):
             self._release()
+        if rare is not None and not rare.referenced:
+            lib.pa_ref(self._loop._c, slot, False)
         if self._state & SHUT:
-            self._loop._queue((lib.PA_SHUTDOWN, slot, 0, b""))
+            self._loop._queue((lib.PA_SHUTDOWN, slot, 0, b"", None))
         if self._state & CLOSED:
-            self._loop._queue((lib.PA_CLOSE, slot, 0, b""))
+            self._loop._queue((lib.PA_CLOSE, slot, 0, b"", None))
 
     def _on_connected(self, status: int) -> None:
         if self._state & CLOSED:
@@ -119,7 +142,7 @@ class Socket(Stream):
                 rare.connect_timer.free()
                 rare.connect_timer = None
         if self._state & READ_DISABLED:
-            self._loop._queue((lib.PA_READ_STOP, self._slot, 0, b""))
+            self._loop._queue((lib.PA_READ_STOP, self._slot, 0, b"", None))
         self._start_read_timeout()
         if self._settings.connect_cb is not None:
             self._settings.connect_cb(self)
@@ -196,7 +219,7 @@ class Server(PlainHandle):
 
     def _on_connection_closed(self) -> None:
         if self._slot >= 0:
-            self._loop._queue((lib.PA_ACCEPT, self._slot, 1, b""))
+            self._loop._queue((lib.PA_ACCEPT, self._slot, 1, b"", None))
 
     def _on_event(self, kind: int, value: int) -> None:
         """Take PA_ACCEPT_ERROR: the server cannot accept, and has paused."""
@@ -214,4 +237,4 @@ class Server(PlainHandle):
             self._loop._tell(self, error, self)
 
     def _accept_again(self) -> None:
-        self._loop._queue((lib.PA_ACCEPT, self._slot, 0, b""))
+        self._loop._queue((lib.PA_ACCEPT, self._slot, 0, b"", None))

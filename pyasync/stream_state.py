@@ -117,6 +117,7 @@ class Rare:
         "low",
         "paused",
         "read_timeout",
+        "referenced",
         "stream",
         "waiting",
         "write_timeout",
@@ -133,6 +134,8 @@ class Rare:
         self.connect_timer: Event | None = None
         #: What is trying to connect an unconnected socket: it has a close().
         self.connector: Any = None
+        #: Of a socket without a handle: whether that will keep the loop running.
+        self.referenced = True
         #: The AsyncStream, if that is what the callbacks get.
         self.stream: Any = None
         self.read_timeout: ReadTimeout | None = None

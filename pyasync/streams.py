@@ -115,17 +115,12 @@ class Stream(Handle):
             self._hold(data, write_cb)
             return
         size = len(data)
+        callback = None if write_cb is None else (self, write_cb)
         if size <= loop._inline_limit and not force:
-            if write_cb is None:
-                loop._queue((WRITE, self._slot, size, data))
-            else:
-                loop._written.append((self, write_cb))
-                loop._queue((WRITE_CALLBACK, self._slot, size, data))
-        elif write_cb is None:
-            loop._write_now(self._slot, data, False)
+            kind = WRITE if callback is None else WRITE_CALLBACK
+            loop._queue((kind, self._slot, size, data, callback))
         else:
-            loop._written.append((self, write_cb))
-            loop._write_now(self._slot, data, True)
+            loop._write_now(self._slot, data, callback)
 
     def _check_writable(self) -> None:
         if self._state & CLOSED:
@@ -149,7 +144,7 @@ class Stream(Handle):
         self._open_slot()
         operations = self._loop._operations
         size = self._waiting_size()
-        for index in range(0, len(operations), 4):
+        for index in range(0, len(operations), 5):
             kind = operations[index]
             if operations[index + 1] == self._slot and kind in (WRITE, WRITE_CALLBACK):
                 size += operations[index + 2]
@@ -219,7 +214,7 @@ class Stream(Handle):
         if force:
             self._state |= FAILED
         if self._slot >= 0:
-            loop._queue((CLOSE, self._slot, 1 if force else 0, b""))
+            loop._queue((CLOSE, self._slot, 1 if force else 0, b"", None))
 
     def _may_close(self, force: bool) -> bool:
         """Whether there is something to close still, or a close under way to be forced."""
@@ -261,7 +256,7 @@ class Stream(Handle):
             self._release()
         self._state |= SHUT
         if self._slot >= 0:
-            self._loop._queue((lib.PA_SHUTDOWN, self._slot, 0, b""))
+            self._loop._queue((lib.PA_SHUTDOWN, self._slot, 0, b"", None))
         if self._state & ENDED:
             self.close()
 
@@ -285,7 +280,7 @@ class Stream(Handle):
         if read and not self._state & READ_DISABLED:
             self._state |= READ_DISABLED
             if self._slot >= 0:
-                self._loop._queue((lib.PA_READ_STOP, self._slot, 0, b""))
+                self._loop._queue((lib.PA_READ_STOP, self._slot, 0, b"", None))
             self._stop_read_timeout()
         if write:
             self._state |= WRITE_DISABLED
@@ -303,7 +298,7 @@ class Stream(Handle):
             self._state &= ~READ_DISABLED
             self._state |= KEPT if rare.kept else 0
             if self._slot >= 0 and not self._state & ENDED:
-                self._loop._queue((lib.PA_READ_START, self._slot, 0, b""))
+                self._loop._queue((lib.PA_READ_START, self._slot, 0, b"", None))
             self._start_read_timeout()
         if write and self._state & WRITE_DISABLED:
             self._state &= ~WRITE_DISABLED
@@ -481,8 +476,6 @@ class Stream(Handle):
 
     def _on_held(self, kind: int, index: int) -> None:
         batch = self._loop._written_now
-        while batch[index][0] is not self:
-            index += 1  # a write that a signal's handler has ended left a callback, and no data
         self._need_rare().waiting.append((batch[index][1], batch, index))
         batch[index] = (self, _do_nothing)
 

@@ -45,9 +45,11 @@ class TcpSocket(Socket):
         """Probe a connection that has been idle for ``seconds`` (SO_KEEPALIVE); None: do not.
 
         The time is rounded up to whole seconds. Raises `SocketClosed`, and `ValueError` for a
-        time that is not over 0.
+        time that is not over 0, or over 32,767 (the kernel's limit).
         """
         require_timeout("seconds", seconds)
+        if seconds is not None and seconds > 32767:
+            raise ValueError(f"seconds must be 32767 at most, not {seconds!r}")
         with self._socket() as sock:
             sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_KEEPALIVE, seconds is not None)
             if seconds is not None:
@@ -140,7 +142,7 @@ def tcp_server(
         # Connections inherit it from the listening socket: tcp(7).
         sock.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, 1)
         try:
-            sock.listen(sockets.SOMAXCONN if backlog is None else backlog)
+            listen(sock, backlog)
         except OSError as error:
             raise _bind_error(error, bind_address, port) from None
         return TcpServer(settings, sock, max_connections)
@@ -196,8 +198,17 @@ def adopt(fd: int, families: tuple[int, ...]) -> sockets.socket:
 
 def require_max_connections(number: int | None) -> None:
     """Raise `ValueError` unless the number is over 0, or None."""
-    if number is not None and not number > 0:
+    if number is not None and not 0 < number < 2**31:
         raise ValueError(f"max_connections must be over 0, or None, not {number!r}")
+
+
+def listen(sock: sockets.socket, backlog: int | None) -> None:
+    """Let the socket listen; None is the longest backlog that the system allows."""
+    if backlog is None:
+        backlog = sockets.SOMAXCONN
+    elif not 0 <= backlog < 2**31:
+        raise ValueError(f"backlog must be 0 or more, or None, not {backlog!r}")
+    sock.listen(backlog)
 
 
 def require_port(port: int) -> None:
@@ -357,13 +368,13 @@ def connect_tcp_socket(
     if event_cb is not None:
         optional_callable("event_cb", event_cb)
         settings.event_cb = event_cb
-    settings.remote = (host, port)
     loop._submit()  # what was closed just now may free a descriptor, or the local address
     if numeric_address(host) is not None:
         socket._on_slot(check(connect(loop, host, port, settings.local_address)))
         connector = None
     else:
         connector = Connector(socket, host, port, settings.local_address)
+    settings.remote = (host, port)
     if connector is not None or settings.connect_timeout is not None:
         socket._connect_to(connector, settings.connect_timeout)
     return subject

@@ -17,6 +17,9 @@ from pyasync.loop import EventCallback, Loop, due_in, get_loop
 
 Callback = Callable[[], object]
 
+#: The shortest `interval`, in seconds. It runs once a millisecond at most, as libuv's timers do.
+MIN_INTERVAL = 1e-6
+
 START = lib.PA_TIMER_START
 START_UNREF = lib.PA_TIMER_START_UNREF
 
@@ -67,7 +70,7 @@ class Event:
             slot = len(timers)
             timers.append(self)
         self._slot = slot
-        loop._queue((START if options is None or options[1] else START_UNREF, slot, due, b""))
+        loop._queue((START if options is None or options[1] else START_UNREF, slot, due, b"", None))
 
     def _disarm(self) -> None:
         slot = self._slot
@@ -76,7 +79,7 @@ class Event:
             self._slot = -1
             loop._timers[slot] = None
             loop._retired_timers.append(slot)
-            loop._queue((lib.PA_TIMER_STOP, slot, 0, b""))
+            loop._queue((lib.PA_TIMER_STOP, slot, 0, b"", None))
 
     def remove(self) -> None:
         """Disarm the event; it can be added again. Raises `EventFreed`."""
@@ -129,7 +132,7 @@ class Event:
         event_cb = self._event_cb
         self._options = None if event_cb is None and referenced else (event_cb, referenced)
         if self._slot >= 0:
-            self._loop._queue((lib.PA_TIMER_REF, self._slot, int(referenced), b""))
+            self._loop._queue((lib.PA_TIMER_REF, self._slot, int(referenced), b"", None))
 
     @property
     def has_ref(self) -> bool:
@@ -148,8 +151,8 @@ class Interval:
 
     def __init__(self, loop: Loop, callback: Callback, time: float, event_cb: Any) -> None:
         require_callable("callback", callback)
-        if not time > 0:
-            raise ValueError(f"time must be over 0 seconds, not {time!r}")
+        if not time >= MIN_INTERVAL:
+            raise ValueError(f"time must be {MIN_INTERVAL:g} seconds or more, not {time!r}")
         self._callback = callback
         self._time = time
         self._event = Event(loop, self._run, event_cb)
@@ -229,7 +232,7 @@ def interval(callback: Callback, *, time: float, event_cb: EventCallback | None 
 
     The times are multiples of ``time`` from now: nothing drifts. When the loop falls behind, it
     runs the callback once, late, and skips what else it has missed. Raises `ValueError` unless
-    ``time`` is over 0, and `EventLoopNotRunning`.
+    ``time`` is a microsecond or more, and `EventLoopNotRunning`.
 
     >>> import pyasync
     >>> with pyasync.event_loop():

@@ -971,3 +971,41 @@ def test_a_wrong_local_address_is_refused_at_the_call(run, local, error):
                 pyasync.tcp_connect(host, 80, nothing, local_address=local)
 
     run(start)
+
+
+def test_a_connect_that_raises_leaves_the_socket_to_be_connected(run):
+    connected = []
+
+    def start():
+        server = pyasync.tcp_server("127.0.0.1", 0, lambda socket, data: None)
+        socket = pyasync.init_tcp_socket(
+            lambda socket, data: None,
+            connect_cb=lambda socket: (connected.append(True), socket.close(), server.close()),
+        )
+        with pytest.raises(ValueError, match="zero bytes"):
+            pyasync.connect_tcp_socket(socket, "a\0b", 80)
+        pyasync.connect_tcp_socket(socket, *server.address)
+
+    run(start)
+    assert connected
+
+
+def test_unref_before_connecting_to_a_name_lets_the_loop_end_after_it(run):
+    def start():
+        server = pyasync.tcp_server(
+            "127.0.0.1", 0, lambda socket, data: None, connect_cb=lambda socket: socket.unref()
+        )
+        server.unref()
+        socket = pyasync.tcp_connect("localhost", server.address[1], lambda socket, data: None)
+        assert socket.has_ref
+        socket.unref()
+        assert not socket.has_ref
+
+    run(start)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1%x", ""])
+def test_a_host_that_is_no_name_is_an_error_of_the_lookup(run, host):
+    errors = []
+    run(lambda: pyasync.tcp_connect(host, 80, lambda socket, data: None, event_cb=errors.append))
+    assert [type(error) for error in errors] == [pyasync.DnsError]

@@ -429,3 +429,46 @@ def test_a_refused_handler_leaves_the_one_there_is(run):
         kill_self(signal.SIGUSR1)
 
     run(start)
+
+
+def test_a_write_of_a_signal_handler_does_not_overtake_what_was_written(run):
+    """Real signals, at any place of the writes that they interrupt."""
+    received, sent = bytearray(), bytearray()
+
+    def start():
+        def write(force):
+            client.data = "writing"  # not to be interrupted between these two by the other
+            piece = b"%d\n" % (len(sent) // 8)
+            sent.extend(piece.rjust(8))
+            client.write(piece.rjust(8), write_cb=called.append, force=force)
+            client.data = "idle"
+
+        def handler(signo, frame):
+            if not client.closed and client.data == "idle":
+                write(True)
+
+        def step():
+            for _ in range(20):
+                write(False)
+            if len(sent) < 1 << 18:
+                pyasync.call_soon(step)
+            else:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                client.close()
+                server.close()
+
+        server = pyasync.tcp_server("127.0.0.1", 0, lambda socket, data: received.extend(data))
+        client = pyasync.tcp_connect(*server.address, lambda socket, data: None)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+        pyasync.call_soon(step)
+
+    called = []
+    before = signal.getsignal(signal.SIGALRM)
+    try:
+        run(start)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert received == sent
+    assert len(called) == len(sent) // 8

@@ -950,3 +950,12 @@ def test_each_connection_of_a_flood_gets_its_echo(run, tmp_path):
     run(start, limit=55)
     connected, echoed, failed = map(int, clients[1].split())
     assert (connected, echoed, failed) == (count, count, 0)
+
+
+@pytest.mark.parametrize("wrong", [{"max_connections": 2**40}, {"backlog": 2**40}, {"backlog": -1}])
+def test_numbers_out_of_range_are_refused_at_the_call(run, wrong):
+    def start():
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            pyasync.tcp_server("127.0.0.1", 0, lambda socket, data: None, **wrong)
+
+    run(start)
