@@ -92,6 +92,11 @@ def reset(sock):
     sock.close()
 
 
+def small_window(sock):
+    """Let the socket's kernel keep little of what is not read, however fast it is read."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+
+
 def segments_received(sock):
     """Return in how many segments the data came: tcpi_data_segs_in of Linux's struct tcp_info."""
     return struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192), 152)[
@@ -121,7 +126,7 @@ def small_buffers(stream):
     """Let the kernel keep little of what is sent, and nothing grow: see MORE_THAN_FITS."""
     with plain(stream) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 128 << 10)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+        small_window(sock)
 
 
 def after_iterations(count, fn):

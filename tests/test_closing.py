@@ -20,6 +20,7 @@ from peers import (
     read_all,
     read_exactly,
     small_buffers,
+    small_window,
     when,
     within,
 )
@@ -415,20 +416,21 @@ def test_linger_loses_nothing_that_the_kernel_has_taken(link, linger):
 @pytest.mark.parametrize("link", FEW_LINKS, indirect=True)
 def test_a_slow_reader_is_not_cut_off_while_it_reads(link):
     """It takes longer than linger for all, but never that long for nothing."""
-    piece = MORE_THAN_FITS // 10
+    size = 3 << 20
 
     def peer(sock):
+        small_window(sock)
         for _ in range(9):
             time.sleep(0.05)
-            read_exactly(sock, piece)
-        return 9 * piece + end_of(sock)[0]
+            read_exactly(sock, size // 10)
+        return 9 * (size // 10) + end_of(sock)[0]
 
     def connected(socket):
         small_buffers(socket)
-        socket.write(bytes(MORE_THAN_FITS))
+        socket.write(bytes(size))
         socket.close()
 
-    assert link(connected, peer, linger=0.3) == MORE_THAN_FITS
+    assert link(connected, peer, linger=0.3) == size
 
 
 @pytest.mark.parametrize("link", FEW_LINKS, indirect=True)
@@ -438,6 +440,7 @@ def test_a_slow_reader_that_sends_is_not_cut_off_either(link):
     closed = threading.Event()
 
     def peer(sock):
+        small_window(sock)
         assert closed.wait(PATIENCE)
         for _ in range(9):
             with contextlib.suppress(ConnectionError):  # the peer's kernel may have all by now

@@ -716,9 +716,10 @@ def test_pressure_has_watermarks_of_64_and_16_kib_by_default(link):
 
 def test_a_source_that_stops_under_pressure_keeps_the_queue_short(link):
     chunk, total = bytes(32 << 10), 4 << 20
-    sizes = []
+    sizes, paused_once = [], threading.Event()
 
     def peer(sock):
+        assert paused_once.wait(PATIENCE)
         return sum(len(read_exactly(sock, 8 << 10)) for _ in range(total // (8 << 10)))
 
     def write_more(socket):
@@ -735,6 +736,7 @@ def test_a_source_that_stops_under_pressure_keeps_the_queue_short(link):
 
     def pressure_cb(socket, paused):
         socket.data = paused
+        paused_once.set()
         if not paused and not socket.closed:
             write_more(socket)
 
