@@ -4,6 +4,7 @@ import contextlib
 import socket
 import struct
 import threading
+import uuid
 
 import pytest
 
@@ -251,6 +252,23 @@ class Link:
         reset(sock)
 
 
+class PipeLink(Link):
+    """A Link over a pipe of an abstract name. A pipe has no resets: its peer sees an end."""
+
+    def serve(self, **options):
+        return pyasync.pipe_server(f"\0{uuid.uuid4()}", **options)
+
+    def connect(self, address, **options):
+        return pyasync.pipe_connect(address, **options)
+
+    def listen(self):
+        listener = socket.socket(self.family, socket.SOCK_STREAM)
+        listener.settimeout(PATIENCE)
+        listener.bind(f"\0{uuid.uuid4()}")
+        listener.listen()
+        return listener
+
+
 def _links():
     """Return parameters of Link: each value of each meets each of every other, in four."""
     for name, family, host in [
@@ -277,9 +295,23 @@ def _links():
 
 
 LINKS = list(_links())
+PIPE_LINKS = [
+    pytest.param(
+        {"kind": PipeLink, "family": socket.AF_UNIX, "host": None, "incoming": incoming,
+         "buffer_writes": incoming},
+        id="pipe-accepted-buffered" if incoming else "pipe-connected-unbuffered",
+    )
+    for incoming in (True, False)
+]  # fmt: skip
 #: For tests that take their time.
 FEW_LINKS = LINKS[:2]
 BUFFERED_LINKS = [link for link in LINKS if link.values[0]["buffer_writes"]]
+
+
+def make_link(run, parameters):
+    """Return the Link, or PipeLink, that the parameters of a fixture describe."""
+    parameters = dict(parameters)
+    return parameters.pop("kind", Link)(run, **parameters)
 
 
 # Callbacks
@@ -294,11 +326,11 @@ def within(link, kind, act, peer=nothing, **options):
     Returns what the peer returns. ``event_cb`` stands for the end of the stream, with
     ``allow_half_open``.
     """
-    acted, errors = [], []
+    acted, errors = threading.Event(), []
 
     def once(socket, *args):
-        if not acted:
-            acted.append(True)
+        if not acted.is_set():
+            acted.set()
             act(socket)
 
     def connected(socket):
@@ -321,6 +353,7 @@ def within(link, kind, act, peer=nothing, **options):
         elif kind == "event_cb":
             sock.shutdown(socket.SHUT_WR)
         elif kind == "pressure_cb":
+            acted.wait(PATIENCE)  # what is read at once makes no pressure
             read_up_to(sock, MORE_THAN_FITS)
         return peer(sock)
 
@@ -332,7 +365,7 @@ def within(link, kind, act, peer=nothing, **options):
     elif kind == "pressure_cb":
         options["pressure_cb"] = once
     result = link(connected, provoke, **options)
-    assert acted, f"no {kind} was called"
+    assert acted.is_set(), f"no {kind} was called"
     assert errors == []
     return result
 

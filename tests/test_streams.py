@@ -21,11 +21,12 @@ from peers import (
     LINKS,
     MORE_THAN_FITS,
     PATIENCE,
+    PIPE_LINKS,
     Background,
-    Link,
     after_iterations,
     end_of,
     exchange,
+    make_link,
     nothing,
     read_all,
     read_exactly,
@@ -41,9 +42,13 @@ import pyasync
 LARGE = 8193
 
 
-@pytest.fixture(params=LINKS)
+@pytest.fixture(params=LINKS + PIPE_LINKS)
 def link(request, run):
-    return Link(run, **request.param)
+    return make_link(run, request.param)
+
+
+#: For what a pipe does not have: resets, addresses, counters of TCP, and TCP's large buffers.
+tcp_only = pytest.mark.parametrize("link", LINKS, indirect=True)
 
 
 def random_bytes(size, seed=1):
@@ -853,6 +858,7 @@ def test_a_peer_that_says_nothing_is_no_event(link):
     assert told == [pyasync.SocketEOF]
 
 
+@tcp_only
 def test_more_than_the_arena_holds_in_one_iteration_is_read_whole(link):
     """40 times 256 KiB lie in the kernel when the loop begins to read; it takes 4 MiB."""
     size, count = 256 << 10, 40
@@ -891,6 +897,7 @@ def test_more_than_the_arena_holds_in_one_iteration_is_read_whole(link):
     ]
 
 
+@tcp_only
 def test_a_fast_peer_does_not_starve_a_ping_pong(link):
     """While others send without end, a round trip takes a few iterations, each of bounded size."""
     stopped = threading.Event()
@@ -1095,6 +1102,7 @@ def test_the_end_is_not_logged_when_there_is_no_event_cb(link, caplog):
     assert caplog.records == []
 
 
+@tcp_only
 def test_an_error_is_logged_when_there_is_no_event_cb(link, caplog):
     accept_one(link, link.reset, read_cb=nothing)
     (record,) = caplog.records
@@ -1286,6 +1294,13 @@ def test_what_was_read_for_a_socket_disabled_meanwhile_is_kept_back(link):
     assert told == [[b"data", pyasync.SocketEOF]] * 3
 
 
+def test_what_comes_later_stays_behind_what_was_kept_back(link):
+    told = disable_each_other(link, lambda sock: sock.sendall(b" and more"), nothing)
+    assert [what.pop() for what in told] == [pyasync.SocketEOF] * 3
+    assert [b"".join(what) for what in told] == [b"data and more"] * 3
+
+
+@tcp_only
 def test_an_error_comes_behind_what_was_kept_back(link):
     def after(told):
         assert told == [[], []]
@@ -1588,6 +1603,7 @@ def test_a_write_timeout_is_not_reported_while_the_queue_grows_but_moves(link):
 # Counters
 
 
+@tcp_only
 def test_asking_for_names_leaves_the_socket_non_blocking(link):
     def connected(socket):
         assert socket.peername
@@ -1598,6 +1614,7 @@ def test_asking_for_names_leaves_the_socket_non_blocking(link):
     link(connected, end_of)
 
 
+@tcp_only
 def test_the_counters_are_right_at_quiet_moments(link):
     seen = []
 
