@@ -29,6 +29,7 @@ from pyasync.errors import (
     SocketRefused,
     SocketReset,
     SocketTimeout,
+    SocketUnreachable,
     TcpServerBindError,
     TcpSslError,
 )
@@ -105,6 +106,7 @@ __all__ = [
     "SocketRefused",
     "SocketReset",
     "SocketTimeout",
+    "SocketUnreachable",
     "Stats",
     "TcpServer",
     "TcpServerBindError",

@@ -75,6 +75,10 @@ class SocketRefused(SocketError, ConnectionRefusedError):
     """Nobody listens there (ECONNREFUSED)."""
 
 
+class SocketUnreachable(SocketError):
+    """There is no way to the host or its network (EHOSTUNREACH, ENETUNREACH)."""
+
+
 class SocketAborted(SocketError, ConnectionAbortedError):
     """The connection was aborted (ECONNABORTED)."""
 
@@ -148,6 +152,8 @@ _SOCKET_ERRORS: dict[int, type[SocketError]] = {
     errno.EPIPE: SocketBrokenPipe,
     errno.ECANCELED: SocketCanceled,
     errno.EADDRINUSE: SocketAddressInUse,
+    errno.EHOSTUNREACH: SocketUnreachable,
+    errno.ENETUNREACH: SocketUnreachable,
 }
 
 

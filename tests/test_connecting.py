@@ -3,7 +3,10 @@
 import contextlib
 import os
 import re
+import shutil
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -1009,3 +1012,21 @@ def test_a_host_that_is_no_name_is_an_error_of_the_lookup(run, host):
     errors = []
     run(lambda: pyasync.tcp_connect(host, 80, lambda socket, data: None, event_cb=errors.append))
     assert [type(error) for error in errors] == [pyasync.DnsError]
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None
+    or subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode != 0,
+    reason="cannot make a network namespace",
+)
+def test_an_unreachable_network_is_an_error_of_its_own():
+    program = """
+import pyasync
+pyasync.start_event_loop(lambda: pyasync.tcp_connect(
+    "127.0.0.1", 80, print, event_cb=lambda event: print(type(event).__name__)))
+"""
+    # In a namespace of its own, whose loopback interface is down.
+    ran = subprocess.run(
+        ["unshare", "-n", sys.executable, "-c", program], capture_output=True, text=True, timeout=30
+    )
+    assert ran.stdout == "SocketUnreachable\n", ran.stderr

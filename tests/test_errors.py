@@ -332,6 +332,7 @@ BASES = {
     "SocketError": ("EventError", OSError),
     "SocketReset": ("SocketError", ConnectionResetError),
     "SocketRefused": ("SocketError", ConnectionRefusedError),
+    "SocketUnreachable": ("SocketError", OSError),
     "SocketAborted": ("SocketError", ConnectionAbortedError),
     "SocketTimeout": ("SocketError", TimeoutError),
     "SocketBrokenPipe": ("SocketError", BrokenPipeError),

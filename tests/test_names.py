@@ -69,6 +69,7 @@ EXCEPTIONS = {
     "SocketRefused",
     "SocketReset",
     "SocketTimeout",
+    "SocketUnreachable",
     "TcpServerBindError",
     "TcpSslError",
 }
