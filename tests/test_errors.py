@@ -332,7 +332,7 @@ BASES = {
     "SocketError": ("EventError", OSError),
     "SocketReset": ("SocketError", ConnectionResetError),
     "SocketRefused": ("SocketError", ConnectionRefusedError),
-    "SocketUnreachable": ("SocketError", OSError),
+    "SocketUnreachable": ("SocketError",),
     "SocketAborted": ("SocketError", ConnectionAbortedError),
     "SocketTimeout": ("SocketError", TimeoutError),
     "SocketBrokenPipe": ("SocketError", BrokenPipeError),
