@@ -1804,7 +1804,8 @@ def test_any_schedule_delivers_what_was_written_or_reports_an_error(
 
 
 @pytest.mark.slow
-@settings(schedules, max_examples=3000)
+@pytest.mark.timeout(300)
+@settings(schedules, max_examples=2000)
 @given(**SCHEDULES)
 def test_thousands_of_schedules(link, schedule, half_open, small):
     check_schedule(link, schedule, half_open, small)
