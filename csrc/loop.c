@@ -153,7 +153,6 @@ static void perform_on_handle(pa_loop *loop, enum pa_operation operation,
       break;
     case PA_READ_STOP:
       uv_read_stop((uv_stream_t *) handle);
-      loop->slots[slot].flags &= ~PA_DRAINED;
       break;
     case PA_ACCEPT:
       pa_listener_accept(handle, value);

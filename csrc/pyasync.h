@@ -27,8 +27,7 @@ enum pa_flags {
   PA_QUEUED = 64,    /* a write had to be queued, at some time */
   PA_FLUSHED = 128,  /* the shutdown is done, and so every write */
   PA_WROTE = 256,    /* has written */
-  PA_LARGE = 512,    /* may have written more than is sent at once */
-  PA_DRAINED = 1024  /* the last read has left nothing, and another may come */
+  PA_LARGE = 512     /* may have written more than is sent at once */
 };
 
 /* What C knows of a handle beside libuv's own memory. handle->data is the

@@ -40,8 +40,6 @@ static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer) {
    * others. */
   if (size < READ_SIZE_MIN || loop->last_read == (uv_stream_t *) handle)
     size = 0;
-  if (size == 0)
-    loop->slots[pa_slot_of(handle)].flags &= ~PA_DRAINED;
   loop->last_read = (uv_stream_t *) handle;
   *buffer = uv_buf_init(loop->arena + loop->arena_used, (unsigned) size);
 }
@@ -96,10 +94,6 @@ static void on_read(uv_stream_t *stream, ssize_t size, const uv_buf_t *buffer) {
   } else if (size > 0) {
     start = buffer->base - loop->arena;
     pa_push(loop, PA_READ, slot, start, start + size);
-    if ((size_t) size < buffer->len)
-      loop->slots[slot].flags |= PA_DRAINED;
-    else
-      loop->slots[slot].flags &= ~PA_DRAINED;
     /* The next read begins at a multiple of 16, for the copies' sake. */
     loop->arena_used = ((size_t) (start + size) + 15) & ~(size_t) 15;
     if (loop->arena_used > pa_arena_size())
@@ -399,10 +393,7 @@ static int must_discard(pa_loop *loop, uv_stream_t *stream) {
   uv_os_fd_t fd;
   int size = 0;
 
-  /* What comes after a read that left nothing, and before the next poll, is not
-   * worth a system call for each close: it may as well come after the close. */
   if ((flags & (PA_END_SEEN | PA_CONNECTING)) ||
-      (flags & (PA_DRAINED | PA_LARGE)) == PA_DRAINED ||
       uv_fileno((uv_handle_t *) stream, &fd) != 0)
     return 0;
   if (ioctl(fd, FIONREAD, &size) == 0 && size > 0)

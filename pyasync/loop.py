@@ -551,8 +551,9 @@ class _SignalWakeup:
         signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
 
     def restore(self) -> None:
-        if self._before is not None:
-            signal.set_wakeup_fd(self._before)
+        before, self._before = self._before, None
+        if before is not None:
+            signal.set_wakeup_fd(before)
 
     def close(self) -> None:
         self.restore()

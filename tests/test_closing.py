@@ -688,3 +688,20 @@ def test_a_reset_while_a_close_lingers_is_not_reported(link):
 
     link(connected, peer, event_cb=tell(events))
     assert events == []
+
+
+def test_input_that_comes_while_the_answer_is_made_is_no_reason_for_a_reset(link):
+    sent = threading.Event()
+
+    def read_cb(socket, data):
+        assert sent.wait(PATIENCE)
+        socket.write(b"answer")
+        socket.close()
+
+    def peer(sock):
+        sock.sendall(b"first")
+        sock.sendall(b"second")
+        sent.set()
+        return read_all(sock)
+
+    assert link(nothing, peer, read_cb=read_cb) == b"answer"
