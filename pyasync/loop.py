@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from struct import Struct
 from threading import get_ident
-from time import monotonic, monotonic_ns, perf_counter
+from time import monotonic, monotonic_ns, perf_counter, sleep
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, Union
 
 from pyasync._ffi import ffi, lib
@@ -40,6 +40,8 @@ ErrorPolicy = Union[bool, Callable[[Exception], object]]
 #: Which, slot, value; the data of a write, and its stream and callback.
 Operation = tuple[int, int, int, Any, Any]
 WrittenCallback = tuple[Any, Callable[[Any], object]]
+
+PYPY = sys.implementation.name == "pypy"
 
 logger = logging.getLogger("pyasync")
 
@@ -374,6 +376,9 @@ class Loop:
             alive = count >= 0
             if not alive:
                 count = ~count
+
+            if wait and not count and PYPY:
+                sleep(0.001)  # PyPy may have let another thread find the signal: let it say so
 
             last = clock()
             longest = self._max_callback_time

@@ -338,11 +338,6 @@ def test_what_a_handler_of_pythons_raises_leaves_the_sleeping_loop(run, send_to_
     assert pyasync.current_loop() is None
 
 
-@pytest.mark.xfail(
-    sys.implementation.name == "pypy",
-    reason="PyPy may let another thread find the signal first, after the loop sleeps again",
-    strict=False,
-)
 @pytest.mark.parametrize("policy", [False, True])
 def test_ctrl_c_leaves_the_sleeping_loop(run, send_to_sleeping_loop, policy):
     servers = []
