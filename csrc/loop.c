@@ -295,6 +295,14 @@ void pa_wakeup(pa_loop *loop) {
   uv_async_send(&loop->async);
 }
 
+void pa_keep_alive(pa_loop *loop, int on) {
+  loop->counters->crossings++;
+  if (on)
+    uv_ref((uv_handle_t *) &loop->async);
+  else
+    uv_unref((uv_handle_t *) &loop->async);
+}
+
 static void on_signal_poll(uv_poll_t *poll, int status, int events) {
   char discarded[256];
   uv_os_fd_t fd;
@@ -435,18 +443,17 @@ int pa_loop_close(pa_loop *loop) {
 
   loop->closing = 1;
   uv_walk(&loop->uv, close_walked, loop);
-  pa_lookups_cancel_all(loop);
+  pa_requests_close(loop);
   for (waited = 0; uv_run(&loop->uv, UV_RUN_NOWAIT) != 0; waited++) {
     if (waited == CLOSE_WAIT_MS)
       return UV_EBUSY;
-    if (loop->lookups != NULL)
+    if (loop->requests_under_way > 0)
       usleep(1000);
   }
   if (uv_loop_close(&loop->uv) != 0)
     abort();  /* a handle has escaped the walk: its memory is in the loop's */
 
-  while (loop->found != NULL)
-    pa_found_free(loop, loop->found);
+  pa_requests_free(loop);
   free(loop->events.items);
   free(loop->late.items);
   free(loop->arena);

@@ -32,8 +32,14 @@ enum pa_event_kind {
   PA_CONNECTED,     /* value is 0 or the error */
   PA_ACCEPT_ERROR,  /* value is the error; the server has paused */
   PA_SIGNAL,        /* value is the signal's number */
-  PA_DONE           /* a request, of which slot is the number; value is the
-                       address of its result */
+  PA_DONE,          /* the request at the address value is over */
+  PA_IDLE,          /* an iteration begins to wait */
+  PA_POLLED,        /* value: which of enum uv_poll_event, or an error */
+  PA_EXITED,        /* value is the exit status, data the signal's number */
+  PA_FS_CHANGED,    /* value: which of enum uv_fs_event, or an error; data:
+                       where pa_text has the file's name */
+  PA_DATAGRAM,      /* the arena from value on holds one; data tells more */
+  PA_SENT           /* a queued datagram is on its way; value: 0 or an error */
 };
 
 enum pa_operation {
@@ -57,6 +63,11 @@ enum pa_handle_kind {
   PA_TCP_SERVER,
   PA_PIPE_SERVER,
   PA_SIGNAL_HANDLER,
+  PA_IDLER,
+  PA_POLLER,
+  PA_PROCESS,
+  PA_FS_MONITOR,
+  PA_UDP,
   PA_HANDLE_KINDS
 };
 
@@ -79,7 +90,7 @@ typedef struct {
   uint64_t incoming_pipe;
   uint64_t outgoing_pipe;
   uint64_t open_dns_queries;
-  uint64_t handles[6];     /* open, by enum pa_handle_kind */
+  uint64_t handles[PA_HANDLE_KINDS];  /* open */
 } pa_counters;
 
 typedef struct {
@@ -123,6 +134,9 @@ size_t pa_arena_size(void);
 
 /* Ends the sleep of pa_run; the one function for any thread. */
 void pa_wakeup(pa_loop *loop);
+/* Whether pa_run is to sleep, and to report the loop as alive, although no
+ * handle is referenced: something that only Python knows of may wake it. */
+void pa_keep_alive(pa_loop *loop, int on);
 /* The loop wakes when fd, the other end of signal.set_wakeup_fd's, has data. */
 int pa_watch_signals(pa_loop *loop, int fd);
 uint64_t pa_now(pa_loop *loop);

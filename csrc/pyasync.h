@@ -11,6 +11,7 @@
 #include "timers.cdef.h"
 #include "streams.cdef.h"
 #include "tcp.cdef.h"
+#include "requests.cdef.h"
 #include "dns.cdef.h"
 #include "signals.cdef.h"
 
@@ -65,7 +66,14 @@ typedef struct {
   uint32_t referenced;
 } pa_timer;
 
-typedef struct pa_lookup pa_lookup;
+/* The beginning of every request. */
+struct pa_request {
+  pa_loop *loop;
+  pa_request *next;
+  pa_request **link;  /* what points to this one */
+  uv_req_t *uv;       /* NULL: it is over */
+  void (*release)(pa_request *);  /* frees its memory */
+};
 
 struct pa_loop {
   uv_loop_t uv;
@@ -103,8 +111,8 @@ struct pa_loop {
   uint64_t timers_armed;  /* how many were, ever: gives their order */
   uint64_t timer_due;     /* for which the driver is set */
 
-  pa_lookup *lookups;  /* under way */
-  pa_found *found;     /* that Python has not freed yet */
+  pa_request *requests;  /* under way, and over and not freed yet */
+  int requests_under_way;
 
   uv_timer_t timer_driver;
   uv_async_t async;
@@ -145,8 +153,20 @@ void pa_listener_accept(uv_handle_t *handle, int64_t more);
 void pa_listener_close(uv_handle_t *handle);
 int pa_listener_fd(uv_handle_t *handle);
 
-/* dns.c */
-void pa_lookups_cancel_all(pa_loop *loop);
+/* requests.c */
+/* uv has been started, or that has failed with error. Its release is set.
+ * Returns what Python is to know. */
+int64_t pa_request_begin(pa_loop *loop, pa_request *request, uv_req_t *uv,
+                         int error);
+/* To be called in libuv's callback, when the result is there to be read. */
+void pa_request_done(pa_request *request);
+/* At the end of the loop: cancels what can be; then frees what is over. */
+void pa_requests_close(pa_loop *loop);
+void pa_requests_free(pa_loop *loop);
+
+static inline pa_request *pa_request_at(int64_t address) {
+  return (pa_request *) (intptr_t) address;
+}
 
 /* signals.c */
 /* To be called before uv_close. */

@@ -11,7 +11,7 @@ from typing import Any
 
 from pyasync._ffi import ffi, lib
 from pyasync.dns import Address, Lookup
-from pyasync.errors import DnsError, SocketError, message, socket_error
+from pyasync.errors import SocketError, message, socket_error
 from pyasync.timers import Event, background_timer
 
 #: RFC 8305, section 5: Connection Attempt Delay, in seconds.
@@ -44,7 +44,7 @@ class Connector:
         self.attempts: list[Attempt] = []
         self.failures: list[tuple[str, int]] = []
         self.timer: Event | None = None
-        self.lookup: Lookup | None = Lookup(self.loop, host, 0, self._on_found)
+        self.lookup: Lookup | None = Lookup(self.loop, host, 0, self._on_found, self._on_not_found)
 
     def close(self) -> None:
         """Give up, and call nothing any more."""
@@ -57,11 +57,12 @@ class Connector:
         self.attempts.clear()
         self.addresses.clear()
 
-    def _on_found(self, error: DnsError | None, addresses: list[Address]) -> None:
+    def _on_not_found(self, error: Exception) -> None:
         self.lookup = None
-        if error is not None:
-            self.socket._fail_with(error)
-            return
+        self.socket._fail_with(error)
+
+    def _on_found(self, addresses: list[Address]) -> None:
+        self.lookup = None
         self.addresses = interleave(addresses)
         self._try_next()
 
@@ -119,7 +120,7 @@ class Attempt:
     def close(self) -> None:
         self.connector.loop._queue((lib.PA_CLOSE, self.slot, 1, b"", None))
 
-    def _on_event(self, kind: int, value: int) -> None:
+    def _on_event(self, kind: int, value: int, data: int) -> None:
         if kind == lib.PA_CONNECTED:
             self.connector.on_connected(self, value)
 

@@ -5,66 +5,51 @@ from __future__ import annotations
 import errno
 import socket as sockets
 from collections.abc import Callable
-from typing import Optional
 
 from pyasync._ffi import ffi, lib
 from pyasync.errors import DnsError, message
-from pyasync.loop import Loop
+from pyasync.loop import EventCallback, Loop
+from pyasync.requests import Request
 
 #: An address family of the `socket` module, and a numeric address.
 Address = tuple[int, str]
-FoundCallback = Callable[[Optional[DnsError], list[Address]], object]
+FoundCallback = Callable[[list[Address]], object]
 
 
-class Lookup:
-    """A lookup that is under way. It keeps the loop running."""
+class Lookup(Request):
+    """A lookup of a name that is under way."""
 
-    __slots__ = ("_event_cb", "_found_cb", "_loop", "_number", "host")
+    __slots__ = ("host",)
 
-    def __init__(self, loop: Loop, host: str, family: int, found_cb: FoundCallback) -> None:
-        """Call ``found_cb(error, addresses)`` when it is known where ``host`` is."""
+    def __init__(
+        self,
+        loop: Loop,
+        host: str,
+        family: int,
+        found_cb: FoundCallback,
+        event_cb: EventCallback | None,
+    ) -> None:
+        """Call ``found_cb(addresses)`` when it is known where ``host`` is."""
+        super().__init__(loop, found_cb, event_cb)
+        #: The name that is looked up.
         self.host = host
-        self._loop = loop
-        self._event_cb = None
-        self._found_cb: FoundCallback | None = found_cb
-        self._number = loop._request_count
-        loop._request_count = (loop._request_count + 1) % 2**31
-        status = lib.pa_getaddrinfo(loop._c, self._number, host.encode(), family)
-        if status != 0:
-            # libuv refuses it at once, such as a name that is too long.
-            error = dns_error(status, host)
-            loop._ready.append(lambda: self._finish(error, []))
-        else:
-            loop._requests[self._number] = self
+        self._begin(lib.pa_getaddrinfo, host.encode(), family)
 
-    def close(self) -> None:
-        """Forget the lookup: its callback is not called."""
-        if self._found_cb is not None:
-            self._found_cb = None
-            if self._loop._thread is not None:
-                lib.pa_lookup_cancel(self._loop._c, self._number)
+    def _results(self, address: int) -> tuple[list[Address]]:
+        found = lib.pa_getaddrinfo_result(address)
+        if found.status != 0:
+            raise self._error(found.status)
+        if found.count == 0:
+            raise self._error(-errno.ENOENT)
+        return (
+            [
+                (found.addresses[index].family, ffi.string(found.addresses[index].text).decode())
+                for index in range(found.count)
+            ],
+        )
 
-    @property
-    def closed(self) -> bool:
-        """Whether the lookup is over, or was closed."""
-        return self._found_cb is None
-
-    def _on_event(self, kind: int, value: int) -> None:
-        found = ffi.cast("pa_found *", value)
-        status = found.status
-        addresses = [
-            (found.addresses[index].family, ffi.string(found.addresses[index].text).decode())
-            for index in range(found.count)
-        ]
-        lib.pa_found_free(self._loop._c, found)
-        if status == 0 and not addresses:
-            status = -errno.ENOENT
-        self._finish(dns_error(status, self.host) if status != 0 else None, addresses)
-
-    def _finish(self, error: DnsError | None, addresses: list[Address]) -> None:
-        found_cb, self._found_cb = self._found_cb, None
-        if found_cb is not None:
-            found_cb(error, addresses)
+    def _error(self, status: int) -> DnsError:
+        return dns_error(status, self.host)
 
 
 def dns_error(status: int, host: str) -> DnsError:

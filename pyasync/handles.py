@@ -68,7 +68,7 @@ class Handle:
 
     # Called by the loop
 
-    def _on_event(self, kind: int, value: int) -> None:
+    def _on_event(self, kind: int, value: int, data: int) -> None:
         raise NotImplementedError
 
     def _on_closed(self) -> None:

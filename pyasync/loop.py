@@ -84,6 +84,11 @@ _HANDLE_KINDS = {
     lib.PA_TCP_SERVER: "tcp-server",
     lib.PA_PIPE_SERVER: "pipe-server",
     lib.PA_SIGNAL_HANDLER: "signal",
+    lib.PA_IDLER: "idler",
+    lib.PA_POLLER: "poller",
+    lib.PA_PROCESS: "process",
+    lib.PA_FS_MONITOR: "fs-monitor",
+    lib.PA_UDP: "udp",
 }
 
 _RECORD = Struct("iiqq")  # pa_event
@@ -135,9 +140,10 @@ class Loop:
         self._free_timers: list[int] = []
         self._retired_timers: list[int] = []
 
-        #: Requests under way, such as lookups, by number.
+        #: Requests under way, such as lookups, by address.
         self._requests: dict[int, Any] = {}
-        self._request_count = 0
+        #: How many things keep the loop running of which libuv does not know.
+        self._holds = 0
 
         # The queue out, five items an operation: which, slot, value, and of a write its data and
         # callback. All come at once: between two calls a signal's handler may run, and raise.
@@ -304,6 +310,17 @@ class Loop:
         self._written += callbacks
         return integers, size // 5, payload
 
+    def _hold(self) -> None:
+        """Keep the loop running until `_release`, for what only Python knows of."""
+        self._holds += 1
+        if self._holds == 1:
+            lib.pa_keep_alive(self._c, True)
+
+    def _release(self) -> None:
+        self._holds -= 1
+        if self._holds == 0:
+            lib.pa_keep_alive(self._c, False)
+
     def _register(self, slot: int, handle: Any) -> None:
         objects = self._objects
         while slot >= len(objects):
@@ -354,7 +371,7 @@ class Loop:
         c = self._c
         run = lib.pa_run
         operations, take_operations = self._operations, self._take_operations
-        objects, timers = self._objects, self._timers
+        objects, timers, requests = self._objects, self._timers, self._requests
         retire_timer = self._retired_timers.append
         arena, records = self._arena, self._records
         capacity = 0
@@ -416,11 +433,11 @@ class Loop:
                                     owner = objects[value]
                                     owner._on_accepted(slot)
                                 elif kind == DONE:
-                                    owner = self._requests.pop(slot)
-                                    owner._on_event(kind, value)
+                                    owner = requests.pop(value)
+                                    owner._on_event(kind, value, data)
                                 elif kind != NOTHING:
                                     owner = objects[slot]
-                                    owner._on_event(kind, value)
+                                    owner._on_event(kind, value, data)
                                 now = clock()
                                 if now - last > longest:
                                     longest = self._max_callback_time = now - last
@@ -520,7 +537,7 @@ class Loop:
             self._retired_timers.clear()
             if self._c_place[0] != ffi.NULL and lib.pa_loop_close(self._c_place[0]) != 0:
                 warnings.warn(
-                    "the event loop has left memory to a lookup that cannot be cancelled",
+                    "the event loop has left memory to a request that cannot be cancelled",
                     ResourceWarning,
                     stacklevel=2,
                 )

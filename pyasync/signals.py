@@ -31,7 +31,7 @@ class SignalHandler(PlainHandle):
         self.signo = signo
         self._callback = callback
 
-    def _on_event(self, kind: int, value: int) -> None:
+    def _on_event(self, kind: int, value: int, data: int) -> None:
         if self._slot >= 0:
             self._callback(value)
 

@@ -221,7 +221,7 @@ class Server(PlainHandle):
         if self._slot >= 0:
             self._loop._queue((lib.PA_ACCEPT, self._slot, 1, b"", None))
 
-    def _on_event(self, kind: int, value: int) -> None:
+    def _on_event(self, kind: int, value: int, data: int) -> None:
         """Take PA_ACCEPT_ERROR: the server cannot accept, and has paused."""
         if self._slot < 0:
             return

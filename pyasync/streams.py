@@ -416,7 +416,7 @@ class Stream(Handle):
         if not self._state & CLOSED:
             self.enable(read=True)
 
-    def _on_event(self, kind: int, value: int) -> None:
+    def _on_event(self, kind: int, value: int, data: int) -> None:
         _EVENTS[kind](self, kind, value)
 
     def _on_end_event(self, kind: int, value: int) -> None:

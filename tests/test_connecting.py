@@ -39,9 +39,9 @@ def names(monkeypatch):
     """
 
     class GivenLookup:
-        def __init__(self, loop, host, family, found_cb):
+        def __init__(self, loop, host, family, found_cb, event_cb):
             found, seconds = given[host]
-            self._event = pyasync.make_event(lambda: found_cb(None, list(found)))
+            self._event = pyasync.make_event(lambda: found_cb(list(found)))
             self._event.add(3600 if seconds == "never" else seconds)  # it keeps the loop running
 
         def close(self):

@@ -1,0 +1,62 @@
+/* Requests in libuv's thread pool, from their beginning until Python, or the
+ * end of the loop, frees them. */
+#include "pyasync.h"
+
+#include <stdlib.h>
+
+int64_t pa_request_begin(pa_loop *loop, pa_request *request, uv_req_t *uv,
+                         int error) {
+  if (error != 0) {
+    request->release(request);
+    return error;
+  }
+  request->loop = loop;
+  request->uv = uv;
+  request->next = loop->requests;
+  request->link = &loop->requests;
+  if (loop->requests != NULL)
+    loop->requests->link = &request->next;
+  loop->requests = request;
+  loop->requests_under_way++;
+  return (int64_t) (intptr_t) request;
+}
+
+void pa_request_done(pa_request *request) {
+  pa_loop *loop = request->loop;
+
+  pa_awake(loop);
+  request->uv = NULL;
+  loop->requests_under_way--;
+  pa_push(loop, PA_DONE, 0, (int64_t) (intptr_t) request, 0);
+}
+
+void pa_request_free(pa_loop *loop, int64_t address) {
+  pa_request *request = pa_request_at(address);
+
+  loop->counters->crossings++;
+  *request->link = request->next;
+  if (request->next != NULL)
+    request->next->link = request->link;
+  request->release(request);
+}
+
+void pa_request_cancel(pa_loop *loop, int64_t address) {
+  pa_request *request = pa_request_at(address);
+
+  loop->counters->crossings++;
+  if (request->uv != NULL)
+    uv_cancel(request->uv);
+}
+
+void pa_requests_close(pa_loop *loop) {
+  pa_request *request;
+
+  for (request = loop->requests; request != NULL; request = request->next)
+    if (request->uv != NULL)
+      uv_cancel(request->uv);
+}
+
+void pa_requests_free(pa_loop *loop) {
+  while (loop->requests != NULL)
+    pa_request_free(loop, (int64_t) (intptr_t) loop->requests);
+}
