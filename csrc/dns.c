@@ -1,4 +1,4 @@
-/* Lookups of names. */
+/* Lookups of names and addresses. */
 #include "pyasync.h"
 
 #include <netdb.h>
@@ -45,8 +45,15 @@ static void on_getaddrinfo(uv_getaddrinfo_t *uv, int status,
       found->count++;
   uv_freeaddrinfo(infos);
 
-  lookup->base.loop->counters->open_dns_queries--;
   pa_request_done(&lookup->base);
+}
+
+static int64_t begin(pa_loop *loop, pa_request *base, void *uv, int error) {
+  int64_t request = pa_request_begin(loop, base, uv, error);
+
+  if (request >= 0)
+    pa_request_count(request, &loop->counters->open_dns_queries);
+  return request;
 }
 
 int64_t pa_getaddrinfo(pa_loop *loop, const char *host, int family) {
@@ -62,11 +69,51 @@ int64_t pa_getaddrinfo(pa_loop *loop, const char *host, int family) {
   hints.ai_socktype = SOCK_STREAM;  /* or each address comes three times */
   error = uv_getaddrinfo(&loop->uv, &lookup->uv, on_getaddrinfo, host, NULL,
                          &hints);
-  if (error == 0)
-    loop->counters->open_dns_queries++;
-  return pa_request_begin(loop, &lookup->base, (uv_req_t *) &lookup->uv, error);
+  return begin(loop, &lookup->base, &lookup->uv, error);
 }
 
 pa_found *pa_getaddrinfo_result(int64_t request) {
   return &((pa_lookup *) pa_request_at(request))->found;
+}
+
+/* Names of addresses */
+
+typedef struct {
+  pa_request base;
+  uv_getnameinfo_t uv;
+  pa_name name;
+} pa_reverse_lookup;
+
+static void release_reverse(pa_request *request) {
+  free(request);
+}
+
+static void on_getnameinfo(uv_getnameinfo_t *uv, int status, const char *host,
+                           const char *service) {
+  pa_reverse_lookup *lookup = CONTAINER_OF(uv, pa_reverse_lookup, uv);
+
+  lookup->name.status = status;
+  lookup->name.host = host;  /* in the memory of the request */
+  lookup->name.service = service;
+  pa_request_done(&lookup->base);
+}
+
+int64_t pa_getnameinfo(pa_loop *loop, const char *address) {
+  pa_reverse_lookup *lookup;
+  struct sockaddr_storage where;
+  int error;
+
+  loop->counters->crossings++;
+  error = pa_parse_address(address, 0, &where);
+  if (error != 0)
+    return error;
+  lookup = pa_grow(NULL, sizeof(*lookup));
+  lookup->base.release = release_reverse;
+  error = uv_getnameinfo(&loop->uv, &lookup->uv, on_getnameinfo,
+                         (const struct sockaddr *) &where, 0);
+  return begin(loop, &lookup->base, &lookup->uv, error);
+}
+
+pa_name *pa_getnameinfo_result(int64_t request) {
+  return &((pa_reverse_lookup *) pa_request_at(request))->name;
 }

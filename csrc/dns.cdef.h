@@ -14,3 +14,13 @@ typedef struct {
 int64_t pa_getaddrinfo(pa_loop *loop, const char *host, int family);
 /* What a request of pa_getaddrinfo has found, until it is freed. */
 pa_found *pa_getaddrinfo_result(int64_t request);
+
+typedef struct {
+  int32_t status;
+  const char *host;
+  const char *service;
+} pa_name;
+
+/* address is numeric. */
+int64_t pa_getnameinfo(pa_loop *loop, const char *address);
+pa_name *pa_getnameinfo_result(int64_t request);

@@ -72,6 +72,7 @@ struct pa_request {
   pa_request *next;
   pa_request **link;  /* what points to this one */
   uv_req_t *uv;       /* NULL: it is over */
+  uint64_t *counter;  /* of what is waited for; NULL: it is not counted */
   void (*release)(pa_request *);  /* frees its memory */
 };
 
@@ -152,12 +153,17 @@ void pa_write_flush_all(pa_loop *loop);
 void pa_listener_accept(uv_handle_t *handle, int64_t more);
 void pa_listener_close(uv_handle_t *handle);
 int pa_listener_fd(uv_handle_t *handle);
+/* A numeric address, of either family; returns 0 or an error. */
+int pa_parse_address(const char *text, int port,
+                     struct sockaddr_storage *address);
 
 /* requests.c */
 /* uv has been started, or that has failed with error. Its release is set.
  * Returns what Python is to know. */
 int64_t pa_request_begin(pa_loop *loop, pa_request *request, uv_req_t *uv,
                          int error);
+/* Counts one that has begun, until Python knows the result, or cancels it. */
+void pa_request_count(int64_t request, uint64_t *counter);
 /* To be called in libuv's callback, when the result is there to be read. */
 void pa_request_done(pa_request *request);
 /* At the end of the loop: cancels what can be; then frees what is over. */

@@ -12,6 +12,7 @@ int64_t pa_request_begin(pa_loop *loop, pa_request *request, uv_req_t *uv,
   }
   request->loop = loop;
   request->uv = uv;
+  request->counter = NULL;
   request->next = loop->requests;
   request->link = &loop->requests;
   if (loop->requests != NULL)
@@ -19,6 +20,17 @@ int64_t pa_request_begin(pa_loop *loop, pa_request *request, uv_req_t *uv,
   loop->requests = request;
   loop->requests_under_way++;
   return (int64_t) (intptr_t) request;
+}
+
+void pa_request_count(int64_t address, uint64_t *counter) {
+  pa_request_at(address)->counter = counter;
+  ++*counter;
+}
+
+static void uncount(pa_request *request) {
+  if (request->counter != NULL)
+    --*request->counter;
+  request->counter = NULL;
 }
 
 void pa_request_done(pa_request *request) {
@@ -34,6 +46,7 @@ void pa_request_free(pa_loop *loop, int64_t address) {
   pa_request *request = pa_request_at(address);
 
   loop->counters->crossings++;
+  uncount(request);
   *request->link = request->next;
   if (request->next != NULL)
     request->next->link = request->link;
@@ -44,6 +57,7 @@ void pa_request_cancel(pa_loop *loop, int64_t address) {
   pa_request *request = pa_request_at(address);
 
   loop->counters->crossings++;
+  uncount(request);
   if (request->uv != NULL)
     uv_cancel(request->uv);
 }
@@ -51,9 +65,11 @@ void pa_request_cancel(pa_loop *loop, int64_t address) {
 void pa_requests_close(pa_loop *loop) {
   pa_request *request;
 
-  for (request = loop->requests; request != NULL; request = request->next)
+  for (request = loop->requests; request != NULL; request = request->next) {
+    uncount(request);
     if (request->uv != NULL)
       uv_cancel(request->uv);
+  }
 }
 
 void pa_requests_free(pa_loop *loop) {

@@ -181,8 +181,8 @@ int pa_open(pa_loop *loop, int fd, int kind) {
   return open_stream(loop, fd, kind, 0);
 }
 
-static int parse_address(const char *text, int port,
-                         struct sockaddr_storage *address) {
+int pa_parse_address(const char *text, int port,
+                     struct sockaddr_storage *address) {
   if (uv_ip4_addr(text, port, (struct sockaddr_in *) address) == 0)
     return 0;
   return uv_ip6_addr(text, port, (struct sockaddr_in6 *) address);
@@ -225,9 +225,9 @@ int pa_tcp_connect(pa_loop *loop, const char *address, int port,
   int error;
 
   loop->counters->crossings++;
-  error = parse_address(address, port, &remote);
+  error = pa_parse_address(address, port, &remote);
   if (error == 0 && local_address != NULL)
-    error = parse_address(local_address, local_port, &local);
+    error = pa_parse_address(local_address, local_port, &local);
   if (error != 0)
     return error;
   if (local_address != NULL) {

@@ -5,6 +5,7 @@ Everything public is here: see `start_event_loop`, `tcp_server`, `delay` and `st
 
 from pyasync.async_stream import AsyncStream
 from pyasync.counters import Stats
+from pyasync.dns import dns_lookup, dns_lookup_all, reverse_dns_lookup
 from pyasync.errors import (
     DnsError,
     EventError,
@@ -118,6 +119,8 @@ __all__ = [
     "connect_tcp_socket",
     "current_loop",
     "delay",
+    "dns_lookup",
+    "dns_lookup_all",
     "dump_event_loop_status",
     "event_loop",
     "exit_event_loop",
@@ -130,6 +133,7 @@ __all__ = [
     "pipe_connect",
     "pipe_server",
     "remove_interval",
+    "reverse_dns_lookup",
     "signal_handler",
     "start_event_loop",
     "stats",

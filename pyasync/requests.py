@@ -47,12 +47,14 @@ class Request:
 
     def close(self) -> None:
         """Forget the request: its callback is not called. What a thread has begun, it ends."""
-        if self._callback is not None:
-            self._callback = None
-            if self._loop._thread is not None:
-                self._loop._check_thread()
-                if self._address >= 0:
-                    lib.pa_request_cancel(self._loop._c, self._address)
+        if self._callback is None:
+            return
+        running = self._loop._thread is not None
+        if running:
+            self._loop._check_thread()
+        self._callback = None
+        if running and self._address >= 0:
+            lib.pa_request_cancel(self._loop._c, self._address)
 
     @property
     def closed(self) -> bool:

@@ -45,6 +45,7 @@ SOCKETS = {
     "tcp_server",
 }
 SIGNALS = {"SignalHandler", "clear_signal_handlers", "free_signal_handler", "signal_handler"}
+DNS = {"dns_lookup", "dns_lookup_all", "reverse_dns_lookup"}
 EXCEPTIONS = {
     "DnsError",
     "EventError",
@@ -82,6 +83,8 @@ POSITIONAL = {
     "connect_tcp_socket": ["socket", "host", "port"],
     "current_loop": [],
     "delay": ["callback"],
+    "dns_lookup": ["host", "resolve_cb"],
+    "dns_lookup_all": ["host", "resolve_cb"],
     "dump_event_loop_status": ["file"],
     "event_loop": [],
     "exit_event_loop": [],
@@ -94,6 +97,7 @@ POSITIONAL = {
     "pipe_connect": ["name", "read_cb"],
     "pipe_server": ["name", "read_cb"],
     "remove_interval": ["interval"],
+    "reverse_dns_lookup": ["ip", "resolve_cb"],
     "signal_handler": ["signo", "callback"],
     "start_event_loop": ["start_fn"],
     "stats": [],
@@ -133,7 +137,7 @@ MEMBERS = {
 
 
 def test_the_public_names_are_the_documented_ones():
-    assert set(pyasync.__all__) == EVENT_LOOP | TIMERS | SOCKETS | SIGNALS | EXCEPTIONS
+    assert set(pyasync.__all__) == EVENT_LOOP | TIMERS | SOCKETS | DNS | SIGNALS | EXCEPTIONS
 
 
 def test_the_list_of_names_is_sorted_and_names_nothing_twice():
