@@ -29,6 +29,7 @@ DECLARATIONS = (
     "requests.cdef.h",
     "dns.cdef.h",
     "signals.cdef.h",
+    "watchers.cdef.h",
 )
 
 OLDEST_LIBUV = (1, 44)

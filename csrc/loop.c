@@ -347,6 +347,8 @@ void pa_handle_close(pa_loop *loop, uv_handle_t *handle) {
   uv_close(handle, on_closed);
   if (entry->kind == PA_TCP_SERVER || entry->kind == PA_PIPE_SERVER)
     pa_listener_close(handle);
+  else if (entry->kind == PA_POLLER)
+    pa_poller_close(handle);
 }
 
 void pa_ref(pa_loop *loop, int slot, int referenced) {

@@ -33,8 +33,8 @@ enum pa_event_kind {
   PA_ACCEPT_ERROR,  /* value is the error; the server has paused */
   PA_SIGNAL,        /* value is the signal's number */
   PA_DONE,          /* the request at the address value is over */
-  PA_IDLE,          /* an iteration begins to wait */
-  PA_POLLED,        /* value: which of enum uv_poll_event, or an error */
+  PA_IDLE,          /* once an iteration */
+  PA_POLLED,        /* value: which of enum uv_poll_event */
   PA_EXITED,        /* value is the exit status, data the signal's number */
   PA_FS_CHANGED,    /* value: which of enum uv_fs_event, or an error; data:
                        where pa_text has the file's name */

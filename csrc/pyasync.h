@@ -14,6 +14,7 @@
 #include "requests.cdef.h"
 #include "dns.cdef.h"
 #include "signals.cdef.h"
+#include "watchers.cdef.h"
 
 #define CONTAINER_OF(pointer, type, member) \
   ((type *) ((char *) (pointer) - offsetof(type, member)))
@@ -177,6 +178,10 @@ static inline pa_request *pa_request_at(int64_t address) {
 /* signals.c */
 /* To be called before uv_close. */
 void pa_signal_stop(uv_handle_t *handle);
+
+/* watchers.c */
+/* To be called after uv_close. */
+void pa_poller_close(uv_handle_t *handle);
 
 /* To be called first in each callback that libuv's poll makes: the sleep has
  * ended. */

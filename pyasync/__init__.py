@@ -34,6 +34,7 @@ from pyasync.errors import (
     TcpServerBindError,
     TcpSslError,
 )
+from pyasync.idlers import Idler, free_idler, idle
 from pyasync.loop import (
     Loop,
     add_event_loop_exit_callback,
@@ -49,6 +50,7 @@ from pyasync.loop import (
     update_time,
 )
 from pyasync.pipes import PipeServer, PipeSocket, pipe_connect, pipe_server
+from pyasync.pollers import Poller, free_poller, poll
 from pyasync.signals import (
     SignalHandler,
     clear_signal_handlers,
@@ -89,12 +91,14 @@ __all__ = [
     "FilesystemNotFound",
     "FilesystemPermission",
     "HandleClosed",
+    "Idler",
     "Interval",
     "Loop",
     "NotifierFreed",
     "PipeNotFound",
     "PipeServer",
     "PipeSocket",
+    "Poller",
     "SignalHandler",
     "SocketAborted",
     "SocketAcceptError",
@@ -124,7 +128,10 @@ __all__ = [
     "dump_event_loop_status",
     "event_loop",
     "exit_event_loop",
+    "free_idler",
+    "free_poller",
     "free_signal_handler",
+    "idle",
     "init_tcp_socket",
     "interval",
     "libuv_version",
@@ -132,6 +139,7 @@ __all__ = [
     "now",
     "pipe_connect",
     "pipe_server",
+    "poll",
     "remove_interval",
     "reverse_dns_lookup",
     "signal_handler",

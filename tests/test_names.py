@@ -44,6 +44,7 @@ SOCKETS = {
     "tcp_connect",
     "tcp_server",
 }
+WATCHERS = {"Idler", "Poller", "free_idler", "free_poller", "idle", "poll"}
 SIGNALS = {"SignalHandler", "clear_signal_handlers", "free_signal_handler", "signal_handler"}
 DNS = {"dns_lookup", "dns_lookup_all", "reverse_dns_lookup"}
 EXCEPTIONS = {
@@ -88,7 +89,10 @@ POSITIONAL = {
     "dump_event_loop_status": ["file"],
     "event_loop": [],
     "exit_event_loop": [],
+    "free_idler": ["idler"],
+    "free_poller": ["poller"],
     "free_signal_handler": ["signo"],
+    "idle": ["callback"],
     "init_tcp_socket": ["read_cb"],
     "interval": ["callback"],
     "libuv_version": [],
@@ -96,6 +100,7 @@ POSITIONAL = {
     "now": [],
     "pipe_connect": ["name", "read_cb"],
     "pipe_server": ["name", "read_cb"],
+    "poll": ["fd", "callback"],
     "remove_interval": ["interval"],
     "reverse_dns_lookup": ["ip", "resolve_cb"],
     "signal_handler": ["signo", "callback"],
@@ -126,10 +131,12 @@ SOCKET = HANDLE | {
 }
 MEMBERS = {
     "Event": HANDLE | {"add", "remove", "free", "freed", "remaining"},
+    "Idler": HANDLE,
     "Interval": HANDLE,
     "Loop": {"call_threadsafe", "stats"},
     "SignalHandler": HANDLE | {"signo"},
     "PipeServer": SERVER,
+    "Poller": HANDLE | {"disconnected", "modify"},
     "PipeSocket": SOCKET,
     "TcpServer": SERVER,
     "TcpSocket": SOCKET | {"keepalive", "nodelay"},
@@ -137,7 +144,10 @@ MEMBERS = {
 
 
 def test_the_public_names_are_the_documented_ones():
-    assert set(pyasync.__all__) == EVENT_LOOP | TIMERS | SOCKETS | DNS | SIGNALS | EXCEPTIONS
+    assert (
+        set(pyasync.__all__)
+        == EVENT_LOOP | TIMERS | SOCKETS | DNS | SIGNALS | WATCHERS | EXCEPTIONS
+    )
 
 
 def test_the_list_of_names_is_sorted_and_names_nothing_twice():

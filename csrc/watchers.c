@@ -1,0 +1,116 @@
+/* Idlers and pollers. */
+#define _GNU_SOURCE  /* POLLRDHUP */
+#include "pyasync.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#ifndef POLLRDHUP
+#define POLLRDHUP 0
+#endif
+
+typedef struct {
+  uv_poll_t poll;
+  int fd;      /* our own */
+  int events;  /* what is waited for: enum uv_poll_event */
+} pa_poller;
+
+/* Idlers */
+
+static void on_idle(uv_idle_t *idle) {
+  pa_loop *loop = pa_loop_of(idle);
+
+  pa_awake(loop);
+  pa_push(loop, PA_IDLE, pa_slot_of(idle), 0, 0);
+}
+
+int pa_idle_start(pa_loop *loop) {
+  uv_idle_t *idle = pa_grow(NULL, sizeof(*idle));
+
+  loop->counters->crossings++;
+  uv_idle_init(&loop->uv, idle);
+  uv_idle_start(idle, on_idle);
+  return pa_slot_new(loop, (uv_handle_t *) idle, PA_IDLER, 0);
+}
+
+/* Pollers */
+
+static void on_polled(uv_poll_t *poll, int status, int events);
+
+static void watch(pa_poller *poller) {
+  int events = poller->events;
+
+  /* A peer's half-close is something to read, and would be reported without
+   * end to those who do not read. */
+  if (events & UV_READABLE)
+    events |= UV_DISCONNECT;
+  if (events == 0)
+    uv_poll_stop(&poller->poll);
+  else
+    uv_poll_start(&poller->poll, events, on_polled);
+}
+
+/* libuv reports POLLERR as UV_EBADF, and stops. But it is for a read or a
+ * write to tell what the error is: poll(2) has both ready. */
+static int events_of_error(pa_poller *poller) {
+  struct pollfd now = {poller->fd, POLLIN | POLLOUT | POLLRDHUP, 0};
+  int events = poller->events;
+
+  watch(poller);
+  if ((events & UV_READABLE) && poll(&now, 1, 0) > 0 &&
+      (now.revents & (POLLHUP | POLLRDHUP)))
+    events |= UV_DISCONNECT;
+  return events;
+}
+
+static void on_polled(uv_poll_t *poll, int status, int events) {
+  pa_loop *loop = pa_loop_of(poll);
+
+  pa_awake(loop);
+  if (status < 0)
+    events = events_of_error((pa_poller *) poll);
+  pa_push(loop, PA_POLLED, pa_slot_of(poll), events, 0);
+}
+
+int pa_poll_start(pa_loop *loop, int fd, int events) {
+  pa_poller *poller;
+  int flags;
+  int error;
+
+  loop->counters->crossings++;
+  /* One of our own: libuv has one watcher for a number, and aborts when
+   * somebody has closed the file of that number. */
+  fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+  if (fd < 0)
+    return uv_translate_sys_error(errno);
+  poller = pa_grow(NULL, sizeof(*poller));
+  flags = fcntl(fd, F_GETFL);
+  error = uv_poll_init(&loop->uv, &poller->poll, fd);
+  if (error != 0) {
+    close(fd);
+    free(poller);
+    return error;
+  }
+  /* uv_poll_init has made the open file non-blocking, also for all others who
+   * have it: for a shell, say, whose terminal it is. */
+  fcntl(fd, F_SETFL, flags);
+  poller->fd = fd;
+  poller->events = events;
+  watch(poller);
+  return pa_slot_new(loop, (uv_handle_t *) poller, PA_POLLER, 0);
+}
+
+void pa_poll_modify(pa_loop *loop, int slot, int events) {
+  pa_poller *poller = (pa_poller *) loop->slots[slot].handle;
+
+  loop->counters->crossings++;
+  poller->events = events;
+  watch(poller);
+}
+
+void pa_poller_close(uv_handle_t *handle) {
+  close(((pa_poller *) handle)->fd);
+}

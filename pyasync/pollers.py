@@ -1,0 +1,150 @@
+"""Pollers: a callback that runs when a descriptor can be read or written."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+from pyasync._ffi import lib
+from pyasync.errors import socket_error
+from pyasync.handles import PlainHandle, optional_callable, require_callable
+from pyasync.loop import EventCallback, Loop, get_loop
+
+READABLE: int = lib.UV_READABLE
+WRITABLE: int = lib.UV_WRITABLE
+DISCONNECT: int = lib.UV_DISCONNECT
+
+
+class Poller(PlainHandle):
+    """A function that runs when a descriptor can be read or written, until the poller is closed.
+
+    The poller has a duplicate of the descriptor: the open file, or the connection, stays open
+    until the poller is closed too.
+    """
+
+    __slots__ = ("_callback", "_disconnected", "_events")
+
+    def __init__(
+        self,
+        loop: Loop,
+        slot: int,
+        events: int,
+        callback: Callable[[bool, bool], object],
+        event_cb: EventCallback | None,
+    ) -> None:
+        super().__init__(loop, slot, event_cb)
+        self._callback = callback
+        self._events = events
+        self._disconnected = False
+
+    def modify(self, *, readable: bool | None = None, writable: bool | None = None) -> None:
+        """Change what is waited for; None leaves it as it is.
+
+        A poller that waits for neither is open, but does not keep the loop running. Raises
+        `HandleClosed`.
+        """
+        slot = self._open_slot()
+        if readable is None:
+            readable = bool(self._events & READABLE)
+        if writable is None:
+            writable = bool(self._events & WRITABLE)
+        self._events = _events(readable, writable)
+        lib.pa_poll_modify(self._loop._c, slot, self._events)
+
+    @property
+    def disconnected(self) -> bool:
+        """Whether the peer has hung up, as far as the callback knows.
+
+        It is noticed while the poller waits to read, when all that came before it has been read
+        or, of a socket, at once. Then the descriptor stays readable: a read gives the rest, and
+        the end or the error.
+        """
+        return self._disconnected
+
+    def _on_event(self, kind: int, value: int, data: int) -> None:
+        # A callback of the same batch may have closed or changed it.
+        if self._slot < 0:
+            return
+        if value & DISCONNECT:
+            self._disconnected = True
+            value |= READABLE
+        value &= self._events
+        if value:
+            self._callback(bool(value & READABLE), bool(value & WRITABLE))
+
+
+def poll(
+    fd: Any,
+    callback: Callable[[bool, bool], object],
+    *,
+    event_cb: EventCallback | None = None,
+    readable: bool = True,
+    writable: bool = True,
+) -> Poller:
+    """Run ``callback(readable, writable)`` while the descriptor can be read or written.
+
+    ``fd`` is a number, or an object that has a ``fileno()``, such as a socket; it may be anything
+    that epoll(7) takes: sockets, pipes, terminals, eventfd, pidfd and others. ``readable`` and
+    ``writable`` say what is waited for; `Poller.modify` changes it. The callback runs in each
+    iteration in which the descriptor is ready, so until it has read what is there, or waits for
+    less: most descriptors are writable most of the time. It should not count on more than one
+    read or write, which may block if the descriptor is not non-blocking; that is left as it was.
+
+    An end of file, a hang-up (see `Poller.disconnected`) and an error of the descriptor are
+    reported as readable, or as writable where only that is waited for: the next read or write
+    tells what it was.
+
+    The poller has a duplicate of the descriptor. So two pollers of one descriptor are independent
+    of each other, and the descriptor may be closed before the poller. The open file then stays
+    open until the poller is closed; a peer sees no end of a connection before.
+
+    The poller keeps the loop running; see `Handle.unref`. Raises `SocketError` (an `OSError`) for
+    a descriptor that is not open (EBADF), and when descriptors have run out; `ValueError` for a
+    negative one, and for regular files and directories, of which epoll_ctl(2) has nothing to
+    report; and `EventLoopNotRunning`.
+
+    >>> import pyasync, socket
+    >>> def on_ready(readable, writable):
+    ...     print(ours.recv(100))
+    ...     pyasync.free_poller(poller)
+    >>> ours, theirs = socket.socketpair()
+    >>> with ours, theirs, pyasync.event_loop():
+    ...     poller = pyasync.poll(ours, on_ready, writable=False)
+    ...     _ = theirs.send(b"hello")
+    b'hello'
+    """
+    require_callable("callback", callback)
+    optional_callable("event_cb", event_cb)
+    number = _descriptor(fd)
+    loop = get_loop()
+    events = _events(readable, writable)
+    slot = lib.pa_poll_start(loop._c, number, events)
+    if slot == -errno.EPERM:
+        raise ValueError(
+            f"descriptor {number} cannot be polled: it is a regular file or a directory, "
+            "which can always be read and written"
+        )
+    if slot < 0:
+        raise socket_error(slot, detail=f"descriptor {number}")
+    return Poller(loop, slot, events, callback, event_cb)
+
+
+def free_poller(poller: Poller) -> None:
+    """Close the poller. Closing twice does nothing."""
+    poller.close()
+
+
+def _events(readable: bool, writable: bool) -> int:
+    return (READABLE if readable else 0) | (WRITABLE if writable else 0)
+
+
+def _descriptor(fd: Any) -> int:
+    number = fd
+    if not isinstance(fd, int) and callable(getattr(fd, "fileno", None)):
+        number = fd.fileno()
+    if not isinstance(number, int):
+        raise TypeError(f"fd must be an integer or have a fileno(), not {type(fd).__name__}")
+    if not 0 <= number < 2**31:
+        raise ValueError(f"a descriptor must be 0 or more, not {number}")
+    return number
