@@ -66,6 +66,10 @@ sanitize: .venv-sanitize/.sanitized ## run the tests on a build with AddressSani
 	PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	.venv-sanitize/bin/pytest $(TEST_ARGS)
 
+.PHONY: set-up
+set-up: $(VENV)/.built-test $(VENV)/.built-lint .venv-sanitize/.sanitized ## what all the checks need
+	@$(MAKE) --no-print-directory .venv-pypy3/.built-test PYTHON=pypy3
+
 .PHONY: clean
 clean: ## remove all that these targets make
 	rm -rf .venv* build *.egg-info pyasync/*.so .hypothesis .*_cache

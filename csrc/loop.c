@@ -152,6 +152,7 @@ static void perform_on_handle(pa_loop *loop, enum pa_operation operation,
       pa_stream_read(handle);
       break;
     case PA_READ_STOP:
+      loop->slots[slot].flags &= ~PA_UNPOLLED;
       uv_read_stop((uv_stream_t *) handle);
       break;
     case PA_ACCEPT:
@@ -209,6 +210,7 @@ int pa_run(pa_loop *loop, int wait, const int64_t *operations, int count,
   loop->in_pa_run = 1;
   perform(loop, operations, count, payload);
   pa_write_flush_all(loop);
+  pa_streams_poll(loop);
   loop->callback_count = 0;
   free_retired_slots(loop);
   pa_timers_drive(loop);
@@ -460,6 +462,7 @@ int pa_loop_close(pa_loop *loop) {
   free(loop->late.items);
   free(loop->arena);
   free(loop->slots);
+  free(loop->unpolled);
   free(loop->parts);
   free(loop->buffers);
   free(loop->timers);

@@ -29,7 +29,8 @@ enum pa_flags {
   PA_QUEUED = 64,    /* a write had to be queued, at some time */
   PA_FLUSHED = 128,  /* the shutdown is done, and so every write */
   PA_WROTE = 256,    /* has written */
-  PA_LARGE = 512     /* may have written more than is sent at once */
+  PA_LARGE = 512,    /* may have written more than is sent at once */
+  PA_UNPOLLED = 1024 /* has been read once, and is not polled yet */
 };
 
 /* What C knows of a handle beside libuv's own memory. handle->data is the
@@ -90,6 +91,9 @@ struct pa_loop {
   char *arena;      /* what was read in this iteration */
   size_t arena_used;
   uv_stream_t *last_read;
+  int *unpolled;    /* slots: to be polled from the next iteration on */
+  int unpolled_count;
+  int unpolled_capacity;
 
   pa_slot *slots;
   int slot_count;
@@ -141,8 +145,12 @@ void pa_timer_reference(pa_loop *loop, int slot, int referenced);
 void pa_stream_read(uv_handle_t *handle);
 void pa_stream_close(pa_loop *loop, int slot);
 void pa_stream_shutdown(pa_loop *loop, int slot);
-/* The stream has been accepted, or has connected: count it, and read. */
+/* The stream has been accepted, or has connected: count it. */
 void pa_stream_open(pa_loop *loop, int slot);
+/* Reads what a new connection has brought along, if anything. */
+void pa_stream_read_first(pa_loop *loop, int slot, int fd);
+/* Polls the streams that were read first and are open still. */
+void pa_streams_poll(pa_loop *loop);
 void pa_stream_connected(uv_connect_t *request, int status);
 /* Writes what pa_write_add has gathered: all of it, or a stream's. */
 void pa_write_add(pa_loop *loop, int slot, const char *base, size_t size,

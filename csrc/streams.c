@@ -2,6 +2,7 @@
  * the ways in which they end. */
 #include "pyasync.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -78,10 +79,24 @@ static ssize_t hung_up(uv_stream_t *stream) {
   return uv_translate_sys_error(error);
 }
 
+static void push_read(pa_loop *loop, int slot, char *base, ssize_t size) {
+  int64_t start = base - loop->arena;
+
+  pa_push(loop, PA_READ, slot, start, start + size);
+  /* The next read begins at a multiple of 16, for the copies' sake. */
+  loop->arena_used = ((size_t) (start + size) + 15) & ~(size_t) 15;
+  if (loop->arena_used > pa_arena_size())
+    loop->arena_used = pa_arena_size();
+}
+
+static void push_end(pa_loop *loop, int slot, ssize_t status) {
+  loop->slots[slot].flags |= PA_END_SEEN;
+  pa_push(loop, status == UV_EOF ? PA_EOF : PA_READ_ERROR, slot, status, 0);
+}
+
 static void on_read(uv_stream_t *stream, ssize_t size, const uv_buf_t *buffer) {
   pa_loop *loop = pa_loop_of(stream);
   int slot = pa_slot_of(stream);
-  int64_t start;
 
   if (size == 0 || size == UV_ENOBUFS)
     return;
@@ -92,24 +107,64 @@ static void on_read(uv_stream_t *stream, ssize_t size, const uv_buf_t *buffer) {
   if (loop->slots[slot].flags & PA_CLOSING) {
     discard(loop, stream, size);
   } else if (size > 0) {
-    start = buffer->base - loop->arena;
-    pa_push(loop, PA_READ, slot, start, start + size);
-    /* The next read begins at a multiple of 16, for the copies' sake. */
-    loop->arena_used = ((size_t) (start + size) + 15) & ~(size_t) 15;
-    if (loop->arena_used > pa_arena_size())
-      loop->arena_used = pa_arena_size();
+    push_read(loop, slot, buffer->base, size);
   } else {
-    loop->slots[slot].flags |= PA_END_SEEN;
-    pa_push(loop, size == UV_EOF ? PA_EOF : PA_READ_ERROR, slot, size, 0);
+    push_end(loop, slot, size);
   }
 }
 
 void pa_stream_read(uv_handle_t *handle) {
   pa_slot *entry = &pa_loop_of(handle)->slots[pa_slot_of(handle)];
 
+  entry->flags &= ~PA_UNPOLLED;
   /* After its end there is nothing to read; libuv would report EOF again. */
   if (!(entry->flags & (PA_END_SEEN | PA_CONNECTING)))
     uv_read_start((uv_stream_t *) handle, on_alloc, on_read);
+}
+
+/* A request often comes with its connection, and its answer ends it: then the
+ * stream is never polled, which spares two calls of epoll_ctl. */
+void pa_stream_read_first(pa_loop *loop, int slot, int fd) {
+  size_t room = pa_arena_size() - loop->arena_used;
+  char *base = loop->arena + loop->arena_used;
+  ssize_t size = -1;
+
+  errno = EAGAIN;
+  if (room >= READ_SIZE_MIN)
+    size = recv(fd, base, room < READ_SIZE_MAX ? room : READ_SIZE_MAX, 0);
+  if (size <= 0) {
+    if (size == 0)
+      push_end(loop, slot, UV_EOF);
+    else if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)
+      pa_stream_read(loop->slots[slot].handle);
+    else
+      push_end(loop, slot, uv_translate_sys_error(errno));
+    return;
+  }
+  loop->counters->bytes_read += (uint64_t) size;
+  push_read(loop, slot, base, size);
+  if (loop->unpolled_count == loop->unpolled_capacity) {
+    int capacity = loop->unpolled_capacity == 0 ? 64
+                                                : 2 * loop->unpolled_capacity;
+
+    loop->unpolled = pa_grow(loop->unpolled, capacity * sizeof(int));
+    loop->unpolled_capacity = capacity;
+  }
+  loop->unpolled[loop->unpolled_count++] = slot;
+  loop->slots[slot].flags |= PA_UNPOLLED;
+}
+
+void pa_streams_poll(pa_loop *loop) {
+  int index;
+
+  for (index = 0; index < loop->unpolled_count; index++) {
+    pa_slot *entry = &loop->slots[loop->unpolled[index]];
+
+    if ((entry->flags & PA_UNPOLLED) && entry->handle != NULL &&
+        !uv_is_closing(entry->handle))
+      pa_stream_read(entry->handle);
+  }
+  loop->unpolled_count = 0;
 }
 
 /* Connecting */
@@ -128,7 +183,6 @@ void pa_stream_open(pa_loop *loop, int slot) {
     ++*(entry->kind == PA_TCP ? &counters->outgoing_tcp
                               : &counters->outgoing_pipe);
   }
-  pa_stream_read(entry->handle);
 }
 
 void pa_stream_connected(uv_connect_t *request, int status) {
@@ -141,8 +195,10 @@ void pa_stream_connected(uv_connect_t *request, int status) {
   free(request);
   if (status == UV_ECANCELED || uv_is_closing((uv_handle_t *) stream))
     return;
-  if (status == 0)
+  if (status == 0) {
     pa_stream_open(loop, slot);
+    pa_stream_read((uv_handle_t *) stream);
+  }
   if (!closing) {
     pa_push(loop, PA_CONNECTED, slot, status, 0);
   } else if (status != 0) {

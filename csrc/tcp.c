@@ -126,6 +126,7 @@ static void on_acceptable(uv_poll_t *poll, int status, int events) {
       if (listener->limit > 0)
         listener->limit--;
       pa_push(loop, PA_ACCEPTED, slot, pa_slot_of(listener), 0);
+      pa_stream_read_first(loop, slot, fd);
     } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
       return;
     } else if (!is_passing(errno)) {
@@ -177,8 +178,12 @@ int pa_listen(pa_loop *loop, int fd, int kind, int limit) {
 /* Clients */
 
 int pa_open(pa_loop *loop, int fd, int kind) {
+  int slot = open_stream(loop, fd, kind, 0);
+
   loop->counters->crossings++;
-  return open_stream(loop, fd, kind, 0);
+  if (slot >= 0)
+    pa_stream_read(loop->slots[slot].handle);
+  return slot;
 }
 
 int pa_parse_address(const char *text, int port,

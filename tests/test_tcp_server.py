@@ -974,3 +974,56 @@ def test_numbers_out_of_range_are_refused_at_the_call(run, wrong):
             pyasync.tcp_server("127.0.0.1", 0, lambda socket, data: None, **wrong)
 
     run(start)
+
+
+def test_what_comes_with_a_connection_waits_until_reading_is_enabled(run):
+    def connect_cb(connection):
+        connection.disable(read=True)
+        pyasync.delay(lambda: connection.enable(read=True), time=0.05)
+        socks[0].sendall(b"then")
+
+    def read_cb(connection, data):
+        received.append((pyasync.now() >= opened + 0.04, data))
+        if b"".join(data for _, data in received) == b"firstthen":
+            server.close()
+            connection.close()
+
+    def start():
+        nonlocal server, opened
+        opened = pyasync.now()
+        server = pyasync.tcp_server("127.0.0.1", 0, read_cb, connect_cb=connect_cb)
+        socks.append(socket.create_connection(server.address))
+        socks[0].sendall(b"first")
+
+    server, opened, received, socks = None, 0.0, [], []
+    try:
+        run(start)
+    finally:
+        socks[0].close()
+    assert all(late for late, _ in received)
+
+
+def test_a_connection_that_brings_data_along_is_read_on_and_to_its_end(run):
+    def read_cb(connection, data):
+        received.append(data)
+        if data == b"first":
+            socks[0].sendall(b"second")
+        else:
+            socks[0].shutdown(socket.SHUT_WR)
+
+    def event_cb(event):
+        received.append(type(event))
+        server.close()
+
+    def start():
+        nonlocal server
+        server = pyasync.tcp_server("127.0.0.1", 0, read_cb, event_cb=event_cb)
+        socks.append(socket.create_connection(server.address))
+        socks[0].sendall(b"first")
+
+    server, received, socks = None, [], []
+    try:
+        run(start)
+    finally:
+        socks[0].close()
+    assert received == [b"first", b"second", pyasync.SocketEOF]
