@@ -30,6 +30,7 @@ DECLARATIONS = (
     "dns.cdef.h",
     "signals.cdef.h",
     "watchers.cdef.h",
+    "processes.cdef.h",
 )
 
 OLDEST_LIBUV = (1, 44)

@@ -344,6 +344,10 @@ void pa_handle_close(pa_loop *loop, uv_handle_t *handle) {
   if (uv_is_closing(handle))
     return;
   entry->flags |= PA_CLOSING;
+  if (entry->kind == PA_PROCESS) {
+    pa_process_close(loop, handle, on_closed);
+    return;
+  }
   if (entry->kind == PA_SIGNAL_HANDLER)
     pa_signal_stop(handle);
   uv_close(handle, on_closed);
@@ -406,6 +410,7 @@ int pa_loop_new(pa_counters *counters, pa_loop **place) {
   pa_loop *loop = calloc(1, sizeof(*loop));
   int error;
 
+  pa_reap_abandoned();
   if (loop == NULL)
     return UV_ENOMEM;
   error = uv_loop_init(&loop->uv);
@@ -446,6 +451,7 @@ int pa_loop_close(pa_loop *loop) {
   int waited;
 
   loop->closing = 1;
+  pa_reap_abandoned();
   uv_walk(&loop->uv, close_walked, loop);
   pa_requests_close(loop);
   for (waited = 0; uv_run(&loop->uv, UV_RUN_NOWAIT) != 0; waited++) {

@@ -68,6 +68,7 @@ enum pa_handle_kind {
   PA_PROCESS,
   PA_FS_MONITOR,
   PA_UDP,
+  PA_STDIO,  /* our end of a child's stdio: a stream, but no connection */
   PA_HANDLE_KINDS
 };
 

@@ -3,6 +3,7 @@
 #ifndef PYASYNC_H
 #define PYASYNC_H
 
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <uv.h>
@@ -15,6 +16,7 @@
 #include "dns.cdef.h"
 #include "signals.cdef.h"
 #include "watchers.cdef.h"
+#include "processes.cdef.h"
 
 #define CONTAINER_OF(pointer, type, member) \
   ((type *) ((char *) (pointer) - offsetof(type, member)))
@@ -78,6 +80,13 @@ struct pa_request {
   void (*release)(pa_request *);  /* frees its memory */
 };
 
+/* A libuv handle that handles a signal, in the list of all of the process. */
+typedef struct pa_signal_use {
+  uv_signal_t *handle;
+  struct pa_signal_use *next;
+  struct pa_signal_use **link;  /* what points to this one; NULL: not started */
+} pa_signal_use;
+
 struct pa_loop {
   uv_loop_t uv;
   pa_counters *counters;
@@ -123,6 +132,7 @@ struct pa_loop {
   uv_timer_t timer_driver;
   uv_async_t async;
   uv_poll_t signal_poll;
+  pa_signal_use sigchld;  /* libuv's own, while there are children */
 };
 
 /* loop.c */
@@ -184,8 +194,24 @@ static inline pa_request *pa_request_at(int64_t address) {
 }
 
 /* signals.c */
+/* Guard what all loops of the process share: dispositions, and children. */
+void pa_lock(void);
+void pa_unlock(void);
 /* To be called before uv_close. */
 void pa_signal_stop(uv_handle_t *handle);
+/* Around whatever may make libuv start or stop to handle SIGCHLD for the
+ * loop; the lock is held. */
+void pa_sigchld_before(struct sigaction *before);
+void pa_sigchld_after(pa_loop *loop, const struct sigaction *before);
+
+/* processes.c */
+/* Closes the handle if the child has exited, or the loop ends; else leaves it
+ * to reap the child in silence. */
+void pa_process_close(pa_loop *loop, uv_handle_t *handle, uv_close_cb closed);
+/* Reaps children that loops have left behind; those that run stay. */
+void pa_reap_abandoned(void);
+/* In the child of a fork, which has no children; the lock is held. */
+void pa_forget_abandoned(void);
 
 /* watchers.c */
 /* To be called after uv_close. */

@@ -6,20 +6,87 @@
 #include <signal.h>
 #include <stdlib.h>
 
-typedef struct pa_signal {
+typedef struct {
   uv_signal_t handle;
-  struct pa_signal *next;
-  struct pa_signal **link;  /* what points to this one */
+  pa_signal_use use;
 } pa_signal;
 
 /* For the whole process, since dispositions are. */
 static struct {
-  int handlers;
+  int uses;
   struct sigaction before;
 } dispositions[NSIG];
-static pa_signal *started;  /* of all loops */
+static pa_signal_use *started;  /* of all loops */
 static void (*libuv_handler)(int);
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+void pa_lock(void) {
+  pthread_mutex_lock(&lock);
+}
+
+void pa_unlock(void) {
+  pthread_mutex_unlock(&lock);
+}
+
+/* From here on the lock is held. */
+
+/* handle has been started; before is what libuv has replaced, if it is the
+ * first of its signal. */
+static void begin_use(pa_signal_use *use, uv_signal_t *handle, int signum,
+                      const struct sigaction *before) {
+  struct sigaction now;
+
+  if (dispositions[signum].uses++ == 0) {
+    sigaction(signum, NULL, &now);
+    libuv_handler = now.sa_handler;
+    dispositions[signum].before = *before;
+  }
+  use->handle = handle;
+  use->next = started;
+  use->link = &started;
+  if (started != NULL)
+    started->link = &use->next;
+  started = use;
+}
+
+/* The handle has been stopped; before is what was there until then. */
+static void end_use(pa_signal_use *use, int signum,
+                    const struct sigaction *before) {
+  /* Somebody else may have set it since: then that is to stay. */
+  if (before->sa_handler != libuv_handler)
+    dispositions[signum].before = *before;
+  if (--dispositions[signum].uses == 0)
+    sigaction(signum, &dispositions[signum].before, NULL);
+  *use->link = use->next;
+  if (use->next != NULL)
+    use->next->link = use->link;
+  use->link = NULL;
+}
+
+static void stop(pa_signal_use *use) {
+  int signum = use->handle->signum;
+  struct sigaction before;
+
+  sigaction(signum, NULL, &before);
+  uv_signal_stop(use->handle);
+  end_use(use, signum, &before);
+}
+
+void pa_sigchld_before(struct sigaction *before) {
+  sigaction(SIGCHLD, NULL, before);
+}
+
+void pa_sigchld_after(pa_loop *loop, const struct sigaction *before) {
+  uv_signal_t *watcher = &loop->uv.child_watcher;
+  int active = uv_is_active((uv_handle_t *) watcher);
+
+  if (active && loop->sigchld.link == NULL)
+    begin_use(&loop->sigchld, watcher, SIGCHLD, before);
+  else if (!active && loop->sigchld.link != NULL)
+    end_use(&loop->sigchld, SIGCHLD, before);
+}
+
+/* Handlers of a loop, and here it is not. */
 
 static void on_signal(uv_signal_t *handle, int signum) {
   pa_awake(pa_loop_of(handle));
@@ -30,46 +97,8 @@ static void free_failed(uv_handle_t *handle) {
   free(handle);
 }
 
-/* The lock is held. */
-static int start(pa_signal *signal, int signum) {
-  struct sigaction before;
-  struct sigaction now;
-  int error;
-
-  sigaction(signum, NULL, &before);
-  error = uv_signal_start(&signal->handle, on_signal, signum);
-  if (error != 0)
-    return error;
-  if (dispositions[signum].handlers++ == 0) {
-    sigaction(signum, NULL, &now);
-    libuv_handler = now.sa_handler;
-    dispositions[signum].before = before;
-  }
-  signal->next = started;
-  signal->link = &started;
-  if (started != NULL)
-    started->link = &signal->next;
-  started = signal;
-  return 0;
-}
-
-static void stop(pa_signal *signal) {
-  int signum = signal->handle.signum;
-  struct sigaction now;
-
-  /* Somebody else may have set it since: then that is to stay. */
-  sigaction(signum, NULL, &now);
-  if (now.sa_handler != libuv_handler)
-    dispositions[signum].before = now;
-  uv_signal_stop(&signal->handle);
-  if (--dispositions[signum].handlers == 0)
-    sigaction(signum, &dispositions[signum].before, NULL);
-  *signal->link = signal->next;
-  if (signal->next != NULL)
-    signal->next->link = signal->link;
-}
-
 int pa_signal_start(pa_loop *loop, int signum) {
+  struct sigaction before;
   pa_signal *signal;
   int error;
 
@@ -82,9 +111,12 @@ int pa_signal_start(pa_loop *loop, int signum) {
     free(signal);
     return error;
   }
-  pthread_mutex_lock(&lock);
-  error = start(signal, signum);
-  pthread_mutex_unlock(&lock);
+  pa_lock();
+  sigaction(signum, NULL, &before);
+  error = uv_signal_start(&signal->handle, on_signal, signum);
+  if (error == 0)
+    begin_use(&signal->use, &signal->handle, signum, &before);
+  pa_unlock();
   if (error != 0) {
     uv_close((uv_handle_t *) &signal->handle, free_failed);
     return error;
@@ -94,13 +126,13 @@ int pa_signal_start(pa_loop *loop, int signum) {
 }
 
 void pa_signal_stop(uv_handle_t *handle) {
-  pthread_mutex_lock(&lock);
-  stop((pa_signal *) handle);
-  pthread_mutex_unlock(&lock);
+  pa_lock();
+  stop(&((pa_signal *) handle)->use);
+  pa_unlock();
 }
 
 void pa_signals_before_fork(void) {
-  pthread_mutex_lock(&lock);
+  pa_lock();
 }
 
 void pa_signals_after_fork(int in_child) {
@@ -108,5 +140,7 @@ void pa_signals_after_fork(int in_child) {
    * pipes of the parent's loops. uv_signal_stop touches memory only. */
   while (in_child && started != NULL)
     stop(started);
-  pthread_mutex_unlock(&lock);
+  if (in_child)
+    pa_forget_abandoned();
+  pa_unlock();
 }

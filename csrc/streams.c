@@ -117,7 +117,8 @@ void pa_stream_read(uv_handle_t *handle) {
   pa_slot *entry = &pa_loop_of(handle)->slots[pa_slot_of(handle)];
 
   entry->flags &= ~PA_UNPOLLED;
-  /* After its end there is nothing to read; libuv would report EOF again. */
+  /* After its end there is nothing to read; libuv would report EOF again. A
+   * pipe's writing end it refuses to read. */
   if (!(entry->flags & (PA_END_SEEN | PA_CONNECTING)))
     uv_read_start((uv_stream_t *) handle, on_alloc, on_read);
 }
@@ -173,7 +174,9 @@ void pa_stream_open(pa_loop *loop, int slot) {
   pa_counters *counters = loop->counters;
   pa_slot *entry = &loop->slots[slot];
 
-  if (entry->flags & PA_INCOMING) {
+  if (entry->kind == PA_STDIO) {
+    /* Not counted: it is no connection. */
+  } else if (entry->flags & PA_INCOMING) {
     counters->accepted++;
     ++*(entry->kind == PA_TCP ? &counters->incoming_tcp
                               : &counters->incoming_pipe);
@@ -445,16 +448,19 @@ size_t pa_unsent_size(pa_loop *loop, int slot) {
  * 2525, 2.17). Then discard until the peer's end comes, or until Python's
  * linger timer forces ours. */
 static int must_discard(pa_loop *loop, uv_stream_t *stream) {
-  int flags = loop->slots[pa_slot_of(stream)].flags;
+  const pa_slot *entry = &loop->slots[pa_slot_of(stream)];
   uv_os_fd_t fd;
   int size = 0;
 
-  if ((flags & (PA_END_SEEN | PA_CONNECTING)) ||
+  /* No pipe is reset, and FIONREAD of a writing end is what its reader has
+   * not read yet. */
+  if (entry->kind == PA_STDIO ||
+      (entry->flags & (PA_END_SEEN | PA_CONNECTING)) ||
       uv_fileno((uv_handle_t *) stream, &fd) != 0)
     return 0;
   if (ioctl(fd, FIONREAD, &size) == 0 && size > 0)
     return 1;
-  return (flags & PA_LARGE) && unsent_size(fd) > 0;
+  return (entry->flags & PA_LARGE) && unsent_size(fd) > 0;
 }
 
 /* libuv has handed every write to the kernel, and shut down the stream. */
@@ -467,7 +473,8 @@ static void on_shutdown(uv_shutdown_t *request, int status) {
   free(request);
   if (status == 0)
     entry->flags |= PA_FLUSHED;
-  /* With an error the peer is gone, and has no end to wait for. */
+  /* With an error the peer is gone, and has no end to wait for; or there is
+   * a pipe, which knows no shutdown (ENOTSOCK), and all is written. */
   if (status != UV_ECANCELED && (entry->flags & PA_CLOSING) &&
       (status != 0 || !must_discard(loop, stream)))
     pa_handle_close(loop, (uv_handle_t *) stream);

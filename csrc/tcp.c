@@ -74,17 +74,17 @@ static int open_stream(pa_loop *loop, int fd, int kind, int flags) {
   int error;
 
   /* Exactly what the handle needs: it is most of a connection's memory. */
-  stream = malloc(uv_handle_size(kind == PA_PIPE ? UV_NAMED_PIPE : UV_TCP));
+  stream = malloc(uv_handle_size(kind == PA_TCP ? UV_TCP : UV_NAMED_PIPE));
   if (stream == NULL) {
     close(fd);
     return UV_ENOMEM;
   }
-  if (kind == PA_PIPE) {
-    uv_pipe_init(&loop->uv, &stream->pipe, 0);
-    error = uv_pipe_open(&stream->pipe, fd);
-  } else {
+  if (kind == PA_TCP) {
     uv_tcp_init(&loop->uv, &stream->tcp);
     error = uv_tcp_open(&stream->tcp, fd);
+  } else {
+    uv_pipe_init(&loop->uv, &stream->pipe, 0);
+    error = uv_pipe_open(&stream->pipe, fd);
   }
   if (error != 0) {
     close(fd);

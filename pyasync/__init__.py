@@ -51,6 +51,21 @@ from pyasync.loop import (
 )
 from pyasync.pipes import PipeServer, PipeSocket, pipe_connect, pipe_server
 from pyasync.pollers import Poller, free_poller, poll
+from pyasync.processes import (
+    IGNORE,
+    INHERIT,
+    PIPE,
+    STREAM,
+    Process,
+    ProcessPipe,
+    StdioPipe,
+    StdioStream,
+    process_error_output,
+    process_input,
+    process_kill,
+    process_output,
+    spawn,
+)
 from pyasync.signals import (
     SignalHandler,
     clear_signal_handlers,
@@ -79,6 +94,10 @@ from pyasync.timers import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "IGNORE",
+    "INHERIT",
+    "PIPE",
+    "STREAM",
     "AsyncStream",
     "DnsError",
     "Event",
@@ -99,6 +118,8 @@ __all__ = [
     "PipeServer",
     "PipeSocket",
     "Poller",
+    "Process",
+    "ProcessPipe",
     "SignalHandler",
     "SocketAborted",
     "SocketAcceptError",
@@ -113,6 +134,8 @@ __all__ = [
     "SocketTimeout",
     "SocketUnreachable",
     "Stats",
+    "StdioPipe",
+    "StdioStream",
     "TcpServer",
     "TcpServerBindError",
     "TcpSocket",
@@ -140,9 +163,14 @@ __all__ = [
     "pipe_connect",
     "pipe_server",
     "poll",
+    "process_error_output",
+    "process_input",
+    "process_kill",
+    "process_output",
     "remove_interval",
     "reverse_dns_lookup",
     "signal_handler",
+    "spawn",
     "start_event_loop",
     "stats",
     "tcp_connect",

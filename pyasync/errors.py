@@ -179,6 +179,21 @@ def socket_error(
     return error
 
 
+_FILESYSTEM_ERRORS: dict[int, type[FilesystemError]] = {
+    errno.ENOENT: FilesystemNotFound,
+    errno.EACCES: FilesystemAccess,
+    errno.EPERM: FilesystemPermission,
+}
+
+
+def filesystem_error(status: int, filename: Any = None) -> FilesystemError:
+    """Return the exception for a libuv error of an operation on files."""
+    kind = _FILESYSTEM_ERRORS.get(-status, FilesystemError)
+    if filename is None:
+        return kind(-status, message(status))
+    return kind(-status, message(status), filename)
+
+
 def check(status: int) -> int:
     """Return a libuv result that is no error; raise `SocketError` for one that is."""
     if status < 0:

@@ -89,6 +89,7 @@ _HANDLE_KINDS = {
     lib.PA_PROCESS: "process",
     lib.PA_FS_MONITOR: "fs-monitor",
     lib.PA_UDP: "udp",
+    lib.PA_STDIO: "stdio",
 }
 
 _RECORD = Struct("iiqq")  # pa_event

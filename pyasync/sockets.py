@@ -98,10 +98,6 @@ class Socket(Stream):
         with self._socket() as sock:
             return sock.getsockname()
 
-    def fileno(self) -> int:
-        """Return the descriptor, which stays pyasync's. Raises `SocketClosed`."""
-        return check(lib.pa_fileno(self._loop._c, self._handle_slot()))
-
     def _handle_slot(self) -> int:
         slot = self._open_slot()
         if slot < 0:

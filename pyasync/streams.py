@@ -16,7 +16,7 @@ from typing import Any
 
 from pyasync._ffi import lib
 from pyasync.async_stream import AsyncStream
-from pyasync.errors import EventError, SocketClosed, SocketEOF, socket_error
+from pyasync.errors import EventError, SocketClosed, SocketEOF, check, socket_error
 from pyasync.handles import Handle, optional_callable, require_callable
 from pyasync.loop import EventCallback, Loop
 from pyasync.stream_state import (
@@ -104,7 +104,7 @@ class Stream(Handle):
         if self._state & CANNOT_WRITE or loop._thread != get_ident():
             self._check_writable()
         if type(data) is not bytes or start or end is not None:
-            data = _part(data, start, end)
+            data = part_of(data, start, end)
             if len(data) <= loop._inline_limit:
                 data = bytes(data)
         if write_cb is not None and not callable(write_cb):
@@ -265,6 +265,10 @@ class Stream(Handle):
         """Whether the socket was closed, by `close`, its peer, an error, or the loop's end."""
         # The loop tells its end to those that have a handle.
         return self._state & CLOSED != 0 or (self._slot < 0 and self._loop._thread is None)
+
+    def fileno(self) -> int:
+        """Return the descriptor, which stays pyasync's. Raises `SocketClosed`."""
+        return check(lib.pa_fileno(self._loop._c, self._handle_slot()))
 
     # Disabling and enabling
 
@@ -546,7 +550,7 @@ def _do_nothing(stream: Stream) -> None:
     pass
 
 
-def _part(data: Data, start: int, end: int | None) -> bytes | memoryview:
+def part_of(data: Data, start: int = 0, end: int | None = None) -> bytes | memoryview:
     """Return the part of the data to send: bytes, or a contiguous view of them."""
     if isinstance(data, str):
         data = data.encode()

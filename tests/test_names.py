@@ -47,6 +47,21 @@ SOCKETS = {
 WATCHERS = {"Idler", "Poller", "free_idler", "free_poller", "idle", "poll"}
 SIGNALS = {"SignalHandler", "clear_signal_handlers", "free_signal_handler", "signal_handler"}
 DNS = {"dns_lookup", "dns_lookup_all", "reverse_dns_lookup"}
+PROCESSES = {
+    "IGNORE",
+    "INHERIT",
+    "PIPE",
+    "STREAM",
+    "Process",
+    "ProcessPipe",
+    "StdioPipe",
+    "StdioStream",
+    "process_error_output",
+    "process_input",
+    "process_kill",
+    "process_output",
+    "spawn",
+}
 EXCEPTIONS = {
     "DnsError",
     "EventError",
@@ -101,9 +116,14 @@ POSITIONAL = {
     "pipe_connect": ["name", "read_cb"],
     "pipe_server": ["name", "read_cb"],
     "poll": ["fd", "callback"],
+    "process_error_output": ["process"],
+    "process_input": ["process"],
+    "process_kill": ["process", "signo"],
+    "process_output": ["process"],
     "remove_interval": ["interval"],
     "reverse_dns_lookup": ["ip", "resolve_cb"],
     "signal_handler": ["signo", "callback"],
+    "spawn": ["path", "args"],
     "start_event_loop": ["start_fn"],
     "stats": [],
     "tcp_connect": ["host", "port", "read_cb"],
@@ -116,25 +136,27 @@ POSITIONAL = {
 #: What every handle has: see the conventions of the API.
 HANDLE = {"close", "closed", "ref", "unref", "has_ref"}
 SERVER = HANDLE | {"address", "fileno"}
-SOCKET = HANDLE | {
+STREAM = HANDLE | {
     "data",
     "disable",
     "enable",
     "fileno",
-    "peername",
     "set_timeouts",
     "set_watermarks",
     "shutdown",
-    "sockname",
     "write",
     "write_queue_size",
 }
+SOCKET = STREAM | {"peername", "sockname"}
 MEMBERS = {
     "Event": HANDLE | {"add", "remove", "free", "freed", "remaining"},
     "Idler": HANDLE,
     "Interval": HANDLE,
     "Loop": {"call_threadsafe", "stats"},
     "SignalHandler": HANDLE | {"signo"},
+    "Process": HANDLE
+    | {"error_output", "exit_status", "input", "kill", "output", "pid", "term_signal"},
+    "ProcessPipe": STREAM,
     "PipeServer": SERVER,
     "Poller": HANDLE | {"disconnected", "modify"},
     "PipeSocket": SOCKET,
@@ -146,12 +168,13 @@ MEMBERS = {
 def test_the_public_names_are_the_documented_ones():
     assert (
         set(pyasync.__all__)
-        == EVENT_LOOP | TIMERS | SOCKETS | DNS | SIGNALS | WATCHERS | EXCEPTIONS
+        == EVENT_LOOP | TIMERS | SOCKETS | DNS | SIGNALS | WATCHERS | PROCESSES | EXCEPTIONS
     )
 
 
 def test_the_list_of_names_is_sorted_and_names_nothing_twice():
-    assert pyasync.__all__ == sorted(set(pyasync.__all__))
+    names = sorted(set(pyasync.__all__))
+    assert pyasync.__all__ == sorted(names, key=str.isupper, reverse=True)  # constants first
 
 
 @pytest.mark.parametrize("name", sorted(POSITIONAL))

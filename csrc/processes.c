@@ -1,0 +1,152 @@
+/* Child processes, each of which is reaped: by its loop, or after the loop's
+ * end by whatever comes next. */
+#include "pyasync.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+
+/* Children that a loop has left running at its end. */
+typedef struct abandoned {
+  struct abandoned *next;
+  pid_t pid;
+} abandoned;
+
+static abandoned *first_abandoned;
+
+/* Whether it needs no more waiting for: it has been reaped, by us or others. */
+static int reap(pid_t pid) {
+  pid_t result;
+
+  do
+    result = waitpid(pid, NULL, WNOHANG);
+  while (result < 0 && errno == EINTR);
+  return result != 0;
+}
+
+/* The lock is held. */
+static void abandon(pid_t pid) {
+  abandoned *child;
+
+  if (reap(pid))
+    return;
+  child = pa_grow(NULL, sizeof(*child));
+  child->pid = pid;
+  child->next = first_abandoned;
+  first_abandoned = child;
+}
+
+void pa_reap_abandoned(void) {
+  abandoned **link = &first_abandoned;
+
+  pa_lock();
+  while (*link != NULL) {
+    abandoned *child = *link;
+
+    if (reap(child->pid)) {
+      *link = child->next;
+      free(child);
+    } else {
+      link = &child->next;
+    }
+  }
+  pa_unlock();
+}
+
+void pa_forget_abandoned(void) {
+  while (first_abandoned != NULL) {
+    abandoned *child = first_abandoned;
+
+    first_abandoned = child->next;
+    free(child);
+  }
+}
+
+static void on_exited(uv_process_t *process, int64_t status, int signum) {
+  pa_loop *loop = pa_loop_of(process);
+  int slot = pa_slot_of(process);
+
+  pa_awake(loop);
+  if (!(loop->slots[slot].flags & PA_CLOSING))
+    pa_push(loop, PA_EXITED, slot, status, signum);
+  /* At once: its pid is free for others, and must get no signal any more. */
+  pa_handle_close(loop, (uv_handle_t *) process);
+}
+
+void pa_process_close(pa_loop *loop, uv_handle_t *handle, uv_close_cb closed) {
+  struct sigaction before;
+
+  if (uv_is_active(handle) && !loop->closing) {
+    uv_unref(handle);
+    return;
+  }
+  pa_lock();
+  if (uv_is_active(handle))
+    abandon(((uv_process_t *) handle)->pid);
+  pa_sigchld_before(&before);
+  uv_close(handle, closed);
+  pa_sigchld_after(loop, &before);
+  pa_unlock();
+}
+
+static void free_failed(uv_handle_t *handle) {
+  free(handle);
+}
+
+int pa_spawn(pa_loop *loop, const char *path, char **args, char **env,
+             const char *directory, const int *stdio, int flags, uint32_t uid,
+             uint32_t gid) {
+  uv_process_t *process = pa_grow(NULL, sizeof(*process));
+  uv_process_options_t options;
+  uv_stdio_container_t containers[3];
+  struct sigaction before;
+  int index;
+  int error;
+
+  loop->counters->crossings++;
+  pa_reap_abandoned();
+  for (index = 0; index < 3; index++) {
+    containers[index].flags = stdio[index] < 0 ? UV_IGNORE : UV_INHERIT_FD;
+    containers[index].data.fd = stdio[index];
+  }
+  memset(&options, 0, sizeof(options));
+  options.exit_cb = on_exited;
+  options.file = path;
+  options.args = args;
+  options.env = env;
+  options.cwd = directory;
+  options.flags = (flags & PA_SETUID ? UV_PROCESS_SETUID : 0) |
+                  (flags & PA_SETGID ? UV_PROCESS_SETGID : 0) |
+                  (flags & PA_DETACHED ? UV_PROCESS_DETACHED : 0);
+  options.stdio_count = 3;
+  options.stdio = containers;
+  options.uid = (uv_uid_t) uid;
+  options.gid = (uv_gid_t) gid;
+
+  pa_lock();
+  pa_sigchld_before(&before);
+  error = uv_spawn(&loop->uv, process, &options);
+  pa_sigchld_after(loop, &before);
+  pa_unlock();
+  if (error != 0) {
+    /* uv_spawn has made a handle of it all the same. */
+    pa_process_close(loop, (uv_handle_t *) process, free_failed);
+    return error;
+  }
+  return pa_slot_new(loop, (uv_handle_t *) process, PA_PROCESS, 0);
+}
+
+int pa_process_pid(pa_loop *loop, int slot) {
+  loop->counters->crossings++;
+  return uv_process_get_pid((uv_process_t *) loop->slots[slot].handle);
+}
+
+int pa_process_kill(pa_loop *loop, int slot, int signum) {
+  uv_handle_t *handle = loop->slots[slot].handle;
+
+  loop->counters->crossings++;
+  if (handle == NULL || uv_is_closing(handle))
+    return UV_ESRCH;
+  return uv_process_kill((uv_process_t *) handle, signum);
+}

@@ -1,0 +1,456 @@
+"""Child processes, and the pipes to their standard streams."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Union
+
+from pyasync._ffi import ffi, lib
+from pyasync.errors import check, filesystem_error
+from pyasync.handles import PlainHandle, optional_callable
+from pyasync.loop import EventCallback, Loop, get_loop
+from pyasync.stream_state import ENDED, SHUT, Data, Settings, WriteCallback
+from pyasync.streams import Stream, part_of
+
+Argument = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
+ExitCallback = Callable[["Process", int, int], object]
+
+#: The greatest id of a user or group: one more would mean "leave it" to setreuid(2).
+MAX_ID = 2**32 - 2
+
+
+class Stdio(enum.Enum):
+    """What a standard stream of a child is, where no more is to be said of it."""
+
+    #: ``/dev/null``.
+    IGNORE = "ignore"
+    #: The parent's own.
+    INHERIT = "inherit"
+    #: A pipe to the parent.
+    PIPE = "pipe"
+    #: A pipe to the parent, which has an `AsyncStream` over it.
+    STREAM = "stream"
+
+
+IGNORE, INHERIT, PIPE, STREAM = Stdio
+
+
+class StdioPipe:
+    """A pipe to a standard stream of a child, and its callbacks.
+
+    ``read_cb(pipe, data)`` gets what the child writes; without one that is read and dropped.
+    ``data`` is the first to be written. ``write_cb(pipe)`` is that of each write that has none of
+    its own. ``event_cb`` is told of the end and of errors, such as a `SocketBrokenPipe`: without
+    one, `spawn`'s is. ``pressure_cb(pipe, paused)``: see `ProcessPipe.set_watermarks`. Raises
+    `TypeError` for what is no function.
+    """
+
+    _stream = False
+
+    def __init__(
+        self,
+        *,
+        read_cb: Callable[[Any, Any], object] | None = None,
+        data: Data | None = None,
+        write_cb: WriteCallback | None = None,
+        event_cb: EventCallback | None = None,
+        pressure_cb: Callable[[Any, bool], object] | None = None,
+    ) -> None:
+        optional_callable("read_cb", read_cb)
+        optional_callable("write_cb", write_cb)
+        optional_callable("event_cb", event_cb)
+        optional_callable("pressure_cb", pressure_cb)
+        self._read_cb = read_cb
+        self._data = None if data is None else bytes(part_of(data))
+        self._write_cb = write_cb
+        self._event_cb = event_cb
+        self._pressure_cb = pressure_cb
+
+
+class StdioStream(StdioPipe):
+    """A `StdioPipe` with an `AsyncStream` over it: ``read_cb(pipe, stream)`` gets that.
+
+    What is not read stays in the stream, also with no ``read_cb``.
+    """
+
+    _stream = True
+
+
+class ProcessPipe(Stream):
+    """The parent's end of a pipe to a standard stream of a child: a stream of one direction.
+
+    `write` to the child's input never blocks. `shutdown` and `close` both end the input when all
+    that was written has been taken, however long the child takes. When nobody has the other end
+    any more, a write makes ``event_cb`` get a `SocketBrokenPipe`. Writing to an output raises that
+    at the call.
+    """
+
+    __slots__ = ("_write_cb",)
+
+    def __init__(
+        self, settings: Settings, slot: int, state: int, write_cb: WriteCallback | None
+    ) -> None:
+        super().__init__(settings, slot, state)
+        self._write_cb = write_cb
+        settings.loop._register(slot, self)
+        self._begin()
+
+    def write(
+        self,
+        data: Data,
+        *,
+        start: int = 0,
+        end: int | None = None,
+        read_cb: Callable[[Any, bytes], object] | None = None,
+        write_cb: WriteCallback | None = None,
+        event_cb: EventCallback | None = None,
+        force: bool = False,
+    ) -> None:
+        """Send the data to the child: see `TcpSocket.write`."""
+        super().write(
+            data,
+            start=start,
+            end=end,
+            read_cb=read_cb,
+            write_cb=write_cb or self._write_cb,
+            event_cb=event_cb,
+            force=force,
+        )
+
+    def shutdown(self) -> None:
+        """End the child's input when it has taken all that was written, as `close` does.
+
+        Of an output, and when called again, it does nothing. Raises `SocketClosed` after `close`.
+        """
+        if not self._state & SHUT:
+            super().shutdown()
+
+
+class Process(PlainHandle):
+    """A child process, made by `spawn`.
+
+    It keeps the loop running until the child has exited; then it is closed, and `exit_status` and
+    `term_signal` tell how. The pipes are handles of their own: an output lives until its end, when
+    nobody can write to it any more, be it before the exit or after; the input is closed after
+    ``exit_cb`` at the latest.
+    """
+
+    __slots__ = (
+        "_exit_cb",
+        "error_output",
+        "exit_status",
+        "input",
+        "output",
+        "pid",
+        "term_signal",
+    )
+
+    def __init__(
+        self, loop: Loop, slot: int, exit_cb: ExitCallback | None, event_cb: EventCallback | None
+    ) -> None:
+        self._exit_cb = exit_cb
+        #: The child's process id, also when it has exited, and the id is another's.
+        self.pid: int = lib.pa_process_pid(loop._c, slot)
+        #: The `ProcessPipe` or `AsyncStream` to each standard stream; None if it has none.
+        self.input: Any = None
+        self.output: Any = None
+        self.error_output: Any = None
+        #: The status that the child has exited with, 0 if a signal has ended it, and that signal
+        #: or 0; None while it runs.
+        self.exit_status: int | None = None
+        self.term_signal: int | None = None
+        super().__init__(loop, slot, event_cb)
+
+    def kill(self, signo: int = signal.SIGTERM) -> bool:
+        """Send a signal to the child, by default SIGTERM; return False if it has exited.
+
+        A signal that is sent ends most programs, but in their own time: see ``exit_cb``. With a
+        ``signo`` of 0 nothing is sent (kill(2)). Raises `ValueError` for what is no signal,
+        `HandleClosed` if the process was closed before it exited, and `FilesystemPermission` if
+        the child has become another user's.
+        """
+        if not isinstance(signo, int):
+            raise TypeError(f"signo must be an integer, not {type(signo).__name__}")
+        if not 0 <= signo < signal.NSIG:
+            raise ValueError(f"no such signal: {signo}")
+        if self.exit_status is not None:
+            return False
+        slot = self._open_slot()
+        self._loop._submit()
+        status = lib.pa_process_kill(self._loop._c, slot, signo)
+        if status == -errno.ESRCH:
+            return False
+        if status < 0:
+            raise filesystem_error(status)
+        return True
+
+    def close(self) -> None:
+        """Forget the child, which runs on: ``exit_cb`` is not called, its pipes stay open.
+
+        It is reaped when it exits, by the loop, or, if that has ended, when a child is spawned
+        next or a loop begins or ends. Closing twice does nothing.
+        """
+        super().close()
+
+    # Called by the loop
+
+    def _on_event(self, kind: int, value: int, data: int) -> None:
+        if self._slot < 0:
+            return
+        self._slot = -1
+        self.exit_status, self.term_signal = value, data
+        if self._exit_cb is not None:
+            self._exit_cb(self, value, data)
+
+    def _on_closed(self) -> None:
+        """Close the input: few programs that use a pipe would ever do so after the exit."""
+        if self.input is not None:
+            self.input.close()
+
+
+def spawn(
+    path: Argument,
+    args: Iterable[Argument],
+    *,
+    exit_cb: ExitCallback | None = None,
+    event_cb: EventCallback | None = None,
+    input: Any = None,
+    output: Any = None,
+    error_output: Any = None,
+    env: Mapping[Any, Any] | None = None,
+    working_directory: Argument | None = None,
+    uid: int | None = None,
+    gid: int | None = None,
+    detached: bool = False,
+) -> Process:
+    r"""Run a program in a child process, with these arguments; no shell is involved.
+
+    ``path`` is looked up in the folders of PATH if it has no slash, as execvp(3) does: in the PATH
+    of ``env`` if that is given, else in ours. ``args`` come after the program's name. Texts are
+    encoded as file names are (`os.fsencode`). ``exit_cb(process, exit_status, term_signal)`` is
+    called when the child has exited; that may be before or after the ends of its pipes.
+
+    ``input``, ``output`` and ``error_output`` are each `IGNORE` (``/dev/null``, as is None),
+    `INHERIT` (ours), `PIPE`, `STREAM`, a `StdioPipe` or `StdioStream` with callbacks, or a
+    descriptor or an open file to be the child's. What the child has for input is ``process.input``
+    to us, to be written to; the outputs are read. ``event_cb`` is told what happens to pipes that
+    have none of their own. The child gets no other descriptor that is not inheritable (PEP 446),
+    no signal is blocked or ignored in it, but real-time signals that we ignore.
+
+    ``env`` is all of its environment, a mapping; None: it gets ours. ``working_directory`` is
+    where it starts; a relative ``path`` with a slash begins there. With ``uid`` or ``gid`` it runs
+    as that user or group, with no other groups. A ``detached`` child leads a session of its own
+    (setsid(2)), so that our terminal's signals do not reach it; `Handle.unref` lets the loop end
+    before it.
+
+    Raises `FilesystemNotFound`, `FilesystemAccess`, `FilesystemPermission` or another
+    `FilesystemError`, an `OSError`, if the program cannot be run; `TypeError`, `ValueError` and
+    `EventLoopNotRunning`. uv_spawn (docs.libuv.org) says what else is to be known.
+
+    >>> import pyasync
+    >>> def show(pipe, data):
+    ...     print(data)
+    >>> with pyasync.event_loop():
+    ...     cat = pyasync.spawn("cat", [], input=pyasync.PIPE,
+    ...                         output=pyasync.StdioPipe(read_cb=show))
+    ...     cat.input.write("hello\n")
+    ...     cat.input.close()
+    b'hello\n'
+    >>> cat.exit_status
+    0
+    """
+    loop = get_loop()
+    optional_callable("exit_cb", exit_cb)
+    optional_callable("event_cb", event_cb)
+    if isinstance(args, (str, bytes)):
+        raise TypeError("args must be a list of arguments, not one")
+    file = _c_string("path", path)
+    argv = _c_strings([file, *(_c_string("an argument", arg) for arg in args)])
+    environ = ffi.NULL if env is None else _c_strings(_environment(env))
+    directory = (
+        ffi.NULL
+        if working_directory is None
+        else ffi.new("char[]", _c_string("working_directory", working_directory))
+    )
+    flags = lib.PA_DETACHED if detached else 0
+    for name, value, flag in [("uid", uid, lib.PA_SETUID), ("gid", gid, lib.PA_SETGID)]:
+        if value is not None:
+            _require_id(name, value)
+            flags |= flag
+    wanted = [
+        _require_stdio("input", input),
+        _require_stdio("output", output),
+        _require_stdio("error_output", error_output),
+    ]
+    settings = [
+        _settings(loop, stdio, event_cb) if isinstance(stdio, StdioPipe) else None
+        for stdio in wanted
+    ]
+
+    loop._submit()
+    with _descriptors(wanted) as (theirs, ours):
+        slot = lib.pa_spawn(
+            loop._c, file, argv[0], environ and environ[0], directory, theirs, flags,
+            uid or 0, gid or 0,
+        )  # fmt: skip
+        if slot < 0:
+            raise filesystem_error(slot, _culprit(slot, path, working_directory))
+        process = Process(loop, slot, exit_cb, event_cb)
+        process.input, process.output, process.error_output = (
+            None if stdio is None else _open(stdio, wanted[fd], ours, fd)
+            for fd, stdio in enumerate(settings)
+        )
+    return process
+
+
+def process_kill(process: Process, signo: int) -> bool:
+    """Return ``process.kill(signo)``."""
+    return process.kill(signo)
+
+
+def process_input(process: Process) -> Any:
+    """Return ``process.input``."""
+    return process.input
+
+
+def process_output(process: Process) -> Any:
+    """Return ``process.output``."""
+    return process.output
+
+
+def process_error_output(process: Process) -> Any:
+    """Return ``process.error_output``."""
+    return process.error_output
+
+
+# What spawn was given
+
+
+def _c_string(name: str, value: Argument) -> bytes:
+    encoded = os.fsencode(value)  # raises TypeError
+    if b"\0" in encoded:
+        raise ValueError(f"{name} must not have zero bytes: {value!r}")
+    return encoded
+
+
+def _c_strings(strings: list[bytes]) -> tuple[Any, list[Any]]:
+    """Return a ``char *[]`` that ends with NULL, and what must live as long."""
+    memory = [ffi.new("char[]", string) for string in strings]
+    return ffi.new("char *[]", [*memory, ffi.NULL]), memory
+
+
+def _environment(env: Mapping[Any, Any]) -> list[bytes]:
+    if not isinstance(env, Mapping):
+        raise TypeError(f"env must be a mapping, not {type(env).__name__}")
+    items = [(_c_string("a name in env", key), _c_string("env", env[key])) for key in env]
+    for key, _ in items:
+        if not key or b"=" in key:
+            raise ValueError(f"no name of an environment variable: {key!r}")
+    return [b"%s=%s" % item for item in items]
+
+
+def _require_id(name: str, value: Any) -> None:
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
+    if not 0 <= value <= MAX_ID:
+        raise ValueError(f"{name} must be from 0 to {MAX_ID}, not {value}")
+
+
+def _require_stdio(name: str, value: Any) -> StdioPipe | Stdio | int:
+    if value is None:
+        return IGNORE
+    if value is PIPE:
+        return StdioPipe()
+    if value is STREAM:
+        return StdioStream()
+    if isinstance(value, (Stdio, StdioPipe)):
+        if name != "input" and isinstance(value, StdioPipe) and value._data is not None:
+            raise ValueError(f"data cannot be written to {name}")
+        return value
+    fd = value if isinstance(value, int) else getattr(value, "fileno", lambda: None)()
+    if not isinstance(fd, int) or isinstance(fd, bool):
+        raise TypeError(
+            f"{name} must be IGNORE, INHERIT, PIPE, STREAM, a StdioPipe, a StdioStream, "
+            f"a descriptor or an open file, not {value!r}"
+        )
+    if not 0 <= fd < 2**31:
+        raise ValueError(f"{name}: no such descriptor: {fd}")
+    return fd
+
+
+def _settings(loop: Loop, stdio: StdioPipe, event_cb: EventCallback | None) -> Settings:
+    return Settings(
+        loop,
+        stdio._read_cb or _do_nothing,
+        stream=stdio._stream,
+        event_cb=stdio._event_cb or event_cb,
+        pressure_cb=stdio._pressure_cb,
+        linger=None,  # a child may be busy for long before it reads
+    )
+
+
+def _do_nothing(pipe: Any, data: Any) -> None:
+    pass
+
+
+# Descriptors
+
+
+@contextmanager
+def _descriptors(wanted: list[StdioPipe | Stdio | int]) -> Iterator[tuple[list[int], list[int]]]:
+    """Give the three descriptors for the child, and our ends of pipes; -1 where there is none.
+
+    At the end close all that are ours; those that `_open` has taken are no longer. Real pipes, in
+    place of the socket pairs that libuv would make, let a child open ``/dev/stdout``.
+    """
+    theirs, ours, made = [-1] * 3, [-1] * 3, []
+    try:
+        for fd, stdio in enumerate(wanted):
+            if isinstance(stdio, StdioPipe):
+                reader, writer = _pipe()
+                theirs[fd], ours[fd] = (reader, writer) if fd == 0 else (writer, reader)
+                made.append(theirs[fd])
+            elif stdio is INHERIT:
+                theirs[fd] = fd
+            elif isinstance(stdio, int):
+                theirs[fd] = stdio
+        yield theirs, ours
+    finally:
+        for fd in [*made, *ours]:
+            if fd >= 0:
+                os.close(fd)
+
+
+def _pipe() -> tuple[int, int]:
+    try:
+        return os.pipe()
+    except OSError as error:
+        raise filesystem_error(-(error.errno or 0)) from None
+
+
+def _open(settings: Settings, stdio: Any, ours: list[int], fd: int) -> Any:
+    """Return the stream of our end of the pipe, which is no longer ours to close."""
+    descriptor, ours[fd] = ours[fd], -1
+    slot = check(lib.pa_open(settings.loop._c, descriptor, lib.PA_STDIO))
+    # Of a writing end nothing will be read any more, and to a reading one nothing written.
+    pipe = ProcessPipe(settings, slot, ENDED if fd == 0 else SHUT, stdio._write_cb)
+    subject = pipe._subject
+    if fd == 0 and subject is not pipe:
+        subject._end()
+    if stdio._data is not None:
+        pipe.write(stdio._data)
+    return subject
+
+
+def _culprit(status: int, path: Argument, directory: Argument | None) -> Argument | None:
+    """Return what the child could not use, as far as can be said: it says no more than an errno."""
+    if -status not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG):
+        return path if -status in (errno.ENOEXEC, errno.ETXTBSY, errno.EISDIR) else None
+    if directory is not None and not (os.path.isdir(directory) and os.access(directory, os.X_OK)):
+        return directory
+    return path
