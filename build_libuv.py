@@ -26,6 +26,7 @@ DECLARATIONS = (
     "timers.cdef.h",
     "streams.cdef.h",
     "tcp.cdef.h",
+    "udp.cdef.h",
     "requests.cdef.h",
     "dns.cdef.h",
     "signals.cdef.h",

@@ -142,6 +142,8 @@ static void perform_on_handle(pa_loop *loop, enum pa_operation operation,
     case PA_CLOSE:
       if (value != 0)
         pa_handle_close(loop, handle);
+      else if (loop->slots[slot].kind == PA_UDP)
+        pa_udp_close(loop, slot);
       else
         pa_stream_close(loop, slot);
       break;

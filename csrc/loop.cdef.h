@@ -17,7 +17,8 @@ typedef struct {
 
 enum pa_event_kind {
   PA_NOTHING,
-  PA_READ,          /* the arena from value to data holds what was read */
+  PA_READ,          /* the arena from value to data holds what was read; of
+                       UDP an address and a datagram, see udp.cdef.h */
   PA_TIMER,         /* the timer in slot is due, and out of the heap */
   PA_ACCEPTED,      /* slot is a new connection of the server in slot value */
   PA_CLOSED,        /* the handle is gone; its last event */
@@ -27,7 +28,8 @@ enum pa_event_kind {
   PA_HELD,          /* so the callback of a write must wait for PA_WRITTEN:
                        the value-th since the last pa_run, from 0 */
   PA_WRITTEN,       /* a queued write is done; value: has it a callback */
-  PA_WRITE_ERROR,   /* value is the error; nothing more will be written */
+  PA_WRITE_ERROR,   /* value is the error; nothing more will be written; of
+                       UDP one datagram was not sent; data: has it a callback */
   PA_LINGERING,     /* a close that cannot end at once has begun */
   PA_CONNECTED,     /* value is 0 or the error */
   PA_ACCEPT_ERROR,  /* value is the error; the server has paused */
@@ -36,10 +38,8 @@ enum pa_event_kind {
   PA_IDLE,          /* once an iteration */
   PA_POLLED,        /* value: which of enum uv_poll_event */
   PA_EXITED,        /* value is the exit status, data the signal's number */
-  PA_FS_CHANGED,    /* value: which of enum uv_fs_event, or an error; data:
+  PA_FS_CHANGED     /* value: which of enum uv_fs_event, or an error; data:
                        where pa_text has the file's name */
-  PA_DATAGRAM,      /* the arena from value on holds one; data tells more */
-  PA_SENT           /* a queued datagram is on its way; value: 0 or an error */
 };
 
 enum pa_operation {

@@ -3,6 +3,7 @@
 #ifndef PYASYNC_H
 #define PYASYNC_H
 
+#include <net/if.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -12,6 +13,7 @@
 #include "timers.cdef.h"
 #include "streams.cdef.h"
 #include "tcp.cdef.h"
+#include "udp.cdef.h"
 #include "requests.cdef.h"
 #include "dns.cdef.h"
 #include "signals.cdef.h"
@@ -99,7 +101,7 @@ struct pa_loop {
 
   char *arena;      /* what was read in this iteration */
   size_t arena_used;
-  uv_stream_t *last_read;
+  uv_handle_t *last_read;
   int *unpolled;    /* slots: to be polled from the next iteration on */
   int unpolled_count;
   int unpolled_capacity;
@@ -175,6 +177,12 @@ int pa_listener_fd(uv_handle_t *handle);
 /* A numeric address, of either family; returns 0 or an error. */
 int pa_parse_address(const char *text, int port,
                      struct sockaddr_storage *address);
+socklen_t pa_address_size(const struct sockaddr_storage *address);
+
+/* udp.c */
+/* Sends the parts from index on, each a datagram. */
+void pa_udp_send(pa_loop *loop, int slot, uint32_t index);
+void pa_udp_close(pa_loop *loop, int slot);
 
 /* requests.c */
 /* uv has been started, or that has failed with error. Its release is set.

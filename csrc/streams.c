@@ -39,9 +39,9 @@ static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer) {
    * now. libuv asks again for the same stream when it has filled the last
    * buffer: one is enough for an iteration, or a fast peer starves the
    * others. */
-  if (size < READ_SIZE_MIN || loop->last_read == (uv_stream_t *) handle)
+  if (size < READ_SIZE_MIN || loop->last_read == handle)
     size = 0;
-  loop->last_read = (uv_stream_t *) handle;
+  loop->last_read = handle;
   *buffer = uv_buf_init(loop->arena + loop->arena_used, (unsigned) size);
 }
 
@@ -376,6 +376,10 @@ void pa_write_flush(pa_loop *loop, int slot) {
   if (first == 0)
     return;
   entry->writes = 0;
+  if (entry->kind == PA_UDP) {
+    pa_udp_send(loop, slot, first);
+    return;
+  }
   if ((entry->flags & PA_BROKEN) || uv_is_closing((uv_handle_t *) stream))
     return;
   must_wait = stream->write_queue_size > 0 || (entry->flags & PA_CONNECTING);

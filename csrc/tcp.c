@@ -193,7 +193,7 @@ int pa_parse_address(const char *text, int port,
   return uv_ip6_addr(text, port, (struct sockaddr_in6 *) address);
 }
 
-static socklen_t address_size(const struct sockaddr_storage *address) {
+socklen_t pa_address_size(const struct sockaddr_storage *address) {
   return address->ss_family == AF_INET ? sizeof(struct sockaddr_in)
                                        : sizeof(struct sockaddr_in6);
 }
@@ -210,7 +210,8 @@ static int bound_socket(const struct sockaddr_storage *address) {
    * peer: ip(7). For a port that is given, it changes nothing. */
   setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &(int){1}, sizeof(int));
 #endif
-  if (bind(fd, (const struct sockaddr *) address, address_size(address)) != 0) {
+  if (bind(fd, (const struct sockaddr *) address, pa_address_size(address)) !=
+      0) {
     int error = uv_translate_sys_error(errno);
 
     close(fd);

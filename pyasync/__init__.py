@@ -90,6 +90,7 @@ from pyasync.timers import (
     with_delay,
     with_interval,
 )
+from pyasync.udp import UdpSocket, udp_socket
 
 __version__ = "0.1.0"
 
@@ -140,6 +141,7 @@ __all__ = [
     "TcpServerBindError",
     "TcpSocket",
     "TcpSslError",
+    "UdpSocket",
     "add_event_loop_exit_callback",
     "call_soon",
     "clear_signal_handlers",
@@ -175,6 +177,7 @@ __all__ = [
     "stats",
     "tcp_connect",
     "tcp_server",
+    "udp_socket",
     "update_time",
     "with_delay",
     "with_interval",

@@ -110,14 +110,14 @@ class SocketAcceptError(SocketError):
 
 
 class TcpServerBindError(SocketError):
-    """A server could not bind to its ``address`` and ``port``."""
+    """A server, or a UDP socket, could not bind to its ``address`` and ``port``."""
 
     address: Any = None
     port: Any = None
 
 
 class SocketAddressInUse(TcpServerBindError):
-    """Somebody else listens at the address (EADDRINUSE)."""
+    """Somebody else has the address (EADDRINUSE)."""
 
 
 class PipeNotFound(SocketError, FileNotFoundError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyasync._ffi import lib
-from pyasync.errors import HandleClosed
+from pyasync.errors import HandleClosed, check
 from pyasync.loop import EventCallback, Loop
 
 
@@ -76,6 +76,16 @@ class Handle:
 
     def _on_loop_end(self) -> None:
         raise NotImplementedError
+
+
+class DescriptorHandle(Handle):
+    """A handle that has a descriptor."""
+
+    __slots__ = ()
+
+    def fileno(self) -> int:
+        """Return the descriptor, which stays pyasync's. Raises `SocketClosed`."""
+        return check(lib.pa_fileno(self._loop._c, self._handle_slot()))
 
 
 class PlainHandle(Handle):

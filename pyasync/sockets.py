@@ -17,7 +17,7 @@ from pyasync.errors import (
     message,
     socket_error,
 )
-from pyasync.handles import PlainHandle
+from pyasync.handles import DescriptorHandle, PlainHandle
 from pyasync.stream_state import (
     CLOSED,
     CONNECTING,
@@ -39,7 +39,37 @@ ACCEPT_RETRY = 0.1
 ACCEPT_REPORT = 1.0
 
 
-class Socket(Stream):
+class Named(DescriptorHandle):
+    """A handle with a socket that has names and options."""
+
+    __slots__ = ()
+
+    @contextmanager
+    def _socket(self) -> Iterator[sockets.socket]:
+        """Lend a socket object on the handle's own descriptor."""
+        sock = sockets.socket(fileno=self.fileno())
+        sock.setblocking(False)  # PyPy has just made it block
+        try:
+            yield sock
+        except OSError as error:
+            raise socket_error(-(error.errno or errno.EIO), self) from None
+        finally:
+            sock.detach()
+
+    @property
+    def peername(self) -> Any:
+        """The peer's address, as `socket.socket.getpeername` gives it."""
+        with self._socket() as sock:
+            return sock.getpeername()
+
+    @property
+    def sockname(self) -> Any:
+        """The socket's own address, as `socket.socket.getsockname` gives it."""
+        with self._socket() as sock:
+            return sock.getsockname()
+
+
+class Socket(Named, Stream):
     """A stream that is a socket: it has names, and may be a client's, still to be connected."""
 
     __slots__ = ()
@@ -71,32 +101,6 @@ class Socket(Stream):
         if self._open_slot() >= 0:
             return bool(lib.pa_has_ref(self._loop._c, self._slot))
         return self._rare is None or self._rare.referenced
-
-    # Names and options
-
-    @contextmanager
-    def _socket(self) -> Iterator[sockets.socket]:
-        """Lend a socket object on the stream's own descriptor."""
-        sock = sockets.socket(fileno=self.fileno())
-        sock.setblocking(False)  # PyPy has just made it block
-        try:
-            yield sock
-        except OSError as error:
-            raise socket_error(-(error.errno or errno.EIO), self) from None
-        finally:
-            sock.detach()
-
-    @property
-    def peername(self) -> Any:
-        """The peer's address, as `socket.socket.getpeername` gives it."""
-        with self._socket() as sock:
-            return sock.getpeername()
-
-    @property
-    def sockname(self) -> Any:
-        """The socket's own address, as `socket.socket.getsockname` gives it."""
-        with self._socket() as sock:
-            return sock.getsockname()
 
     def _handle_slot(self) -> int:
         slot = self._open_slot()
@@ -154,7 +158,7 @@ class Socket(Stream):
         time_out(self, "connecting took too long", force=True)
 
 
-class Server(PlainHandle):
+class Server(PlainHandle, DescriptorHandle):
     """A listening socket, whose connections are streams of one class, with the same settings."""
 
     __slots__ = ("_address", "_failures", "_reported", "_retry", "_settings", "_state_of_new")
@@ -187,10 +191,6 @@ class Server(PlainHandle):
     def address(self) -> Any:
         """The address that the server listens at, as `socket.socket.getsockname` gives it."""
         return self._address
-
-    def fileno(self) -> int:
-        """Return the listening descriptor, which stays pyasync's. Raises `SocketClosed`."""
-        return check(lib.pa_fileno(self._loop._c, self._open_slot()))
 
     def close(self) -> None:
         """Stop accepting, and free the address. Connections stay open. Closing twice is fine."""

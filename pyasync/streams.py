@@ -9,6 +9,7 @@ of ``_state``, zero for an open connection with nothing special about it, and ke
 from __future__ import annotations
 
 import errno
+from collections import deque
 from collections.abc import Callable
 from threading import get_ident
 from time import monotonic
@@ -16,8 +17,8 @@ from typing import Any
 
 from pyasync._ffi import lib
 from pyasync.async_stream import AsyncStream
-from pyasync.errors import EventError, SocketClosed, SocketEOF, check, socket_error
-from pyasync.handles import Handle, optional_callable, require_callable
+from pyasync.errors import EventError, SocketClosed, SocketEOF, socket_error
+from pyasync.handles import DescriptorHandle, optional_callable, require_callable
 from pyasync.loop import EventCallback, Loop
 from pyasync.stream_state import (
     CANNOT_WRITE,
@@ -51,7 +52,7 @@ CLOSE = lib.PA_CLOSE
 _NOT_READING = READ_DISABLED | CONNECTING | UNCONNECTED | ENDED
 
 
-class Stream(Handle):
+class Stream(DescriptorHandle):
     """A connected socket. Its callbacks get it as their first argument."""
 
     __slots__ = ("__weakref__", "_rare", "_settings", "_slot", "_state", "data")
@@ -266,10 +267,6 @@ class Stream(Handle):
         # The loop tells its end to those that have a handle.
         return self._state & CLOSED != 0 or (self._slot < 0 and self._loop._thread is None)
 
-    def fileno(self) -> int:
-        """Return the descriptor, which stays pyasync's. Raises `SocketClosed`."""
-        return check(lib.pa_fileno(self._loop._c, self._handle_slot()))
-
     # Disabling and enabling
 
     def disable(self, *, read: bool = False, write: bool = False) -> None:
@@ -479,17 +476,11 @@ class Stream(Handle):
         self._check_pressure()
 
     def _on_held(self, kind: int, index: int) -> None:
-        batch = self._loop._written_now
-        self._need_rare().waiting.append((batch[index][1], batch, index))
-        batch[index] = (self, _do_nothing)
+        keep_callback(self, self._need_rare().waiting, index)
 
     def _on_written(self, kind: int, has_callback: int) -> None:
         if has_callback and not self._state & FAILED:
-            write_cb, batch, index = self._need_rare().waiting.popleft()
-            if batch is self._loop._written_now:
-                batch[index] = (self, write_cb)  # it follows those before it, after this walk
-            else:
-                write_cb(self)
+            call_kept_callback(self, self._need_rare().waiting)
         self._check_pressure()
 
     def _on_lingering(self) -> None:
@@ -546,8 +537,24 @@ _EVENTS: dict[int, Callable[[Stream, int, int], None]] = {
 }
 
 
-def _do_nothing(stream: Stream) -> None:
+def _do_nothing(handle: Any) -> None:
     pass
+
+
+def keep_callback(handle: Any, waiting: deque[Any], index: int) -> None:
+    """Take PA_HELD: let a write's callback wait until the write is done."""
+    batch = handle._loop._written_now
+    waiting.append((batch[index][1], batch, index))
+    batch[index] = (handle, _do_nothing)
+
+
+def call_kept_callback(handle: Any, waiting: deque[Any]) -> None:
+    """Take PA_WRITTEN: the first of the writes whose callbacks wait is done."""
+    write_cb, batch, index = waiting.popleft()
+    if batch is handle._loop._written_now:
+        batch[index] = (handle, write_cb)  # it follows those before it, after this walk
+    else:
+        write_cb(handle)
 
 
 def part_of(data: Data, start: int = 0, end: int | None = None) -> bytes | memoryview:

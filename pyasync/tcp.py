@@ -133,7 +133,7 @@ def tcp_server(
     loop._submit()  # a server that was closed just now may have held the address
     if fd is None:
         require_port(port)
-        sock = _bind(bind_address, port, reuse_port)
+        sock = bind(bind_address, port, reuse_port)
     else:
         if bind_address is not None or port != 0:
             raise ValueError("with fd, bind_address must be None and port 0")
@@ -148,21 +148,26 @@ def tcp_server(
         return TcpServer(settings, sock, max_connections)
 
 
-def _bind(address: str | None, port: int, reuse_port: bool) -> sockets.socket:
+def bind(
+    address: str | None,
+    port: int,
+    reuse_port: bool,
+    kind: sockets.SocketKind = sockets.SOCK_STREAM,
+) -> sockets.socket:
+    """Return a socket that is bound to an address; None is every one, of both families."""
     try:
         if address is None and sockets.has_dualstack_ipv6():
             family, where = sockets.AF_INET6, ("::", port)
         else:
-            found = sockets.getaddrinfo(
-                address, port, type=sockets.SOCK_STREAM, flags=sockets.AI_PASSIVE
-            )
+            found = sockets.getaddrinfo(address, port, type=kind, flags=sockets.AI_PASSIVE)
             family, _, _, _, where = found[0]  # type: ignore[assignment]
-        sock = sockets.socket(family, sockets.SOCK_STREAM)
+        sock = sockets.socket(family, kind)
     except OSError as error:
         raise _bind_error(error, address, port) from None
     try:
-        # Without it, connections of an earlier server that wait in TIME_WAIT hold the address.
-        sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
+        if kind == sockets.SOCK_STREAM:
+            # Without it, connections of an earlier server that wait in TIME_WAIT hold the address.
+            sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
         if reuse_port:
             sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEPORT, 1)
         if family == sockets.AF_INET6:

@@ -112,7 +112,7 @@ def joined(proxy, target):
 # All of them
 
 
-@pytest.mark.parametrize("program", [*SERVERS, "tcp_client.py"])
+@pytest.mark.parametrize("program", [*SERVERS, "tcp_client.py", "udp_echo.py"])
 def test_each_explains_itself(program):
     finished = run(program, "--help")
     assert finished.returncode == 0
@@ -534,3 +534,52 @@ def test_the_end_of_the_server_is_told():
         assert ada.line() == "Here are: only you"
     with contextlib.closing(ada):
         assert ada.end() == b"* the server ends\n"
+
+
+# udp_echo.py
+
+
+@pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM])
+def test_the_udp_server_echoes_until_a_signal_ends_it(signo):
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(serving("udp_echo.py", signo=signo))
+        sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        sock.settimeout(PATIENCE)
+        for datagram in (b"one", b"", b"x" * 60_000):
+            sock.sendto(datagram, server.address)
+            assert sock.recvfrom(1 << 16) == (datagram, server.address)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_udp_client_prints_the_answer(host):
+    with serving("udp_echo.py", f"--host={host}") as server:
+        finished = run("udp_echo.py", f"--host={host}", f"--port={server.address[1]}", "--send=hi!")
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "hi!\n", "")
+
+
+def test_the_udp_client_sends_again_what_is_not_answered():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.settimeout(PATIENCE)
+
+        def answer():
+            assert sock.recv(100) == b"hi!"
+            data, address = sock.recvfrom(100)
+            sock.sendto(data.upper(), address)
+
+        answering = Background(answer)
+        finished = run("udp_echo.py", f"--port={sock.getsockname()[1]}", "--send=hi!")
+        answering.result()
+    assert (finished.returncode, finished.stdout) == (0, "HI!\n")
+
+
+def test_the_udp_programs_say_what_is_wrong():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+        finished = run("udp_echo.py", f"--port={port}")
+        assert finished.returncode == 1
+        assert re.fullmatch(r"cannot open the socket: .*in use.*\n", finished.stderr)
+    finished = run("udp_echo.py", f"--port={port}", "--send=hi!")
+    assert finished.returncode == 1
+    assert re.fullmatch(r"error: .*refused.*\n", finished.stderr)

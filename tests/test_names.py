@@ -43,6 +43,8 @@ SOCKETS = {
     "pipe_server",
     "tcp_connect",
     "tcp_server",
+    "UdpSocket",
+    "udp_socket",
 }
 WATCHERS = {"Idler", "Poller", "free_idler", "free_poller", "idle", "poll"}
 SIGNALS = {"SignalHandler", "clear_signal_handlers", "free_signal_handler", "signal_handler"}
@@ -128,6 +130,7 @@ POSITIONAL = {
     "stats": [],
     "tcp_connect": ["host", "port", "read_cb"],
     "tcp_server": ["bind_address", "port", "read_cb"],
+    "udp_socket": ["bind_address", "port", "read_cb"],
     "update_time": [],
     "with_delay": ["seconds"],
     "with_interval": ["seconds"],
@@ -162,6 +165,24 @@ MEMBERS = {
     "PipeSocket": SOCKET,
     "TcpServer": SERVER,
     "TcpSocket": SOCKET | {"keepalive", "nodelay"},
+    "UdpSocket": HANDLE
+    | {
+        "address",
+        "broadcast",
+        "connect",
+        "data",
+        "fileno",
+        "join_multicast",
+        "leave_multicast",
+        "multicast_loop",
+        "multicast_ttl",
+        "peername",
+        "send",
+        "send_queue_size",
+        "set_multicast_interface",
+        "sockname",
+        "ttl",
+    },
 }
 
 

@@ -1,0 +1,309 @@
+/* UDP sockets: receiving in batches into the arena, sending at once or queued.
+ */
+#include "pyasync.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* libuv gives each datagram of a batch a place of this size, more than the
+ * largest takes, and calls recvmmsg for 20 of them at most. */
+#define PLACE_SIZE ((size_t) 64 << 10)
+#define BATCH_MAX 20
+/* After a batch with more data than this, the next one is for fewer: four
+ * places are what a stream may read in an iteration. */
+#define BATCH_LARGE ((size_t) 128 << 10)
+#define BATCH_OF_LARGE 4
+
+/* Datagrams are moved together, each behind its address. The first place lies
+ * so far ahead that none is moved onto the next: one takes up PLACE_SIZE, its
+ * address and its alignment at most. */
+#define HEADER_MAX 28
+#define ALIGNMENT 16
+#define AHEAD ((size_t) BATCH_MAX * (HEADER_MAX + ALIGNMENT))
+
+typedef struct {
+  uv_udp_t udp;
+  size_t received;  /* bytes of the last batch */
+} pa_udp;
+
+/* A datagram that the kernel did not take at once, with a copy of its data. */
+typedef struct {
+  uv_udp_send_t request;
+  struct sockaddr_storage address;
+  int callback;
+  size_t size;
+  char data[];
+} pa_queued_send;
+
+/* Addresses, see udp.cdef.h */
+
+static size_t pack_address(char *header, const struct sockaddr *address) {
+  uint16_t family = address->sa_family;
+
+  memcpy(header, &family, 2);
+  if (family == AF_INET) {
+    const struct sockaddr_in *in = (const struct sockaddr_in *) address;
+
+    memcpy(header + 2, &in->sin_port, 2);
+    memcpy(header + 4, &in->sin_addr, 4);
+    return 8;
+  } else {
+    const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *) address;
+    uint32_t scope = in6->sin6_scope_id;
+
+    memcpy(header + 2, &in6->sin6_port, 2);
+    memcpy(header + 4, &in6->sin6_flowinfo, 4);
+    memcpy(header + 8, &in6->sin6_addr, 16);
+    memcpy(header + 24, &scope, 4);
+    return HEADER_MAX;
+  }
+}
+
+static size_t unpack_address(const char *header,
+                             struct sockaddr_storage *address) {
+  uint16_t family;
+
+  memcpy(&family, header, 2);
+  memset(address, 0, sizeof(struct sockaddr_in6));
+  address->ss_family = family;
+  if (family == AF_INET) {
+    struct sockaddr_in *in = (struct sockaddr_in *) address;
+
+    memcpy(&in->sin_port, header + 2, 2);
+    memcpy(&in->sin_addr, header + 4, 4);
+    return 8;
+  } else if (family == AF_INET6) {
+    struct sockaddr_in6 *in6 = (struct sockaddr_in6 *) address;
+    uint32_t scope;
+
+    memcpy(&in6->sin6_port, header + 2, 2);
+    memcpy(&in6->sin6_flowinfo, header + 4, 4);
+    memcpy(&in6->sin6_addr, header + 8, 16);
+    memcpy(&scope, header + 24, 4);
+    in6->sin6_scope_id = scope;
+    return HEADER_MAX;
+  }
+  return 2;
+}
+
+/* Receiving */
+
+static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer) {
+  pa_loop *loop = pa_loop_of(handle);
+  pa_udp *udp = (pa_udp *) handle;
+  size_t left = pa_arena_size() - loop->arena_used;
+  size_t places = left < AHEAD ? 0 : (left - AHEAD) / PLACE_SIZE;
+  size_t most = udp->received > BATCH_LARGE ? BATCH_OF_LARGE : BATCH_MAX;
+
+  (void) suggested;
+  pa_awake(loop);
+  if (places > most)
+    places = most;
+  /* One batch an iteration, or a fast peer starves others: what is left waits
+   * in the kernel. Without recvmmsg libuv asks for one datagram at a time, and
+   * at most 32 times. */
+  if (loop->last_read == handle && uv_udp_using_recvmmsg(&udp->udp))
+    places = 0;
+  loop->last_read = handle;
+  udp->received = 0;
+  *buffer = uv_buf_init(loop->arena + loop->arena_used + AHEAD,
+                        (unsigned) (places * PLACE_SIZE));
+}
+
+static void on_receive(uv_udp_t *udp, ssize_t size, const uv_buf_t *buffer,
+                       const struct sockaddr *address, unsigned flags) {
+  pa_loop *loop = pa_loop_of(udp);
+  int slot = pa_slot_of(udp);
+  size_t start = loop->arena_used;
+  size_t end;
+
+  if (size == UV_ENOBUFS || (size == 0 && address == NULL))
+    return;
+  if (size >= 0 && (flags & UV_UDP_PARTIAL))
+    size = UV_EMSGSIZE;
+  if (size < 0) {
+    pa_push(loop, PA_READ_ERROR, slot, size, 0);
+    return;
+  }
+  end = start + pack_address(loop->arena + start, address) + (size_t) size;
+  memmove(loop->arena + end - size, buffer->base, (size_t) size);
+  loop->arena_used = (end + ALIGNMENT - 1) & ~(size_t) (ALIGNMENT - 1);
+  loop->counters->bytes_read += (uint64_t) size;
+  ((pa_udp *) udp)->received += (size_t) size;
+  pa_push(loop, PA_READ, slot, (int64_t) start, (int64_t) end);
+}
+
+static void free_failed(uv_handle_t *handle) {
+  free(handle);
+}
+
+int pa_udp_open(pa_loop *loop, int fd) {
+  pa_udp *udp = pa_grow(NULL, sizeof(*udp));
+  int error;
+
+  loop->counters->crossings++;
+  udp->received = 0;
+  uv_udp_init_ex(&loop->uv, &udp->udp, AF_UNSPEC | UV_UDP_RECVMMSG);
+  error = uv_udp_open(&udp->udp, fd);
+  if (error != 0)
+    close(fd);
+  else
+    error = uv_udp_recv_start(&udp->udp, on_alloc, on_receive);
+  if (error != 0) {
+    uv_close((uv_handle_t *) &udp->udp, free_failed);
+    return error;
+  }
+  /* libuv has set it: others could bind to the same port, and take what
+   * comes. */
+  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){0}, sizeof(int));
+  return pa_slot_new(loop, (uv_handle_t *) &udp->udp, PA_UDP, 0);
+}
+
+/* Sending */
+
+static void send_failed(pa_loop *loop, int slot, int error, int callback) {
+  pa_push(loop, PA_WRITE_ERROR, slot, error, callback);
+}
+
+static const struct sockaddr *target(const struct sockaddr_storage *address) {
+  return address->ss_family == AF_UNSPEC ? NULL
+                                         : (const struct sockaddr *) address;
+}
+
+/* One bad datagram of those that libuv has given to sendmmsg fails all that
+ * come after it: each of them is tried once more, by itself. */
+static int send_alone(pa_queued_send *send) {
+  const struct sockaddr *address = target(&send->address);
+  socklen_t size = address == NULL ? 0 : pa_address_size(&send->address);
+  uv_os_fd_t fd;
+
+  if (uv_fileno((uv_handle_t *) send->request.handle, &fd) != 0)
+    return UV_EBADF;
+  if (sendto(fd, send->data, send->size, 0, address, size) < 0)
+    return uv_translate_sys_error(errno);
+  return 0;
+}
+
+static void on_sent(uv_udp_send_t *request, int status) {
+  pa_queued_send *send = CONTAINER_OF(request, pa_queued_send, request);
+  uv_udp_t *udp = request->handle;
+  pa_loop *loop = pa_loop_of(udp);
+  int slot = pa_slot_of(udp);
+
+  pa_awake(loop);
+  if (status < 0 && status != UV_ECANCELED)
+    status = send_alone(send);
+  if (status == 0) {
+    loop->counters->bytes_written += send->size;
+    pa_push(loop, PA_WRITTEN, slot, send->callback, 0);
+  } else if (status != UV_ECANCELED) {
+    send_failed(loop, slot, status, send->callback);
+  }
+  free(send);
+  if ((loop->slots[slot].flags & PA_CLOSING) &&
+      uv_udp_get_send_queue_count(udp) == 0)
+    pa_handle_close(loop, (uv_handle_t *) udp);
+}
+
+static int queue_send(uv_udp_t *udp, const struct sockaddr_storage *address,
+                      const uv_buf_t *data, int callback) {
+  pa_queued_send *send = malloc(sizeof(*send) + data->len);
+  uv_buf_t copy;
+  int error;
+
+  if (send == NULL)
+    return UV_ENOMEM;
+  memcpy(send->data, data->base, data->len);
+  send->address = *address;
+  send->callback = callback;
+  send->size = data->len;
+  copy = uv_buf_init(send->data, (unsigned) data->len);
+  error = uv_udp_send(&send->request, udp, &copy, 1, target(address), on_sent);
+  if (error != 0)
+    free(send);
+  return error;
+}
+
+static void send_part(pa_loop *loop, int slot, const pa_write_part *part) {
+  uv_udp_t *udp = (uv_udp_t *) loop->slots[slot].handle;
+  struct sockaddr_storage address;
+  size_t header = unpack_address(part->base, &address);
+  uv_buf_t data = uv_buf_init((char *) part->base + header,
+                              (unsigned) (part->size - header));
+  int callback = part->callback != 0;
+  int sent = uv_udp_try_send(udp, &data, 1, target(&address));
+
+  /* It is of a datagram that was sent before; this one was not tried. */
+  if (sent == UV_ECONNREFUSED) {
+    pa_push(loop, PA_READ_ERROR, slot, sent, 0);
+    sent = uv_udp_try_send(udp, &data, 1, target(&address));
+  }
+  if (sent >= 0) {
+    loop->counters->bytes_written += data.len;
+    return;
+  }
+  if (callback)
+    pa_push(loop, PA_HELD, slot, part->callback - 1, 0);
+  if (sent == UV_EAGAIN)
+    sent = queue_send(udp, &address, &data, callback);
+  if (sent < 0)
+    send_failed(loop, slot, sent, callback);
+}
+
+void pa_udp_send(pa_loop *loop, int slot, uint32_t index) {
+  for (; index != 0; index = loop->parts[index - 1].next)
+    send_part(loop, slot, &loop->parts[index - 1]);
+}
+
+size_t pa_udp_send_queue_size(pa_loop *loop, int slot) {
+  loop->counters->crossings++;
+  return uv_udp_get_send_queue_size((uv_udp_t *) loop->slots[slot].handle);
+}
+
+/* All that was sent is handed to the kernel first. */
+void pa_udp_close(pa_loop *loop, int slot) {
+  pa_slot *entry = &loop->slots[slot];
+  uv_udp_t *udp = (uv_udp_t *) entry->handle;
+
+  pa_write_flush(loop, slot);
+  entry->flags |= PA_CLOSING;
+  uv_udp_recv_stop(udp);
+  if (uv_udp_get_send_queue_count(udp) == 0)
+    pa_handle_close(loop, (uv_handle_t *) udp);
+}
+
+/* Options */
+
+int pa_udp_connect(pa_loop *loop, int slot, const char *address, int port) {
+  struct sockaddr_storage where;
+  int error;
+
+  loop->counters->crossings++;
+  error = pa_parse_address(address, port, &where);
+  if (error != 0)
+    return error;
+  return uv_udp_connect((uv_udp_t *) loop->slots[slot].handle,
+                        (const struct sockaddr *) &where);
+}
+
+int pa_udp_membership(pa_loop *loop, int slot, const char *group,
+                      const char *interface, const char *source, int join) {
+  uv_udp_t *udp = (uv_udp_t *) loop->slots[slot].handle;
+  uv_membership membership = join ? UV_JOIN_GROUP : UV_LEAVE_GROUP;
+
+  loop->counters->crossings++;
+  if (source != NULL)
+    return uv_udp_set_source_membership(udp, group, interface, source,
+                                        membership);
+  return uv_udp_set_membership(udp, group, interface, membership);
+}
+
+int pa_udp_multicast_interface(pa_loop *loop, int slot, const char *interface) {
+  loop->counters->crossings++;
+  return uv_udp_set_multicast_interface(
+      (uv_udp_t *) loop->slots[slot].handle, interface);
+}

@@ -1,0 +1,496 @@
+"""UDP sockets.
+
+A datagram crosses between Python and C behind its peer's address, packed as csrc/udp.cdef.h says,
+and otherwise as a stream's data does: what is sent leaves with the iteration's other operations,
+and what arrives is read in batches (recvmmsg(2)). What an address is packed to is remembered.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket as sockets
+from collections import deque
+from collections.abc import Callable
+from struct import Struct
+from threading import get_ident
+from typing import Any, Union
+
+from pyasync._ffi import ffi, lib
+from pyasync.dns import numeric_address, require_host
+from pyasync.errors import DnsError, SocketClosed, check, socket_error
+from pyasync.handles import PlainHandle, optional_callable
+from pyasync.loop import EventCallback, Loop, get_loop
+from pyasync.sockets import Named
+from pyasync.stream_state import Data, WriteCallback
+from pyasync.streams import call_kept_callback, keep_callback, part_of
+from pyasync.tcp import bind, require_port
+
+#: As the `socket` module has it: (host, port), of IPv6 (host, port, flowinfo, scope_id).
+Address = Union["tuple[str, int]", "tuple[str, int, int, int]"]
+ReadCallback = Callable[["UdpSocket", bytes, Any], object]
+
+V4, V6 = sockets.AF_INET, sockets.AF_INET6
+
+WRITE = lib.PA_WRITE
+WRITE_CALLBACK = lib.PA_WRITE_CALLBACK
+
+_IN = Struct("=H2s4s")
+_IN6 = Struct("=H2s4s16sI")
+_TO_PEER = Struct("=H").pack(sockets.AF_UNSPEC)
+_MAPPED = "::ffff:"
+
+#: The most that a datagram holds, in bytes: of IPv4 65,535 less its headers, which IPv6 does not
+#: count (RFC 768, RFC 8200).
+MAX_SIZE = {V4: 65507, V6: 65527}
+
+#: Of how many peers the addresses are remembered.
+REMEMBERED = 4096
+
+
+class UdpSocket(Named, PlainHandle):
+    """A UDP socket, made by `udp_socket`. It keeps the loop running while it is open."""
+
+    __slots__ = (
+        "_address",
+        "_dual",
+        "_family",
+        "_header_size",
+        "_max_size",
+        "_peers",
+        "_read_cb",
+        "_targets",
+        "_waiting",
+        "data",
+    )
+
+    _closed_error = SocketClosed
+
+    #: Not zero, so that the loop calls `_on_read`; nothing else of it is read (see Stream).
+    _state = 2
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: sockets.socket,
+        read_cb: ReadCallback | None,
+        event_cb: EventCallback | None,
+    ) -> None:
+        """Take over a socket that is bound."""
+        self._family = sock.family
+        self._dual = sock.family == V6 and not sock.getsockopt(
+            sockets.IPPROTO_IPV6, sockets.IPV6_V6ONLY
+        )
+        self._header_size = (_IN6 if sock.family == V6 else _IN).size
+        self._max_size = MAX_SIZE[sock.family]
+        self._address = sock.getsockname()
+        self._read_cb = read_cb
+        self._peers: dict[bytes, Any] = {}
+        self._targets: dict[Any, bytes] = {}
+        self._waiting: deque[Any] = deque()
+        #: For the application to use as it likes.
+        self.data: Any = None
+        super().__init__(loop, check(lib.pa_udp_open(loop._c, sock.detach())), event_cb)
+
+    # Sending
+
+    def send(
+        self,
+        data: Data,
+        address: Address | None = None,
+        *,
+        write_cb: WriteCallback | None = None,
+    ) -> None:
+        """Send a datagram, in the order of these calls; it never blocks.
+
+        ``data`` is bytes-like, or a string to be sent as UTF-8; it may be empty. ``address`` is
+        that of the `socket` module: ``(host, port)``, where the host is numeric; of IPv6 flowinfo
+        and scope_id may follow. A socket for both families takes addresses of both. After `connect`
+        it is None.
+
+        Datagrams leave when the callback that sends them has returned, one system call each; one
+        that the kernel has no room for waits in a queue. ``write_cb(socket)`` is called once the
+        kernel has taken this datagram and all before it: never inside this call. That does not
+        mean that it arrives. One that cannot be sent is reported to ``event_cb``, and the socket
+        goes on: for example ENETUNREACH, or EACCES for a broadcast without ``broadcast=True``.
+
+        Raises `ValueError` for an address that is not numeric, or of the wrong family, and for
+        more data than a datagram holds (65,507 bytes, over IPv6 65,527); `TypeError` for data or
+        an address of a wrong type; `SocketError` for an address after `connect` (EISCONN), or None
+        before it (EDESTADDRREQ); and `SocketClosed`.
+        """
+        loop = self._loop
+        if self._slot < 0 or loop._thread != get_ident():
+            self._open_slot()
+        target = self._targets.get(address)
+        if target is None:
+            target = self._target(address)
+        if type(data) is not bytes:
+            data = bytes(part_of(data))
+        if len(data) > MAX_SIZE[V4]:
+            self._check_size(len(data), target)
+        if write_cb is not None:
+            optional_callable("write_cb", write_cb)
+        datagram = target + data
+        size = len(datagram)
+        callback = None if write_cb is None else (self, write_cb)
+        if size <= loop._inline_limit:
+            kind = WRITE if callback is None else WRITE_CALLBACK
+            loop._queue((kind, self._slot, size, datagram, callback))
+        else:
+            loop._write_now(self._slot, datagram, callback)
+
+    def _check_size(self, size: int, target: bytes) -> None:
+        # To a mapped address a datagram goes over IPv4.
+        over_v4 = len(target) == _IN6.size and target[8:20] == bytes(10) + b"\xff\xff"
+        limit = MAX_SIZE[V4] if over_v4 else self._max_size
+        if size > limit:
+            raise ValueError(f"a datagram must have {limit} bytes at most, not {size}")
+
+    def _target(self, address: Any) -> bytes:
+        """Return the address as it goes before a datagram, and remember it."""
+        if address is None:
+            raise socket_error(-errno.EDESTADDRREQ, self)
+        if None in self._targets:
+            raise socket_error(-errno.EISCONN, self, detail="address must be None")
+        if not isinstance(address, tuple):
+            raise TypeError(f"address must be a tuple, not {type(address).__name__}")
+        if not 2 <= len(address) <= (2 if self._family == V4 else 4):
+            raise ValueError(f"address must be (host, port), not {address!r}")
+        host, port, flowinfo, scope = (*address, 0, 0)[:4]
+        _require_target(host, port)
+        if not isinstance(flowinfo, int) or not isinstance(scope, int):
+            raise TypeError(f"flowinfo and scope_id must be integers: {address!r}")
+        if not (0 <= flowinfo < 1 << 20 and 0 <= scope < 1 << 32):
+            raise ValueError(f"flowinfo or scope_id is out of range: {address!r}")
+        target = self._pack(self._numeric(host), port, flowinfo, scope)
+        self._remember(self._targets, address, target)
+        return target
+
+    def _numeric(self, host: str) -> str:
+        """Return the numeric address of the socket's own family, or raise `ValueError`."""
+        found = numeric_address(host)
+        if found is None:
+            raise ValueError(f"the host must be a numeric address, not {host!r}: see dns_lookup")
+        family, text = found
+        if family == self._family:
+            return text
+        if self._dual:
+            return _MAPPED + text
+        raise ValueError(f"a socket of {self._address[0]} cannot send to {host!r}")
+
+    def _pack(self, host: str, port: int, flowinfo: int, scope: int) -> bytes:
+        in_order = port.to_bytes(2, "big")
+        if self._family == V4:
+            return _IN.pack(V4, in_order, sockets.inet_aton(host))
+        host, _, zone = host.partition("%")
+        if zone:
+            scope = _scope(zone)
+        return _IN6.pack(
+            V6, in_order, flowinfo.to_bytes(4, "big"), sockets.inet_pton(V6, host), scope
+        )
+
+    @staticmethod
+    def _remember(known: dict[Any, Any], key: Any, value: Any) -> None:
+        if len(known) >= REMEMBERED:
+            known.clear()
+        known[key] = value
+
+    def connect(self, host: str, port: int) -> None:
+        """Talk to one peer only: others are not heard, and `send` needs no address.
+
+        ``host`` is a numeric address, or a name, which is looked up at once; `dns_lookup` does not
+        block. Nothing is sent. If the peer's system answers that nobody listens there,
+        ``event_cb`` gets a `SocketRefused`, and the socket goes on (udp(7)).
+
+        Raises `SocketError` if there is no way to the peer, or the socket is connected already
+        (EISCONN), `DnsError` for a name that is not found, `ValueError` and `TypeError` for
+        arguments that are wrong, and `SocketClosed`.
+        """
+        slot = self._open_slot()
+        _require_target(host, port)
+        address = self._numeric(host if numeric_address(host) else self._look_up(host))
+        self._loop._submit()
+        status = lib.pa_udp_connect(self._loop._c, slot, address.encode(), port)
+        if status != 0:
+            raise socket_error(status, self, detail=f"{host} port {port}")
+        self._targets = {None: _TO_PEER}
+        if address.startswith(_MAPPED):
+            self._max_size = MAX_SIZE[V4]
+
+    def _look_up(self, host: str) -> str:
+        family = sockets.AF_UNSPEC if self._dual else self._family
+        try:
+            found = sockets.getaddrinfo(host, None, family, sockets.SOCK_DGRAM)
+        except sockets.gaierror as error:
+            raise DnsError(error.errno, f"{error.strerror}: {host}") from None
+        return str(found[0][4][0])
+
+    @property
+    def send_queue_size(self) -> int:
+        """Bytes of the datagrams that have been sent, and not yet been handed to the kernel."""
+        size: int = lib.pa_udp_send_queue_size(self._loop._c, self._open_slot())
+        operations = self._loop._operations
+        for index in range(0, len(operations), 5):
+            kind, slot, length, datagram = operations[index : index + 4]
+            if slot == self._slot and kind in (WRITE, WRITE_CALLBACK):
+                to_peer = datagram[:2] == _TO_PEER
+                size += length - (len(_TO_PEER) if to_peer else self._header_size)
+        return size
+
+    # The socket
+
+    @property
+    def address(self) -> Any:
+        """The address that the socket was bound to, as `socket.socket.getsockname` gives it."""
+        return self._address
+
+    def close(self) -> None:
+        """Send what was sent before, then close. Closing twice does nothing.
+
+        Callbacks of datagrams that were sent still run, no others.
+        """
+        if self._slot >= 0 and self._enter():
+            slot, self._slot = self._slot, -1
+            self._loop._queue((lib.PA_CLOSE, slot, 0, b"", None))
+
+    # Options
+
+    def join_multicast(
+        self, group: str, interface: str | None = None, *, source: str | None = None
+    ) -> None:
+        """Receive what is sent to a multicast group, on one interface.
+
+        ``group`` is a numeric address. ``interface`` is an address of the interface, of IPv6 its
+        name; None: one that the system chooses. With ``source``, a numeric address, only what that
+        host sends is received (RFC 4607); call it for each source.
+
+        Raises `ValueError` for what is no such address, `SocketError` if the system refuses, for
+        example EADDRINUSE when the socket is a member already, and `SocketClosed`.
+        """
+        self._set_membership(group, interface, source, True)
+
+    def leave_multicast(
+        self, group: str, interface: str | None = None, *, source: str | None = None
+    ) -> None:
+        """Undo `join_multicast` with the same arguments. Raises what it raises."""
+        self._set_membership(group, interface, source, False)
+
+    def _set_membership(
+        self, group: str, interface: str | None, source: str | None, join: bool
+    ) -> None:
+        slot = self._open_slot()
+        family, text = self._own("group", group)
+        first = sockets.inet_pton(family, text.partition("%")[0])[0]
+        if not (224 <= first < 240 if family == V4 else first == 0xFF):
+            raise ValueError(f"group must be a multicast address, not {group!r}")
+        if source is not None and self._own("source", source)[0] != family:
+            raise ValueError(f"source must be an address of the group's family, not {source!r}")
+        where = ffi.NULL if interface is None else _interface(family, interface)
+        whom = ffi.NULL if source is None else source.encode()
+        self._loop._submit()
+        check(lib.pa_udp_membership(self._loop._c, slot, text.encode(), where, whom, join))
+
+    def set_multicast_interface(self, interface: str) -> None:
+        """Send what goes to multicast groups through this interface.
+
+        It is given as to `join_multicast`. Raises `ValueError` if there is none such,
+        `SocketError`, and `SocketClosed`.
+        """
+        slot = self._open_slot()
+        where = _interface(self._family, interface)
+        self._loop._submit()
+        check(lib.pa_udp_multicast_interface(self._loop._c, slot, where))
+
+    def _own(self, name: str, host: str) -> tuple[int, str]:
+        require_host(name, host)
+        found = numeric_address(host)
+        if found is None or (found[0] == V6 and self._family == V4):
+            raise ValueError(f"{name} must be a numeric address of the socket's, not {host!r}")
+        return found
+
+    @property
+    def multicast_ttl(self) -> int:
+        """Over how many routers what goes to multicast groups may pass, and one: 1 unless set."""
+        return self._option(sockets.IP_MULTICAST_TTL, sockets.IPV6_MULTICAST_HOPS)
+
+    @multicast_ttl.setter
+    def multicast_ttl(self, hops: int) -> None:
+        _require_byte("multicast_ttl", hops, 0)
+        self._set_option(sockets.IP_MULTICAST_TTL, sockets.IPV6_MULTICAST_HOPS, hops)
+
+    @property
+    def multicast_loop(self) -> bool:
+        """Whether this system's own members get what this socket sends to a group: they do."""
+        return self._option(sockets.IP_MULTICAST_LOOP, sockets.IPV6_MULTICAST_LOOP) != 0
+
+    @multicast_loop.setter
+    def multicast_loop(self, on: bool) -> None:
+        self._set_option(sockets.IP_MULTICAST_LOOP, sockets.IPV6_MULTICAST_LOOP, bool(on))
+
+    @property
+    def ttl(self) -> int:
+        """Over how many routers other datagrams may pass, and one (1 to 255): the system's."""
+        return self._option(sockets.IP_TTL, sockets.IPV6_UNICAST_HOPS)
+
+    @ttl.setter
+    def ttl(self, hops: int) -> None:
+        _require_byte("ttl", hops, 1)
+        self._set_option(sockets.IP_TTL, sockets.IPV6_UNICAST_HOPS, hops)
+
+    @property
+    def broadcast(self) -> bool:
+        """Whether broadcasts may be sent (SO_BROADCAST, socket(7))."""
+        with self._socket() as sock:
+            return sock.getsockopt(sockets.SOL_SOCKET, sockets.SO_BROADCAST) != 0
+
+    @broadcast.setter
+    def broadcast(self, on: bool) -> None:
+        self._loop._submit()
+        with self._socket() as sock:
+            sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_BROADCAST, bool(on))
+
+    def _option(self, of_v4: int, of_v6: int) -> int:
+        with self._socket() as sock:
+            if self._family == V4:
+                return sock.getsockopt(sockets.IPPROTO_IP, of_v4)
+            return sock.getsockopt(sockets.IPPROTO_IPV6, of_v6)
+
+    def _set_option(self, of_v4: int, of_v6: int, value: int) -> None:
+        self._open_slot()
+        self._loop._submit()  # what was sent before is not concerned
+        with self._socket() as sock:
+            if self._family == V6:
+                sock.setsockopt(sockets.IPPROTO_IPV6, of_v6, value)
+            if self._family == V4 or self._dual:
+                sock.setsockopt(sockets.IPPROTO_IP, of_v4, value)
+
+    # Called by the loop
+
+    def _on_read(self, record: bytes) -> None:
+        """Take a datagram behind its sender's address."""
+        read_cb = self._read_cb
+        if read_cb is None or self._slot < 0:
+            return
+        size = self._header_size
+        header = record[:size]
+        address = self._peers.get(header)
+        if address is None:
+            address = self._sender(header)
+        read_cb(self, record[size:], address)
+
+    def _sender(self, header: bytes) -> Any:
+        """Return the address that goes before a datagram, and remember it."""
+        address: Any
+        if self._family == V4:
+            _, port, packed = _IN.unpack(header)
+            address = (sockets.inet_ntoa(packed), int.from_bytes(port, "big"))
+        else:
+            _, port, flowinfo, packed, scope = _IN6.unpack(header)
+            address = (
+                sockets.inet_ntop(V6, packed),
+                int.from_bytes(port, "big"),
+                int.from_bytes(flowinfo, "big"),
+                scope,
+            )
+        self._remember(self._peers, header, address)
+        return address
+
+    def _on_event(self, kind: int, value: int, data: int) -> None:
+        if kind == lib.PA_HELD:
+            keep_callback(self, self._waiting, value)
+        elif kind == lib.PA_WRITTEN:
+            if value:
+                call_kept_callback(self, self._waiting)
+        elif kind == lib.PA_WRITE_ERROR:
+            if data:
+                self._waiting.popleft()
+            self._loop._tell(self, socket_error(value), self)
+        elif self._slot >= 0:  # PA_READ_ERROR
+            self._loop._tell(self, socket_error(value), self)
+
+
+def _require_target(host: Any, port: Any) -> None:
+    require_host("host", host)
+    require_port(port)
+    if port == 0:
+        raise ValueError("port must be from 1 to 65535, not 0")
+
+
+def _require_byte(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
+    if not least <= value <= 255:
+        raise ValueError(f"{name} must be from {least} to 255, not {value}")
+
+
+def _scope(zone: str) -> int:
+    """Return the number of a zone of IPv6 addresses: an interface's name, or its number."""
+    number: int = int(zone) if zone.isdecimal() else lib.if_nametoindex(zone.encode())
+    if not 0 < number < 1 << 32:
+        raise ValueError(f"there is no interface {zone!r}")
+    return number
+
+
+def _interface(family: int, interface: str) -> bytes:
+    """Return the interface as libuv wants it: an address, of IPv6 one with a scope."""
+    require_host("interface", interface)
+    found = numeric_address(interface)
+    if found is not None and found[0] == family:
+        return interface.encode()
+    if found is None and family == V6:
+        return b"::%%%d" % _scope(interface)
+    raise ValueError(f"interface must be an address of it, or of IPv6 its name, not {interface!r}")
+
+
+def udp_socket(
+    bind_address: str | None = None,
+    port: int = 0,
+    read_cb: ReadCallback | None = None,
+    *,
+    event_cb: EventCallback | None = None,
+    reuse_port: bool = False,
+    broadcast: bool = False,
+) -> UdpSocket:
+    """Open a UDP socket, and call ``read_cb(socket, data, address)`` with each datagram.
+
+    ``data`` is `bytes`; ``address`` is that of its sender as the `socket` module has it, ``(host,
+    port)``, of IPv6 ``(host, port, flowinfo, scope_id)``. `UdpSocket.send` takes it. Without
+    ``read_cb`` what arrives is dropped.
+
+    ``bind_address`` is a numeric address, or a name, which is looked up at once; None is every
+    address of both families, where the system has both: then the socket is one of IPv6, which
+    knows a sender over IPv4 as ``::ffff:192.0.2.1``. ``port`` 0 lets the system choose: see
+    `UdpSocket.address`. ``reuse_port`` lets several sockets share the port (SO_REUSEPORT,
+    socket(7)): datagrams are spread over them, and those to a multicast group go to all.
+    ``broadcast`` lets the socket send broadcasts (SO_BROADCAST).
+
+    ``event_cb(exception)`` gets errors, none of which closes the socket: a `SocketError` for a
+    datagram that could not be sent; `SocketRefused` if the peer of a connected socket says that
+    nobody listens; and a `SocketError` with EMSGSIZE in place of a datagram that was cut off,
+    which a datagram of UDP is too short for as long as the system keeps to its limits.
+
+    Raises `SocketAddressInUse` or another `TcpServerBindError`, `ValueError` and `TypeError` for
+    arguments that are wrong, and `EventLoopNotRunning`.
+
+    >>> import pyasync
+    >>> def answer(socket, data, address):
+    ...     socket.send(data.upper(), address)
+    >>> def show(socket, data, address):
+    ...     print(data)
+    ...     server.close()
+    ...     socket.close()
+    >>> with pyasync.event_loop():
+    ...     server = pyasync.udp_socket("127.0.0.1", 0, answer)
+    ...     client = pyasync.udp_socket("127.0.0.1", 0, show)
+    ...     client.send(b"hello", server.address)
+    b'HELLO'
+    """
+    loop = get_loop()
+    optional_callable("read_cb", read_cb)
+    optional_callable("event_cb", event_cb)
+    require_port(port)
+    loop._submit()  # a socket that was closed just now may have held the address
+    sock = bind(bind_address, port, reuse_port, sockets.SOCK_DGRAM)
+    with sock:
+        sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_BROADCAST, broadcast)
+        return UdpSocket(loop, sock, read_cb, event_cb)
