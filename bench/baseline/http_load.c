@@ -1,6 +1,7 @@
 /* A closed-loop load client for the server of bench/http_delay.py, on epoll.
  *
- *   http_load PORT CONNECTIONS REQUESTS SECONDS
+ *   http_load [-e] [-r RATE] [-t SECONDS] [-a ADDRESS] PORT CONNECTIONS REQUESTS
+ *             SECONDS
  *
  * Keeps CONNECTIONS open, each for one request, until REQUESTS have been made
  * or SECONDS have passed (0: no such limit), lets those that are open finish,
@@ -8,34 +9,29 @@
  * right and the end of the stream follows them. The exit status is 1 if any
  * request was lost.
  *
+ *   -e          send nothing: the server closes each connection at once
+ *   -r RATE     open the first connections at this rate, a second
+ *   -t SECONDS  no event for so long: what is open is lost (60)
+ *   -a ADDRESS  the first of the addresses to connect from
+ *
  * bench/compare.py uses it, not bench/http_load.py: on two cores a client in
  * Python would be slower than the servers in C and on libuv that it measures,
  * and show its own limit in place of theirs. It makes six system calls a
  * request, fewer than any of the servers.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <netinet/in.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "common.h"
+
 #include <sys/epoll.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
 
 /* The first connections are opened at this pace: all at once would overflow
  * the listener's backlog, and a refused SYN is sent again only a second later. */
-#define OPENED_PER_MS 8
+#define OPENED_PER_SECOND 8000
 
 /* Linux connects from half of the 28,232 ports of ip_local_port_range first,
  * and looks for a free one longer and longer as that half fills. */
 #define CONNECTIONS_PER_ADDRESS 10000
 
-#define STALLED_MS 60000 /* no event for so long: what is open is lost */
 #define MAX_EVENTS 512
 
 static const char request[] = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -48,37 +44,17 @@ static const char response[] =
     "omglolwtf";
 
 static struct sockaddr_in server;
-static int epoll_fd;
-static double* started_at;    /* by descriptor, seconds */
-static double* latencies;     /* one for each good answer, seconds */
-static size_t latency_capacity;
-static long connections, max_requests, started, open_now, replies, lost;
-
-static void die(const char* what) {
-  perror(what);
-  exit(1);
-}
-
-static double now(void) {
-  struct timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return time.tv_sec + time.tv_nsec / 1e9;
-}
-
-static int raise_open_files_limit(void) {
-  struct rlimit limit;
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
-    die("getrlimit");
-  limit.rlim_cur = limit.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &limit);
-  return (int) limit.rlim_cur;
-}
+static in_addr_t first_source = INADDR_LOOPBACK;
+static int epoll_fd, empty, stalled_ms = 60000;
+static double opened_per_second = OPENED_PER_SECOND;
+static double* started_at; /* by descriptor, seconds */
+static long connections, max_requests, started, open_now, lost;
 
 static void bind_source_address(int fd) {
   int on = 1;
   struct sockaddr_in source = {.sin_family = AF_INET};
   long addresses = 1 + connections / CONNECTIONS_PER_ADDRESS;
-  source.sin_addr.s_addr = htonl(INADDR_LOOPBACK + started % addresses);
+  source.sin_addr.s_addr = htonl(first_source + started % addresses);
   setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
   if (bind(fd, (struct sockaddr*) &source, sizeof source) != 0)
     die("bind");
@@ -92,13 +68,13 @@ static void start_request(void) {
   if (fd < 0)
     die("socket");
   started_at[fd] = now();
-  if (connections > CONNECTIONS_PER_ADDRESS)
+  if (connections > CONNECTIONS_PER_ADDRESS || first_source != INADDR_LOOPBACK)
     bind_source_address(fd);
   started++;
   if (connect(fd, (struct sockaddr*) &server, sizeof server) != 0 &&
       errno != EINPROGRESS)
     die("connect");
-  if (send(fd, request, sizeof request - 1, MSG_NOSIGNAL) < 0)
+  if (!empty && send(fd, request, sizeof request - 1, MSG_NOSIGNAL) < 0)
     event.events |= EPOLLOUT; /* still connecting, or failed: epoll will say */
   event.data.fd = fd;
   if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0)
@@ -114,21 +90,13 @@ static void send_late_request(int fd) {
     die("epoll_ctl");
 }
 
-static void count_reply(double latency) {
-  if ((size_t) replies == latency_capacity) {
-    latency_capacity = latency_capacity ? 2 * latency_capacity : 65536;
-    latencies = realloc(latencies, latency_capacity * sizeof *latencies);
-    if (latencies == NULL)
-      die("realloc");
-  }
-  latencies[replies++] = latency;
-}
-
 static void finish_request(int fd) {
   char answer[sizeof response]; /* one byte more than is right */
   ssize_t size = recv(fd, answer, sizeof answer, 0);
-  if (size == sizeof response - 1 && memcmp(answer, response, size) == 0)
-    count_reply(now() - started_at[fd]);
+  if (empty ? size == 0
+            : size == sizeof response - 1 &&
+                  memcmp(answer, response, size) == 0)
+    count_latency(now() - started_at[fd]);
   else
     lost++;
   close(fd);
@@ -144,32 +112,39 @@ static void handle_event(const struct epoll_event* event) {
 
 /* Opens what is missing. Returns how long epoll may wait. */
 static int start_requests(double elapsed, double max_seconds) {
-  double ramp = (elapsed * 1000 + 1) * OPENED_PER_MS;
+  double ramp = elapsed * opened_per_second + 1;
   long wanted = ramp < connections ? (long) ramp : connections;
   if (max_seconds > 0 && elapsed >= max_seconds)
-    return STALLED_MS;
+    return stalled_ms;
   while (open_now < wanted && (max_requests == 0 || started < max_requests))
     start_request();
-  return wanted < connections ? 1 : STALLED_MS;
-}
-
-static int by_value(const void* left, const void* right) {
-  double difference = *(const double*) left - *(const double*) right;
-  return (difference > 0) - (difference < 0);
-}
-
-static double percentile_ms(double percent) {
-  return replies == 0 ? 0 : latencies[(long) ((replies - 1) * percent / 100)] * 1e3;
+  return wanted < connections ? 1 + (int) (1000 / opened_per_second)
+                              : stalled_ms;
 }
 
 static void print_result(double seconds) {
-  qsort(latencies, replies, sizeof *latencies, by_value);
-  printf("{\"replies\": %ld, \"lost\": %ld, \"seconds\": %.6f, "
-         "\"requests_per_second\": %.1f, \"latency_ms\": {\"min\": %.3f, "
-         "\"p50\": %.3f, \"p90\": %.3f, \"p99\": %.3f, \"max\": %.3f}}\n",
-         replies, lost, seconds, replies / seconds, percentile_ms(0),
-         percentile_ms(50), percentile_ms(90), percentile_ms(99),
-         percentile_ms(100));
+  printf("{\"replies\": %zu, \"lost\": %ld, \"seconds\": %.6f, "
+         "\"requests_per_second\": %.1f, ",
+         latency_count, lost, seconds, latency_count / seconds);
+  print_latencies();
+}
+
+static int parse_options(int argc, char** argv) {
+  struct in_addr address;
+  int option;
+  while ((option = getopt(argc, argv, "er:t:a:")) != -1) {
+    if (option == 'e')
+      empty = 1;
+    else if (option == 'r')
+      opened_per_second = atof(optarg);
+    else if (option == 't')
+      stalled_ms = (int) (atof(optarg) * 1000);
+    else if (option == 'a' && inet_aton(optarg, &address))
+      first_source = ntohl(address.s_addr);
+    else
+      return 0;
+  }
+  return argc - optind == 4 && opened_per_second > 0 && stalled_ms > 0;
 }
 
 int main(int argc, char** argv) {
@@ -177,18 +152,21 @@ int main(int argc, char** argv) {
   double began, max_seconds;
   int count, i, timeout;
 
-  if (argc != 5) {
-    fprintf(stderr, "usage: %s PORT CONNECTIONS REQUESTS SECONDS\n", argv[0]);
+  if (!parse_options(argc, argv)) {
+    fprintf(stderr,
+            "usage: %s [-e] [-r RATE] [-t SECONDS] [-a ADDRESS] PORT "
+            "CONNECTIONS REQUESTS SECONDS\n",
+            argv[0]);
     return 2;
   }
-  server.sin_family = AF_INET;
-  server.sin_port = htons((uint16_t) atoi(argv[1]));
-  server.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  connections = atol(argv[2]);
-  max_requests = atol(argv[3]);
-  max_seconds = atof(argv[4]);
+  end_with_parent();
+  argv += optind;
+  server = loopback(argv[0]);
+  connections = atol(argv[1]);
+  max_requests = atol(argv[2]);
+  max_seconds = atof(argv[3]);
   if (connections < 1 || (max_requests <= 0 && max_seconds <= 0)) {
-    fprintf(stderr, "%s: CONNECTIONS and a limit must be positive\n", argv[0]);
+    fprintf(stderr, "CONNECTIONS and a limit must be positive\n");
     return 2;
   }
   started_at = calloc(raise_open_files_limit(), sizeof *started_at);
@@ -199,12 +177,12 @@ int main(int argc, char** argv) {
   began = now();
   for (;;) {
     timeout = start_requests(now() - began, max_seconds);
-    if (open_now == 0)
+    if (open_now == 0 && timeout == stalled_ms)
       break;
     count = epoll_wait(epoll_fd, events, MAX_EVENTS, timeout);
     if (count < 0 && errno != EINTR)
       die("epoll_wait");
-    if (count == 0 && timeout == STALLED_MS) {
+    if (count == 0 && timeout == stalled_ms) {
       lost += open_now;
       break;
     }
