@@ -1,0 +1,187 @@
+"""What bench/compare.py compares pyasync with, on asyncio; with --uvloop on uvloop.
+
+Written as their documentation advises for speed: an `asyncio.Protocol`, no coroutine and no
+stream for a connection. See peer.py for the command line.
+"""
+
+import asyncio
+import socket
+import sys
+import time
+
+import peer
+
+HOST = "127.0.0.1"
+
+
+def forever(start):
+    """Run `start()`, a coroutine, then the loop until a signal ends the process."""
+
+    async def run():
+        await start()
+        await asyncio.Event().wait()
+
+    asyncio.run(run())
+
+
+def serve(protocol):
+    async def start():
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(protocol, HOST, 0, backlog=socket.SOMAXCONN)
+        peer.listening(server.sockets[0].getsockname())
+
+    forever(start)
+
+
+class DelayProtocol(asyncio.Protocol):
+    """One connection: waits, answers, closes."""
+
+    __slots__ = ("delay", "transport")
+
+    def __init__(self, delay):
+        self.delay = delay
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        if self.delay:
+            asyncio.get_running_loop().call_later(self.delay, self.respond)
+        else:
+            self.respond()
+
+    def respond(self):
+        if not self.transport.is_closing():
+            self.transport.write(peer.RESPONSE)
+            self.transport.close()
+
+
+def http(delay):
+    serve(lambda: DelayProtocol(delay))
+
+
+class EchoProtocol(asyncio.Protocol):
+    __slots__ = ("transport",)
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        self.transport.write(data)
+
+
+def echo():
+    serve(EchoProtocol)
+
+
+class AcceptProtocol(asyncio.Protocol):
+    __slots__ = ()
+
+    def connection_made(self, transport):
+        transport.close()
+
+
+def accept():
+    serve(AcceptProtocol)
+
+
+class UdpProtocol(asyncio.DatagramProtocol):
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def datagram_received(self, data, address):
+        self.transport.sendto(data, address)
+
+
+def udp():
+    async def start():
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(UdpProtocol, local_addr=(HOST, 0))
+        peer.listening(transport.get_extra_info("sockname"))
+
+    forever(start)
+
+
+def timers(mode, count, spread):
+    fired = 0
+    ended = None
+
+    def on_timer():
+        nonlocal fired
+        fired += 1
+        if fired == count:
+            ended.set()
+
+    async def run():
+        nonlocal ended
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        handles = [None] * count
+        before = peer.private_bytes()
+        began = time.process_time()
+        for i, seconds in enumerate(peer.deadlines(mode, count, spread)):
+            handles[i] = loop.call_later(seconds, on_timer)
+        if mode == "pending":
+            await asyncio.sleep(0)
+            peer.result(bytes=(peer.private_bytes() - before) / count)
+        if peer.cancels(mode):
+            for handle in handles:
+                handle.cancel()
+            await asyncio.sleep(0)
+        else:
+            await ended.wait()
+        peer.result(cpu_seconds=(time.process_time() - began) / count)
+
+    asyncio.run(run())
+
+
+def connect(port, connections, seconds):
+    async def run():
+        loop = asyncio.get_running_loop()
+        pace = peer.Pace(seconds)
+        tasks = set()
+
+        class ConnectProtocol(asyncio.Protocol):
+            def connection_lost(self, error):
+                if pace.one_more():
+                    start()
+                else:
+                    pace.result()
+
+        def start():
+            task = loop.create_task(loop.create_connection(ConnectProtocol, HOST, port))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        for _ in range(connections):
+            start()
+        await asyncio.Event().wait()
+
+    asyncio.run(run())
+
+
+def wakeups(seconds):
+    async def run():
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        notifications = peer.Notifications(seconds)
+
+        def on_wakeup():
+            if not notifications.on_wakeup():
+                ended.set()
+
+        notifications.start(lambda: loop.call_soon_threadsafe(on_wakeup))
+        await ended.wait()
+        notifications.pace.result()
+
+    asyncio.run(run())
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    if words[0] == "--uvloop":
+        import uvloop
+
+        uvloop.install()
+        del words[0]
+    peer.main(globals(), words)
