@@ -4,6 +4,8 @@
 PYTHON     ?= python3
 VENV       ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BENCH_ARGS ?= --delay 5 --load 10000
+COMPARE_ARGS ?=
+C1M_ARGS   ?=
 TEST_ARGS  ?=
 
 BUILT_FROM := setup.py pyproject.toml build_libuv.py $(wildcard csrc/*)
@@ -21,6 +23,9 @@ BUILD_NEEDS := \
 TEST_NEEDS := \
   'command -v httperf' httperf \
   'command -v wrk' wrk
+BENCH_NEEDS := \
+  'command -v node' nodejs \
+  'command -v pypy3' 'pypy3 pypy3-venv pypy3-dev'
 
 pip = $(@D)/bin/python -m pip --quiet --disable-pip-version-check
 
@@ -31,6 +36,16 @@ help: ## list the targets
 .PHONY: bench
 bench: $(VENV)/.built ## hold 10,000 delayed HTTP connections; BENCH_ARGS='...' for another load
 	$(VENV)/bin/python bench/http_delay.py $(BENCH_ARGS)
+
+# PyPy is one of the servers that are compared; without it the others still are.
+.PHONY: compare
+compare: $(VENV)/.built-bench ## run pyasync beside C, uvloop, asyncio, gevent and Node; COMPARE_ARGS='...'
+	@! command -v pypy3 >/dev/null || $(MAKE) --no-print-directory .venv-pypy3/.built PYTHON=pypy3
+	$(VENV)/bin/python bench/compare.py $(COMPARE_ARGS)
+
+.PHONY: c1m
+c1m: $(VENV)/.built ## hold a million connections at once; C1M_ARGS='--connections 50000' for fewer
+	$(VENV)/bin/python bench/c1m.py $(C1M_ARGS)
 
 .PHONY: test
 test: $(VENV)/.built-test ## run the tests, but for the slow ones; TEST_ARGS='-k name' for some
@@ -94,6 +109,11 @@ clean: ## remove all that these targets make
 %/.built-test: %/.built
 	@tools/need --optional $(TEST_NEEDS)
 	$(pip) install 'pyasync[test]'
+	@touch $@
+
+%/.built-bench: %/.built
+	@tools/need --optional $(BENCH_NEEDS)
+	$(pip) install 'pyasync[bench]'
 	@touch $@
 
 # An editable install would put its extension into the tree, where the other environments find it.

@@ -100,6 +100,13 @@ def requires(program):
     return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
 
 
+#: It starts other programs with its own Python, which has no way to pin them on PyPy 7.3.
+requires_compare = pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or SLOWNESS > 1,
+    reason="bench/compare.py pins processes, and measures nothing with the sanitizers",
+)
+
+
 # Other people's clients
 
 
@@ -317,3 +324,69 @@ def test_profile_names_each_crossing(options, crossings):
     assert status == 0
     for crossing in crossings:
         assert f"{{built-in method pyasync._libuv.{crossing}}}" in profile
+
+
+# The comparison
+
+
+TINY = ["--seconds=0.03", "--warm-up=0.02"]
+COMPARED = ["http", "busy", "held", "echo", "timers", "cancel", "pending"]
+COMPARED += ["accept", "connect", "wakeups", "udp", "scale-http", "scale-timers"]
+
+
+def run_compare(*arguments):
+    return run(*command("compare.py", "--quick", *TINY, "--servers", "c", "pyasync", *arguments))
+
+
+@requires_compare
+@pytest.mark.parametrize("workload", COMPARED)
+def test_every_workload_of_the_comparison_gives_figures(workload):
+    bench = run_compare("--json", "--workloads", workload, "--held-delay=1", "--connections=100")
+    assert bench.returncode == 0, bench.stderr
+    assert "failed" not in bench.stderr
+    cases = json.loads(bench.stdout)["workloads"][workload]
+    assert cases
+    for case in cases.values():
+        if workload == "busy":
+            assert set(case) == {"pyasync"}  # a server in C has no Python thread
+        elif "it cannot do this" not in bench.stderr:
+            assert set(case) == {"c", "pyasync"}
+        for figures in case.values():
+            compared = next(iter(figures))
+            assert len(figures[compared]["runs"]) == 1
+            assert figures[compared]["median"] > 0 or workload in ("held", "pending")
+        if "c" in case:
+            assert case["c"]["ratios"]["c"] == 1
+
+
+@requires_compare
+@pytest.mark.slow
+def test_connections_that_are_held_ten_times_take_no_more_memory():
+    bench = run_compare("--json", "--workloads=growth", "--connections=2000")
+    assert bench.returncode == 0, bench.stderr
+    case = json.loads(bench.stdout)["workloads"]["growth"][""]
+    for figures in case.values():
+        assert figures["growth"]["median"] < 0.5 * figures["in the first round"]["median"]
+
+
+@requires_compare
+def test_comparison_is_printed_as_tables():
+    bench = run_compare("--workloads", "timers", "scale-timers", "--rounds=3")
+    assert bench.returncode == 0, bench.stderr
+    assert re.search(r"^timers: create 5,000 timers, due over 0.05 s, and fire them$",
+                     bench.stdout, re.MULTILINE)  # fmt: skip
+    assert re.search(r"^   c +[\d.]+ +[\d.]+-[\d.]+ +1.00$", bench.stdout, re.MULTILINE)
+    assert re.search(r"^   pyasync +[\d.]+ +[\d.]+-[\d.]+ +[\d.]+$", bench.stdout, re.MULTILINE)
+    assert "CPU µs/timer, by timers" in bench.stdout
+
+
+@requires_compare
+def test_comparison_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    bench = run_compare("--workloads", "timers", "scale-timers", f"--svg={tmp_path}")
+    assert bench.returncode == 0, bench.stderr
+    for name in ("compare.svg", "scale.svg"):
+        picture = (tmp_path / name).read_text()
+        assert picture.startswith("<?xml")
+        assert "pyasync" in picture
+        assert "less is better" in picture

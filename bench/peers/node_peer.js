@@ -36,7 +36,10 @@ function result(figures) {
 
 function serve(onConnection) {
   const server = net.createServer({ noDelay: true }, (socket) => {
-    socket.on("error", (error) => console.error(`error: ${error.message}`));
+    socket.on("error", (error) => {
+      // A client that ends while an answer is on its way resets the connection.
+      if (error.code !== "ECONNRESET" && error.code !== "EPIPE") throw error;
+    });
     onConnection(socket);
   });
   server.listen({ host: HOST, port: 0, backlog: 4096 }, () => {

@@ -19,7 +19,8 @@ def event_loop():
 
 
 def on_event(event):
-    if isinstance(event, pyasync.EventError):
+    # A client that ends while an answer is on its way resets the connection.
+    if isinstance(event, pyasync.EventError) and not isinstance(event, ConnectionError):
         print("error:", event, file=sys.stderr)
 
 
@@ -83,7 +84,8 @@ def connect(port, connections, seconds):
         pyasync.tcp_connect(HOST, port, lambda socket, data: None, event_cb=on_end)
 
     def on_end(event):
-        on_event(event)
+        if isinstance(event, pyasync.EventError):
+            raise event
         if pace.one_more():
             start()
         else:
