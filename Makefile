@@ -22,7 +22,9 @@ BUILD_NEEDS := \
   '$(PYTHON) -c "$(python_has)"' '$(python_name) $(python_name)-venv $(python_name)-dev'
 TEST_NEEDS := \
   'command -v httperf' httperf \
-  'command -v wrk' wrk
+  'command -v wrk' wrk \
+  'command -v openssl' openssl \
+  'command -v curl' curl
 BENCH_NEEDS := \
   'command -v node' nodejs \
   'command -v pypy3' 'pypy3 pypy3-venv pypy3-dev'

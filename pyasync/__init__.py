@@ -90,6 +90,8 @@ from pyasync.timers import (
     with_delay,
     with_interval,
 )
+from pyasync.tls import init_tcp_ssl_socket, start_tls, tcp_ssl_connect, tcp_ssl_server
+from pyasync.tls_sockets import SslSocket
 from pyasync.udp import UdpSocket, udp_socket
 
 __version__ = "0.1.0"
@@ -134,6 +136,7 @@ __all__ = [
     "SocketReset",
     "SocketTimeout",
     "SocketUnreachable",
+    "SslSocket",
     "Stats",
     "StdioPipe",
     "StdioStream",
@@ -158,6 +161,7 @@ __all__ = [
     "free_signal_handler",
     "idle",
     "init_tcp_socket",
+    "init_tcp_ssl_socket",
     "interval",
     "libuv_version",
     "make_event",
@@ -174,9 +178,12 @@ __all__ = [
     "signal_handler",
     "spawn",
     "start_event_loop",
+    "start_tls",
     "stats",
     "tcp_connect",
     "tcp_server",
+    "tcp_ssl_connect",
+    "tcp_ssl_server",
     "udp_socket",
     "update_time",
     "with_delay",

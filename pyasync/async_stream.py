@@ -189,8 +189,7 @@ class AsyncStream(io.BufferedIOBase):
         """
         self._check_open()
         if not self._socket.closed:
-            self._socket._loop._check_thread()
-            self._socket._loop._submit()
+            self._socket._submit()
 
     def writable(self) -> bool:
         """Return True."""
@@ -239,6 +238,13 @@ class AsyncStream(io.BufferedIOBase):
             chunks[-1] += data
         else:
             chunks.append(data)
+
+    def _take_all(self) -> bytes:
+        """Give up what waits."""
+        data = self._next(self.buffered)
+        self._chunks.clear()
+        self._position = self._head = self._fed
+        return data
 
     def _end(self) -> None:
         """Take note that nothing more will arrive."""

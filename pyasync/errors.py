@@ -125,7 +125,14 @@ class PipeNotFound(SocketError, FileNotFoundError):
 
 
 class TcpSslError(SocketError, ssl.SSLError):
-    """TLS failed: the handshake, a certificate, or a record."""
+    """TLS failed: the handshake, a certificate, or a record.
+
+    ``library`` and ``reason`` are OpenSSL's names for what was wrong, as of `ssl.SSLError`; of a
+    certificate that was refused, ``verify_code`` and ``verify_message`` say why.
+    """
+
+    verify_code: int | None = None
+    verify_message: str | None = None
 
 
 class FilesystemError(EventError, OSError):

@@ -163,6 +163,8 @@ class Loop:
         self._written: list[WrittenCallback] = []
         self._written_now: list[WrittenCallback] = []
         self._ready: list[Callable[[], object]] = []
+        #: Streams that gather what is written, to encrypt it as one before the next crossing.
+        self._gathering: deque[Any] = deque()
         self._threadsafe: deque[Callable[[], object]] = deque()
         self._exit_callbacks: list[Callable[[], object]] = []
         self._stopping = False
@@ -376,11 +378,14 @@ class Loop:
         retire_timer = self._retired_timers.append
         arena, records = self._arena, self._records
         capacity = 0
-        threadsafe = self._threadsafe
+        threadsafe, gathering = self._threadsafe, self._gathering
         clock = perf_counter
         owner: Any
+        callback: Any
 
         while not self._stopping:
+            if gathering:
+                self._flush_gathered()
             self._crossing = True
             batch_out = take_operations()
             written: Any = ()
@@ -388,7 +393,7 @@ class Loop:
                 written = self._written_now = self._written
                 self._written = []
             ready = self._ready
-            wait = not (written or ready or threadsafe)
+            wait = not (written or ready or threadsafe or gathering)
             count = run(c, wait, *batch_out)
             self._crossing = False
             alive = count >= 0
@@ -472,15 +477,23 @@ class Loop:
                         self._max_callback_time = max(self._max_callback_time, clock() - last)
                         self._app_error(error, owner)
                         last = clock()
+                callback = None  # nothing of it is to outlive its call
                 self._written_now = []
                 written.clear()  # writes that the kernel has refused refer to their batch still
 
             if ready or threadsafe:
                 self._run_ready()
-            elif not (alive or count or written or operations or self._ready or threadsafe):
+            elif not (
+                alive or count or written or operations or self._ready or threadsafe or gathering
+            ):
                 return
         if self._forked:
             raise self._not_running()
+
+    def _flush_gathered(self) -> None:
+        # Counted: a stream with much to send takes turns with the others, and gathers again.
+        for _ in range(len(self._gathering)):
+            self._gathering.popleft()._flush()
 
     def _run_ready(self) -> None:
         """Run the calls that are ready now; those that they add wait for the next iteration."""
@@ -517,6 +530,7 @@ class Loop:
                     callback()
                 except Exception:
                     logger.exception("exception in an exit callback of the event loop")
+            self._flush_gathered()
             self._submit()  # what was written is tried once
         finally:
             with self._lock:

@@ -110,17 +110,24 @@ class Socket(Named, Stream):
 
     # Connecting
 
+    def _before_connecting(self, host: str | None) -> None:
+        """Make what is needed for a connection to the host; None: it is connected already."""
+
     def _on_slot(self, slot: int) -> None:
         """Take a handle, which has connected or begins to."""
         self._slot = slot
         self._loop._register(slot, self)
         self._state = self._state & ~UNCONNECTED | CONNECTING
-        rare = self._rare
+        if self._rare is not None and not self._rare.referenced:
+            lib.pa_ref(self._loop._c, slot, False)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Do what the application has asked for while there was no handle."""
+        rare, slot = self._rare, self._slot
         ended = self._state & (SHUT | CLOSED)
         if rare is not None and rare.held and (ended or not self._state & WRITE_DISABLED):
             self._release()
-        if rare is not None and not rare.referenced:
-            lib.pa_ref(self._loop._c, slot, False)
         if self._state & SHUT:
             self._loop._queue((lib.PA_SHUTDOWN, slot, 0, b"", None))
         if self._state & CLOSED:
@@ -134,6 +141,10 @@ class Socket(Named, Stream):
             host, port = self._settings.remote
             self._fail_with(socket_error(status, detail=f"{host} port {port}"))
             return
+        self._established()
+
+    def _established(self) -> None:
+        """Take note that the connection stands, and tell."""
         self._state &= ~CONNECTING
         rare = self._rare
         if rare is not None:

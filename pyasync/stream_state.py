@@ -28,8 +28,9 @@ LIMITED = 512  # the server counts its connections
 RARE = 1024  # there is a _Rare
 UNCONNECTED = 2048  # there is no handle yet
 STREAMING = 4096  # what is read goes to an AsyncStream
+ENCRYPTED = 8192  # what is written and read passes through TLS
 
-HELD = WRITE_DISABLED | UNCONNECTED  # what is written is held back
+HELD = WRITE_DISABLED | UNCONNECTED | ENCRYPTED  # what is written is held back
 CANNOT_WRITE = CLOSED | SHUT | HELD
 
 #: Watermarks of the write queue unless set otherwise, in bytes: asyncio's.
@@ -55,6 +56,7 @@ class Settings:
         "remote",
         "server",
         "stream",
+        "tls",
         "write_timeout",
     )
 
@@ -95,6 +97,8 @@ class Settings:
         self.local_address: tuple[str | None, int] = (None, 0)
         self.connect_timeout: float | None = None
         self.drain_read_buffer = True
+        #: Of TLS sockets: a TlsSettings.
+        self.tls: Any = None
 
     def copy(self) -> Settings:
         """Return settings of one socket's own, to be changed."""
@@ -111,6 +115,7 @@ class Rare:
         "connect_timer",
         "connector",
         "held",
+        "held_size",
         "high",
         "kept",
         "linger",
@@ -119,6 +124,7 @@ class Rare:
         "read_timeout",
         "referenced",
         "stream",
+        "tls",
         "waiting",
         "write_timeout",
     )
@@ -129,8 +135,9 @@ class Rare:
         self.waiting: deque[tuple[WriteCallback, list[Any], int]] = deque()
         #: What has been read while reading is disabled: data, then the event that ended it.
         self.kept: deque[bytes | tuple[int, int]] = deque()
-        #: What has been written while writing is disabled.
-        self.held: deque[tuple[bytes, WriteCallback | None]] = deque()
+        #: What has been written and is held back, and its size in bytes.
+        self.held: deque[tuple[bytes | memoryview, WriteCallback | None]] = deque()
+        self.held_size = 0
         self.connect_timer: Event | None = None
         #: What is trying to connect an unconnected socket: it has a close().
         self.connector: Any = None
@@ -144,6 +151,12 @@ class Rare:
         self.high = HIGH_WATERMARK
         self.low = LOW_WATERMARK
         self.paused = False
+        #: Of a TLS socket: its TlsState.
+        self.tls: Any = None
+
+    def drop_held(self) -> None:
+        self.held.clear()
+        self.held_size = 0
 
     def stop_timeouts(self) -> None:
         if self.connect_timer is not None:

@@ -113,7 +113,7 @@ class Stream(DescriptorHandle):
         if read_cb is not None or event_cb is not None:
             self._replace_callbacks(read_cb, event_cb)
         if self._state & HELD:
-            self._hold(data, write_cb)
+            self._hold(data, write_cb, force)
             return
         size = len(data)
         callback = None if write_cb is None else (self, write_cb)
@@ -139,6 +139,11 @@ class Stream(DescriptorHandle):
         if event_cb is not None:
             self._settings.event_cb = event_cb
 
+    def _submit(self) -> None:
+        """Send what was written at once."""
+        self._loop._check_thread()
+        self._loop._submit()
+
     @property
     def write_queue_size(self) -> int:
         """Bytes that have been written, and not yet been handed to the kernel."""
@@ -163,7 +168,7 @@ class Stream(DescriptorHandle):
         """Bytes that the kernel has refused, or that are held back."""
         size = self._refused_size()
         if self._rare is not None:
-            size += sum(len(data) for data, _ in self._rare.held)
+            size += self._rare.held_size
         return size
 
     def set_watermarks(self, high: int | None = None, low: int | None = None) -> None:
@@ -235,13 +240,13 @@ class Stream(DescriptorHandle):
             rare.stream._end()
         if force:
             rare.waiting.clear()
-            rare.held.clear()
+            rare.drop_held()
         if rare.connector is not None and rare.held:
             self._on_lingering()  # connect, send, then close
         elif self._slot < 0:
             if rare.connector is not None:
                 rare.connector.close()
-            rare.held.clear()
+            rare.drop_held()
         else:
             self._release()
 
@@ -280,8 +285,7 @@ class Stream(DescriptorHandle):
             self._need_rare().stream._resume = None  # from now on it is the caller's to enable
         if read and not self._state & READ_DISABLED:
             self._state |= READ_DISABLED
-            if self._slot >= 0:
-                self._loop._queue((lib.PA_READ_STOP, self._slot, 0, b"", None))
+            self._stop_reading()
             self._stop_read_timeout()
         if write:
             self._state |= WRITE_DISABLED
@@ -306,8 +310,14 @@ class Stream(DescriptorHandle):
             if self._slot >= 0:
                 self._release()
 
-    def _hold(self, data: Any, write_cb: WriteCallback | None) -> None:
-        self._need_rare().held.append((bytes(data), write_cb))
+    def _stop_reading(self) -> None:
+        if self._slot >= 0:
+            self._loop._queue((lib.PA_READ_STOP, self._slot, 0, b"", None))
+
+    def _hold(self, data: Any, write_cb: WriteCallback | None, force: bool) -> None:
+        rare = self._need_rare()
+        rare.held.append((bytes(data), write_cb))
+        rare.held_size += len(data)
         self._check_pressure()
 
     def _release(self) -> None:
@@ -316,6 +326,7 @@ class Stream(DescriptorHandle):
         rare = self._need_rare()
         while rare.held:
             data, write_cb = rare.held.popleft()
+            rare.held_size -= len(data)
             self.write(data, write_cb=write_cb)
         if rare.paused:
             self.write(b"", write_cb=Stream._check_pressure)
@@ -526,11 +537,12 @@ class Stream(DescriptorHandle):
 
 
 _EVENTS: dict[int, Callable[[Stream, int, int], None]] = {
-    lib.PA_EOF: Stream._on_end_event,
-    lib.PA_READ_ERROR: Stream._on_end_event,
-    lib.PA_BLOCKED: Stream._on_blocked,
+    # Those that a kind of stream has its own way with are looked up in its class.
+    lib.PA_EOF: lambda stream, kind, value: stream._on_end_event(kind, value),
+    lib.PA_READ_ERROR: lambda stream, kind, value: stream._on_end_event(kind, value),
+    lib.PA_BLOCKED: lambda stream, kind, value: stream._on_blocked(kind, value),
     lib.PA_HELD: Stream._on_held,
-    lib.PA_WRITTEN: Stream._on_written,
+    lib.PA_WRITTEN: lambda stream, kind, value: stream._on_written(kind, value),
     lib.PA_WRITE_ERROR: Stream._on_write_error,
     lib.PA_LINGERING: lambda stream, kind, value: stream._on_lingering(),
     lib.PA_CONNECTED: lambda stream, kind, value: stream._on_connected(value),

@@ -116,10 +116,8 @@ def tcp_server(
     >>> host
     '127.0.0.1'
     """
-    loop = get_loop()
-    require_max_connections(max_connections)
     settings = Settings(
-        loop,
+        get_loop(),
         read_cb,
         stream=stream,
         event_cb=event_cb,
@@ -130,7 +128,24 @@ def tcp_server(
         read_timeout=read_timeout,
         write_timeout=write_timeout,
     )
-    loop._submit()  # a server that was closed just now may have held the address
+    return make_server(
+        TcpServer, settings, bind_address, port, fd, backlog, reuse_port, max_connections
+    )
+
+
+def make_server(
+    kind: type[TcpServer],
+    settings: Settings,
+    bind_address: str | None,
+    port: int,
+    fd: int | None,
+    backlog: int | None,
+    reuse_port: bool,
+    max_connections: int | None,
+) -> TcpServer:
+    """Return a server of the kind: see `tcp_server` for the arguments."""
+    require_max_connections(max_connections)
+    settings.loop._submit()  # a server that was closed just now may have held the address
     if fd is None:
         require_port(port)
         sock = bind(bind_address, port, reuse_port)
@@ -145,7 +160,7 @@ def tcp_server(
             listen(sock, backlog)
         except OSError as error:
             raise _bind_error(error, bind_address, port) from None
-        return TcpServer(settings, sock, max_connections)
+        return kind(settings, sock, max_connections)
 
 
 def bind(
@@ -307,9 +322,8 @@ def init_tcp_socket(
     the descriptor of a connected socket, the socket is connected at once: the descriptor is
     duplicated, and the caller keeps its own.
     """
-    loop = get_loop()
     settings = Settings(
-        loop,
+        get_loop(),
         read_cb,
         stream=stream,
         event_cb=event_cb,
@@ -320,21 +334,45 @@ def init_tcp_socket(
         read_timeout=read_timeout,
         write_timeout=write_timeout,
     )
+    return make_client(
+        TcpSocket,
+        settings,
+        fd,
+        data,
+        write_cb,
+        connect_timeout,
+        local_address,
+        drain_read_buffer,
+    )
+
+
+def make_client(
+    kind: type[TcpSocket],
+    settings: Settings,
+    fd: int | None,
+    data: Data | None,
+    write_cb: WriteCallback | None,
+    connect_timeout: float | None,
+    local_address: LocalAddress,
+    drain_read_buffer: bool,
+) -> Any:
+    """Return a socket of the kind, or its stream: see `init_tcp_socket` for the arguments."""
     settings.connect_timeout = require_timeout("connect_timeout", connect_timeout)
     settings.local_address = _local_address(local_address)
     settings.drain_read_buffer = drain_read_buffer
-    socket = TcpSocket(settings, -1, UNCONNECTED)
-    if stream or read_timeout or write_timeout:
-        socket._begin()
+    socket = kind(settings, -1, UNCONNECTED)
+    socket._begin()
     if data is not None:
         socket.write(data, write_cb=write_cb)
     if fd is not None:
+        socket._before_connecting(None)
         sock = adopt(fd, (sockets.AF_INET, sockets.AF_INET6))
         try:
             sock.getpeername()
         except OSError:
             sock.close()
             raise ValueError(f"descriptor {fd} is a socket that is not connected") from None
+        loop = settings.loop
         socket._on_slot(check(lib.pa_open(loop._c, sock.detach(), lib.PA_TCP)))
         # Timers come first in an iteration: connect_cb before what is there to be read.
         Event(loop, socket._begin_connected).add()
@@ -373,6 +411,7 @@ def connect_tcp_socket(
     if event_cb is not None:
         optional_callable("event_cb", event_cb)
         settings.event_cb = event_cb
+    socket._before_connecting(host)
     loop._submit()  # what was closed just now may free a descriptor, or the local address
     if numeric_address(host) is not None:
         socket._on_slot(check(connect(loop, host, port, settings.local_address)))

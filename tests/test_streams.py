@@ -35,6 +35,7 @@ from peers import (
     when,
     within,
 )
+from tls_peers import TLS_LINKS
 
 import pyasync
 
@@ -42,13 +43,17 @@ import pyasync
 LARGE = 8193
 
 
-@pytest.fixture(params=LINKS + PIPE_LINKS)
+@pytest.fixture(params=LINKS + PIPE_LINKS + TLS_LINKS)
 def link(request, run):
     return make_link(run, request.param)
 
 
-#: For what a pipe does not have: resets, addresses, counters of TCP, and TCP's large buffers.
-tcp_only = pytest.mark.parametrize("link", LINKS, indirect=True)
+#: For what a pipe does not have: resets, addresses, and TCP's large buffers.
+tcp_only = pytest.mark.parametrize("link", LINKS + TLS_LINKS, indirect=True)
+
+#: For counts of exactly the bytes that the application sends and gets, and for peers that must
+#: be fast.
+plain_only = pytest.mark.parametrize("link", LINKS, indirect=True)
 
 
 def random_bytes(size, seed=1):
@@ -897,7 +902,7 @@ def test_more_than_the_arena_holds_in_one_iteration_is_read_whole(link):
     ]
 
 
-@tcp_only
+@plain_only
 def test_a_fast_peer_does_not_starve_a_ping_pong(link):
     """While others send without end, a round trip takes a few iterations, each of bounded size."""
     stopped = threading.Event()
@@ -1614,7 +1619,7 @@ def test_asking_for_names_leaves_the_socket_non_blocking(link):
     link(connected, end_of)
 
 
-@tcp_only
+@plain_only
 def test_the_counters_are_right_at_quiet_moments(link):
     seen = []
 
@@ -1647,6 +1652,7 @@ def test_the_counters_are_right_at_quiet_moments(link):
     assert set(last.handles.values()) == {0}
 
 
+@plain_only
 def test_bytes_written_counts_what_the_kernel_has_taken(link):
     done = threading.Event()
 

@@ -1,0 +1,361 @@
+"""TLS: servers, clients, and the upgrade of a connection, on the standard library's `ssl`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import ssl
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Union
+
+from pyasync._ffi import lib
+from pyasync.async_stream import AsyncStream
+from pyasync.errors import socket_error
+from pyasync.handles import optional_callable
+from pyasync.loop import EventCallback, get_loop
+from pyasync.stream_state import (
+    CLOSED,
+    CONNECTING,
+    ENCRYPTED,
+    ENDED,
+    KEPT,
+    READ_DISABLED,
+    SHUT,
+    UNCONNECTED,
+    Data,
+    Settings,
+    WriteCallback,
+    require_timeout,
+)
+from pyasync.tcp import (
+    LocalAddress,
+    TcpServer,
+    TcpSocket,
+    connect_tcp_socket,
+    make_client,
+    make_server,
+    require_port,
+)
+from pyasync.tls_sockets import SslServer, SslSocket
+from pyasync.tls_state import TlsSettings, TlsState
+
+ReadCallback = Callable[[SslSocket, Any], object]
+SocketCallback = Callable[[SslSocket], object]
+PressureCallback = Callable[[SslSocket, bool], object]
+Path = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
+Password = Union[str, bytes, bytearray, Callable[[], Union[str, bytes, bytearray]], None]
+
+
+def tcp_ssl_server(
+    bind_address: str | None,
+    port: int,
+    read_cb: ReadCallback,
+    *,
+    ssl_context: ssl.SSLContext | None = None,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    password: Password = None,
+    handshake_timeout: float | None = 60.0,
+    shutdown_timeout: float | None = 30.0,
+    event_cb: EventCallback | None = None,
+    connect_cb: SocketCallback | None = None,
+    backlog: int | None = None,
+    stream: bool = False,
+    fd: int | None = None,
+    reuse_port: bool = False,
+    allow_half_open: bool = False,
+    max_connections: int | None = None,
+    pressure_cb: PressureCallback | None = None,
+    read_timeout: float | None = None,
+    write_timeout: float | None = None,
+    linger: float | None = 2.0,
+) -> TcpServer:
+    """Accept TLS connections at an address, and call ``read_cb(socket, data)`` with what arrives.
+
+    ``ssl_context`` is a server's context with its certificate: client certificates, ALPN, ciphers
+    and versions are its affair. In its place, ``certificate``, ``key`` and ``password`` are what
+    `ssl.SSLContext.load_cert_chain` takes, for a context of `ssl.create_default_context`.
+
+    ``connect_cb(socket)`` is called when the handshake is over, with an `SslSocket`. A client for
+    which it is not over after ``handshake_timeout`` seconds, or with which it fails, is closed, and
+    ``event_cb`` gets a `TcpSslError`; the server goes on. For ``shutdown_timeout`` see
+    `SslSocket.shutdown`. The other arguments are those of `tcp_server`.
+
+    Raises what `tcp_server` raises, `OSError` for files that cannot be read, and `ssl.SSLError`
+    for what is wrong with them or with the context.
+    """
+    if ssl_context is None:
+        if certificate is None:
+            raise TypeError("an ssl_context is needed, or a certificate")
+        ssl_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        # As strings or bytes: PyPy takes no other paths.
+        ssl_context.load_cert_chain(
+            os.fspath(certificate), None if key is None else os.fspath(key), password
+        )
+    elif (certificate, key, password) != (None, None, None):
+        raise TypeError("with an ssl_context there must be no certificate, key or password")
+    settings = Settings(
+        get_loop(),
+        read_cb,
+        stream=stream,
+        event_cb=event_cb,
+        connect_cb=connect_cb,
+        pressure_cb=pressure_cb,
+        allow_half_open=allow_half_open,
+        linger=linger,
+        read_timeout=read_timeout,
+        write_timeout=write_timeout,
+    )
+    settings.tls = _tls_settings(ssl_context, True, None, None, handshake_timeout, shutdown_timeout)
+    TlsState(settings.tls)  # what is wrong with the context shows now
+    return make_server(
+        SslServer, settings, bind_address, port, fd, backlog, reuse_port, max_connections
+    )
+
+
+def tcp_ssl_connect(
+    host: str,
+    port: int,
+    read_cb: ReadCallback,
+    *,
+    ssl_context: ssl.SSLContext | None = None,
+    server_hostname: str | None = None,
+    session: ssl.SSLSession | None = None,
+    handshake_timeout: float | None = 60.0,
+    shutdown_timeout: float | None = 30.0,
+    data: Data | None = None,
+    stream: bool = False,
+    event_cb: EventCallback | None = None,
+    connect_cb: SocketCallback | None = None,
+    write_cb: WriteCallback | None = None,
+    read_timeout: float | None = None,
+    write_timeout: float | None = None,
+    connect_timeout: float | None = None,
+    drain_read_buffer: bool = True,
+    local_address: LocalAddress = None,
+    allow_half_open: bool = False,
+    pressure_cb: PressureCallback | None = None,
+    linger: float | None = 2.0,
+) -> Any:
+    """Connect to a host by TLS, and call ``read_cb(socket, data)`` with what arrives.
+
+    Without an ``ssl_context`` it is `ssl.create_default_context`'s, made once: the server's
+    certificate must be signed by an authority that the system trusts, and name the host. The name
+    sent to the server (SNI, RFC 6066) and looked for in the certificate is ``server_hostname``,
+    by default ``host``. ``session`` is the `SslSocket.session` of an earlier connection with the
+    same context, to be resumed if the server still knows it.
+
+    ``connect_cb(socket)`` is called when the handshake is over. ``connect_timeout`` limits what
+    comes before it, ``handshake_timeout`` the handshake itself. ``event_cb`` gets a `TcpSslError`
+    if it takes longer or fails, if what arrives is wrong, or if the peer ends the connection
+    without a close_notify: what was read may then have been cut off. For ``shutdown_timeout``
+    see `SslSocket.shutdown`. The other arguments are those of `tcp_connect`.
+
+    Returns an `SslSocket`, or its `AsyncStream` with ``stream``. Raises what `tcp_connect`
+    raises, and `ValueError` for a name or session that does not go with the context.
+    """
+    require_port(port)
+    socket = init_tcp_ssl_socket(
+        read_cb,
+        ssl_context=ssl_context,
+        server_hostname=server_hostname,
+        session=session,
+        handshake_timeout=handshake_timeout,
+        shutdown_timeout=shutdown_timeout,
+        data=data,
+        stream=stream,
+        event_cb=event_cb,
+        connect_cb=connect_cb,
+        write_cb=write_cb,
+        read_timeout=read_timeout,
+        write_timeout=write_timeout,
+        connect_timeout=connect_timeout,
+        drain_read_buffer=drain_read_buffer,
+        local_address=local_address,
+        allow_half_open=allow_half_open,
+        pressure_cb=pressure_cb,
+        linger=linger,
+    )
+    connect_tcp_socket(socket, host, port)
+    return socket
+
+
+def init_tcp_ssl_socket(
+    read_cb: ReadCallback,
+    *,
+    ssl_context: ssl.SSLContext | None = None,
+    server_hostname: str | None = None,
+    session: ssl.SSLSession | None = None,
+    handshake_timeout: float | None = 60.0,
+    shutdown_timeout: float | None = 30.0,
+    fd: int | None = None,
+    data: Data | None = None,
+    stream: bool = False,
+    event_cb: EventCallback | None = None,
+    connect_cb: SocketCallback | None = None,
+    write_cb: WriteCallback | None = None,
+    read_timeout: float | None = None,
+    write_timeout: float | None = None,
+    connect_timeout: float | None = None,
+    drain_read_buffer: bool = True,
+    local_address: LocalAddress = None,
+    allow_half_open: bool = False,
+    pressure_cb: PressureCallback | None = None,
+    linger: float | None = 2.0,
+) -> Any:
+    """Return an `SslSocket`, a client's, that is not connected yet, for `connect_tcp_socket`.
+
+    It can be written to: the data is kept. The keywords are those of `tcp_ssl_connect`. With
+    ``fd``, the descriptor of a connected socket, the handshake begins at once: the descriptor is
+    duplicated, and the caller keeps its own.
+    """
+    optional_callable("write_cb", write_cb)
+    settings = Settings(
+        get_loop(),
+        read_cb,
+        stream=stream,
+        event_cb=event_cb,
+        connect_cb=connect_cb,
+        pressure_cb=pressure_cb,
+        allow_half_open=allow_half_open,
+        linger=linger,
+        read_timeout=read_timeout,
+        write_timeout=write_timeout,
+    )
+    settings.tls = _tls_settings(
+        ssl_context, False, server_hostname, session, handshake_timeout, shutdown_timeout
+    )
+    return make_client(
+        SslSocket,
+        settings,
+        fd,
+        data,
+        write_cb,
+        connect_timeout,
+        local_address,
+        drain_read_buffer,
+    )
+
+
+def start_tls(
+    socket: Any,
+    *,
+    ssl_context: ssl.SSLContext | None = None,
+    server_side: bool = False,
+    server_hostname: str | None = None,
+    session: ssl.SSLSession | None = None,
+    received: bytes = b"",
+    read_cb: ReadCallback | None = None,
+    connect_cb: SocketCallback | None = None,
+    event_cb: EventCallback | None = None,
+    handshake_timeout: float | None = 60.0,
+    shutdown_timeout: float | None = 30.0,
+) -> Any:
+    """Go on with TLS on a connected `TcpSocket`, or its `AsyncStream`; return it.
+
+    The socket becomes an `SslSocket`, the same object, with its data and time limits. What has
+    been written before is sent as it is; what is written from now on is encrypted. What has been
+    read and not been delivered, in the `AsyncStream` or kept back by `disable`, belongs to TLS.
+    So does ``received``: what came in the same piece as the message that agrees on TLS, behind
+    it, which the application hands over here. It is taken for a part of the handshake, so that
+    nobody can slip in plain text to be taken for encrypted (CVE-2011-0411).
+
+    With ``server_side`` it is the server's side, and ``ssl_context`` must have a certificate. Else
+    the context and the ``server_hostname`` are as of `tcp_ssl_connect`, the host being that of
+    `tcp_connect`. ``connect_cb(socket)`` is called when the handshake is over; ``read_cb`` and
+    ``event_cb``, if given, replace the socket's at once. ``socket.disable(read=True)`` counts
+    from the end of the handshake.
+
+    Raises `SocketClosed`, `ValueError` for a socket that is not connected, or ended, or that
+    speaks TLS already, and what `tcp_ssl_connect` raises.
+    """
+    subject = socket
+    if isinstance(socket, AsyncStream):
+        socket = socket.socket
+    if not isinstance(socket, TcpSocket):
+        raise TypeError(f"socket must be a TcpSocket, not {type(socket).__name__}")
+    for name, callback in [("read_cb", read_cb), ("connect_cb", connect_cb)]:
+        optional_callable(name, callback)
+    optional_callable("event_cb", event_cb)
+    socket._open_slot()
+    state = socket._state
+    if state & ENCRYPTED:
+        raise ValueError("the socket speaks TLS already")
+    if state & (CONNECTING | UNCONNECTED | ENDED):
+        raise ValueError("the socket is not connected, or the peer has ended the stream")
+    if state & SHUT:
+        raise socket_error(-errno.EPIPE, socket)
+    if server_side and ssl_context is None:
+        raise TypeError("an ssl_context is needed, which has the certificate")
+    tls_settings = _tls_settings(
+        ssl_context, server_side, server_hostname, session, handshake_timeout, shutdown_timeout
+    )
+    remote = socket._settings.remote
+    tls = TlsState(tls_settings, remote[0] if remote is not None else None)
+    with memoryview(received) as view:
+        belongs_to_tls = [bytes(view)]
+
+    # Nothing raises from here on.
+    settings = socket._settings = socket._settings.copy()
+    settings.tls = tls_settings
+    settings.read_cb = read_cb or settings.read_cb
+    settings.connect_cb = connect_cb
+    settings.event_cb = event_cb or settings.event_cb
+    rare = socket._need_rare()
+    if rare.held:
+        socket._release()  # written before: it is not to be encrypted
+    if rare.stream is not None:
+        belongs_to_tls.append(rare.stream._take_all())
+    ends = [item for item in rare.kept if not isinstance(item, bytes)]
+    belongs_to_tls += [item for item in rare.kept if isinstance(item, bytes)]
+    rare.kept.clear()
+    socket._stop_read_timeout()
+    socket._state = socket._state & ~KEPT | ENCRYPTED | CONNECTING
+    socket.__class__ = SslSocket
+    rare.tls = tls
+    tls.incoming.write(b"".join(belongs_to_tls))
+    if state & READ_DISABLED:
+        socket._loop._queue((lib.PA_READ_START, socket._slot, 0, b"", None))
+    socket._on_connected(0)
+    if tls.incoming.pending or ends:
+        socket._loop._ready.append(lambda: _go_on(socket, ends))
+    return subject
+
+
+def _go_on(socket: Any, ends: list[Any]) -> None:
+    """Go on with what had arrived before `start_tls`: not inside it, as callbacks are called."""
+    tls = socket._rare.tls
+    if not socket._state & CLOSED and tls.incoming.pending and socket._state & CONNECTING:
+        socket._go_on()
+    for kind, value in ends:
+        socket._on_end_event(kind, value)
+
+
+@cache
+def _default_context() -> ssl.SSLContext:
+    return ssl.create_default_context()  # which reads some hundred certificates
+
+
+def _tls_settings(
+    context: ssl.SSLContext | None,
+    server_side: bool,
+    server_hostname: str | None,
+    session: ssl.SSLSession | None,
+    handshake_timeout: float | None,
+    shutdown_timeout: float | None,
+) -> TlsSettings:
+    if context is None:
+        context = _default_context()
+    if not isinstance(context, ssl.SSLContext):
+        raise TypeError(f"ssl_context must be an ssl.SSLContext, not {type(context).__name__}")
+    if server_hostname is not None and not isinstance(server_hostname, str):
+        raise TypeError(f"server_hostname must be a string, not {type(server_hostname).__name__}")
+    return TlsSettings(
+        context,
+        server_side=server_side,
+        server_hostname=server_hostname,
+        session=session,
+        handshake_timeout=require_timeout("handshake_timeout", handshake_timeout),
+        shutdown_timeout=require_timeout("shutdown_timeout", shutdown_timeout),
+    )
