@@ -49,6 +49,7 @@ from pyasync.loop import (
     stats,
     update_time,
 )
+from pyasync.notifiers import Notifier, free_notifier, make_notifier, trigger_notifier
 from pyasync.pipes import PipeServer, PipeSocket, pipe_connect, pipe_server
 from pyasync.pollers import Poller, free_poller, poll
 from pyasync.processes import (
@@ -80,6 +81,7 @@ from pyasync.tcp import (
     tcp_connect,
     tcp_server,
 )
+from pyasync.threads import Work, set_max_workers, work
 from pyasync.timers import (
     Event,
     Interval,
@@ -116,6 +118,7 @@ __all__ = [
     "Idler",
     "Interval",
     "Loop",
+    "Notifier",
     "NotifierFreed",
     "PipeNotFound",
     "PipeServer",
@@ -145,6 +148,7 @@ __all__ = [
     "TcpSocket",
     "TcpSslError",
     "UdpSocket",
+    "Work",
     "add_event_loop_exit_callback",
     "call_soon",
     "clear_signal_handlers",
@@ -157,6 +161,7 @@ __all__ = [
     "event_loop",
     "exit_event_loop",
     "free_idler",
+    "free_notifier",
     "free_poller",
     "free_signal_handler",
     "idle",
@@ -165,6 +170,7 @@ __all__ = [
     "interval",
     "libuv_version",
     "make_event",
+    "make_notifier",
     "now",
     "pipe_connect",
     "pipe_server",
@@ -175,6 +181,7 @@ __all__ = [
     "process_output",
     "remove_interval",
     "reverse_dns_lookup",
+    "set_max_workers",
     "signal_handler",
     "spawn",
     "start_event_loop",
@@ -184,8 +191,10 @@ __all__ = [
     "tcp_server",
     "tcp_ssl_connect",
     "tcp_ssl_server",
+    "trigger_notifier",
     "udp_socket",
     "update_time",
     "with_delay",
     "with_interval",
+    "work",
 ]

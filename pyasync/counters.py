@@ -36,7 +36,8 @@ class Stats:
     outgoing_pipe_connections: int = 0
     #: Lookups of names that are under way.
     open_dns_queries: int = 0
-    #: How many handles are open, by type; of timers, how many are pending.
+    #: How many handles are open, by type; of timers, how many are pending, and of "work" how many
+    #: functions are waiting for a thread or running in one.
     handles: Mapping[str, int] | None = None
     #: Connections accepted, made, and closed (of both kinds), TCP and pipes together.
     accepted: int = 0

@@ -6,6 +6,7 @@ until C says that the handle is gone: an open handle that its user has dropped k
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pyasync._ffi import lib
@@ -107,6 +108,62 @@ class PlainHandle(Handle):
             # Forgotten first: a signal's handler may raise between the two.
             slot, self._slot = self._slot, -1
             lib.pa_close(self._loop._c, slot, 1)
+
+    def _on_loop_end(self) -> None:
+        self._slot = -1
+
+
+class PythonHandle(Handle):
+    """A handle of which C knows nothing. While it is referenced, the loop runs on for it."""
+
+    __slots__ = ("__weakref__", "_event_cb", "_loop", "_referenced", "_slot")
+
+    #: By what name it is counted: a key of Loop._python_handles.
+    _kind: str
+
+    def __init__(self, loop: Loop, event_cb: EventCallback | None) -> None:
+        self._loop = loop
+        self._slot = 0  # as long as it is open
+        self._event_cb = event_cb
+        self._referenced = True
+        loop._python_handles[self._kind][self] = None
+        loop._hold()
+
+    def close(self) -> None:
+        if self._slot >= 0 and self._enter():
+            self._slot = -1
+            self._loop._python_handles[self._kind].pop(self, None)
+            if self._referenced:
+                self._loop._release()
+
+    def ref(self) -> None:
+        self._open_slot()
+        if not self._referenced:
+            self._referenced = True
+            self._loop._hold()
+
+    def unref(self) -> None:
+        self._open_slot()
+        if self._referenced:
+            self._referenced = False
+            self._loop._release()
+
+    @property
+    def has_ref(self) -> bool:
+        self._open_slot()
+        return self._referenced
+
+    @property
+    def _active(self) -> bool:
+        """Whether something can happen to it now."""
+        return True
+
+    def _call(self, callback: Callable[..., object], *arguments: Any) -> None:
+        """Call a function of the user's, and blame on this handle what it raises."""
+        try:
+            callback(*arguments)
+        except Exception as error:
+            self._loop._app_error(error, self)
 
     def _on_loop_end(self) -> None:
         self._slot = -1

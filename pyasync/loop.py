@@ -33,6 +33,7 @@ from pyasync.counters import Stats
 from pyasync.errors import EventError, EventInfo, EventLoopNotRunning, check, message
 
 if TYPE_CHECKING:
+    from pyasync.threads import WorkerPool
     from pyasync.timers import Event
 
 EventCallback = Callable[[Exception], object]
@@ -145,6 +146,9 @@ class Loop:
         self._requests: dict[int, Any] = {}
         #: How many things keep the loop running of which libuv does not know.
         self._holds = 0
+        #: Handles that C does not know, by kind: see PythonHandle.
+        self._python_handles: dict[str, dict[Any, None]] = {"notifier": {}, "work": {}}
+        self._pool: WorkerPool | None = None
 
         # The queue out, five items an operation: which, slot, value, and of a write its data and
         # callback. All come at once: between two calls a signal's handler may run, and raise.
@@ -166,6 +170,8 @@ class Loop:
         #: Streams that gather what is written, to encrypt it as one before the next crossing.
         self._gathering: deque[Any] = deque()
         self._threadsafe: deque[Callable[[], object]] = deque()
+        #: Whether the loop has been woken since it last looked at what is in there.
+        self._woken = False
         self._exit_callbacks: list[Callable[[], object]] = []
         self._stopping = False
         self._forked = False
@@ -200,7 +206,8 @@ class Loop:
     def call_threadsafe(self, fn: Callable[[], object]) -> None:
         """Run ``fn()`` in the loop's thread, in its next iteration; from any thread.
 
-        It does not keep the loop running. Raises `EventLoopNotRunning` once the loop has ended.
+        Calls from one thread run in their order. They do not keep the loop running: see
+        `make_notifier` for what does. Raises `EventLoopNotRunning` once the loop has ended.
         """
         if not callable(fn):
             raise TypeError("fn must be callable")
@@ -208,7 +215,11 @@ class Loop:
             if self._thread is None:
                 raise self._not_running()
             self._threadsafe.append(fn)
-            lib.pa_wakeup(self._c)
+            if not self._woken:
+                try:
+                    self._woken = True
+                finally:  # Ctrl-C in between would let all later calls wait for another event
+                    lib.pa_wakeup(self._c)
 
     def stats(self) -> Stats:
         """Return a snapshot of the counters; from any thread, also after the loop has ended."""
@@ -223,6 +234,7 @@ class Loop:
         handles = {name: counters.handles[kind] for kind, name in _HANDLE_KINDS.items()}
         timers = len(self._timers) - len(self._free_timers) - len(self._retired_timers)
         handles["timer"] = max(0, timers)  # the lists may change between these reads
+        handles.update((kind, len(found)) for kind, found in self._python_handles.items())
         return Stats(
             incoming_tcp_connections=counters.incoming_tcp,
             outgoing_tcp_connections=counters.outgoing_tcp,
@@ -393,6 +405,7 @@ class Loop:
                 written = self._written_now = self._written
                 self._written = []
             ready = self._ready
+            self._woken = False  # before looking: a call that comes after it wakes the loop
             wait = not (written or ready or threadsafe or gathering)
             count = run(c, wait, *batch_out)
             self._crossing = False
@@ -544,20 +557,28 @@ class Loop:
                 if handle is not None:
                     handle._on_loop_end()
             self._objects.clear()
+            for handles in self._python_handles.values():
+                for handle in handles:
+                    handle._on_loop_end()
+                handles.clear()
             for event in self._timers:
                 if event is not None:
                     event._slot = -1
             self._timers.clear()
             self._free_timers.clear()
             self._retired_timers.clear()
-            if self._c_place[0] != ffi.NULL and lib.pa_loop_close(self._c_place[0]) != 0:
-                warnings.warn(
-                    "the event loop has left memory to a request that cannot be cancelled",
-                    ResourceWarning,
-                    stacklevel=2,
-                )
-            if self._wakeup is not None:
-                self._wakeup.close()
+            try:
+                if self._c_place[0] != ffi.NULL and lib.pa_loop_close(self._c_place[0]) != 0:
+                    warnings.warn(
+                        "the event loop has left memory to a request that cannot be cancelled",
+                        ResourceWarning,
+                        stacklevel=2,
+                    )
+            finally:
+                if self._wakeup is not None:
+                    self._wakeup.close()
+                if self._pool is not None:
+                    self._pool.close()
 
     def _forget_after_fork(self) -> None:
         """In the child: never touch the loop again, which shares its epoll set with the parent."""
@@ -768,6 +789,11 @@ def dump_event_loop_status(file: TextIO | None = None) -> None:
         for status in statuses[0 : lib.pa_handles(loop._c, statuses, size)]
     ]
     rows += [("timer", True, event.has_ref, False) for event in loop._timers if event is not None]
+    rows += [
+        (kind, handle._active, handle.has_ref, False)
+        for kind, handles in loop._python_handles.items()
+        for handle in handles
+    ]
     for kind, active, referenced, closing in rows:
         state = " ".join(
             name if value else "-"

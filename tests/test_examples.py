@@ -112,7 +112,9 @@ def joined(proxy, target):
 # All of them
 
 
-@pytest.mark.parametrize("program", [*SERVERS, "tcp_client.py", "udp_echo.py"])
+@pytest.mark.parametrize(
+    "program", [*SERVERS, "tcp_client.py", "udp_echo.py", "background_work.py"]
+)
 def test_each_explains_itself(program):
     finished = run(program, "--help")
     assert finished.returncode == 0
@@ -583,3 +585,43 @@ def test_the_udp_programs_say_what_is_wrong():
     finished = run("udp_echo.py", f"--port={port}", "--send=hi!")
     assert finished.returncode == 1
     assert re.fullmatch(r"error: .*refused.*\n", finished.stderr)
+
+
+# Work in threads
+
+
+def test_background_work_hashes_files(tmp_path):
+    contents = {f"file{number}": os.urandom(number * MIB) for number in range(4)}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    finished = run("background_work.py", "--progress", *contents, "missing", cwd=tmp_path)
+    assert finished.returncode == 1
+    assert sorted(finished.stdout.splitlines()) == sorted(
+        f"{hashlib.sha256(content).hexdigest()}  {name}" for name, content in contents.items()
+    )
+    *_, total = sorted(finished.stderr.splitlines(), key=lambda line: "bytes" in line)
+    assert "missing: [Errno 2] No such file" in finished.stderr
+    assert re.fullmatch(r"[\d,]+ bytes", total)
+
+
+def test_background_work_is_cancelled_by_sigint(tmp_path):
+    os.mkfifo(tmp_path / "fifo")  # whose open blocks the one thread
+    (tmp_path / "file").write_bytes(b"hello")
+    arguments = ["--workers=1", "file", "fifo", "file"]
+    process = subprocess.Popen(
+        command("background_work.py", *arguments),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline().endswith("  file\n")
+        with open(tmp_path / "fifo", "wb"):  # the thread is in there now
+            process.send_signal(signal.SIGINT)
+            assert process.stderr.readline() == "stopped\n"
+        assert process.stdout.read() == ""
+        assert process.wait(PATIENCE) == 128 + signal.SIGINT
+    finally:
+        process.kill()
+        process.communicate()

@@ -52,6 +52,15 @@ SOCKETS = {
     "udp_socket",
 }
 WATCHERS = {"Idler", "Poller", "free_idler", "free_poller", "idle", "poll"}
+THREADS = {
+    "Notifier",
+    "Work",
+    "free_notifier",
+    "make_notifier",
+    "set_max_workers",
+    "trigger_notifier",
+    "work",
+}
 SIGNALS = {"SignalHandler", "clear_signal_handlers", "free_signal_handler", "signal_handler"}
 DNS = {"dns_lookup", "dns_lookup_all", "reverse_dns_lookup"}
 PROCESSES = {
@@ -112,6 +121,7 @@ POSITIONAL = {
     "event_loop": [],
     "exit_event_loop": [],
     "free_idler": ["idler"],
+    "free_notifier": ["notifier"],
     "free_poller": ["poller"],
     "free_signal_handler": ["signo"],
     "idle": ["callback"],
@@ -120,6 +130,7 @@ POSITIONAL = {
     "interval": ["callback"],
     "libuv_version": [],
     "make_event": ["callback"],
+    "make_notifier": ["callback"],
     "now": [],
     "pipe_connect": ["name", "read_cb"],
     "pipe_server": ["name", "read_cb"],
@@ -130,6 +141,7 @@ POSITIONAL = {
     "process_output": ["process"],
     "remove_interval": ["interval"],
     "reverse_dns_lookup": ["ip", "resolve_cb"],
+    "set_max_workers": ["number"],
     "signal_handler": ["signo", "callback"],
     "spawn": ["path", "args"],
     "start_event_loop": ["start_fn"],
@@ -140,9 +152,11 @@ POSITIONAL = {
     "tcp_ssl_connect": ["host", "port", "read_cb"],
     "tcp_ssl_server": ["bind_address", "port", "read_cb"],
     "udp_socket": ["bind_address", "port", "read_cb"],
+    "trigger_notifier": ["notifier"],
     "update_time": [],
     "with_delay": ["seconds"],
     "with_interval": ["seconds"],
+    "work": ["fn", "callback"],
 }
 
 #: What every handle has: see the conventions of the API.
@@ -169,6 +183,7 @@ MEMBERS = {
     "Process": HANDLE
     | {"error_output", "exit_status", "input", "kill", "output", "pid", "term_signal"},
     "ProcessPipe": STREAM,
+    "Notifier": HANDLE | {"free", "freed", "trigger"},
     "PipeServer": SERVER,
     "Poller": HANDLE | {"disconnected", "modify"},
     "PipeSocket": SOCKET,
@@ -193,14 +208,13 @@ MEMBERS = {
         "sockname",
         "ttl",
     },
+    "Work": HANDLE | {"cancelled", "running"},
 }
 
 
 def test_the_public_names_are_the_documented_ones():
-    assert (
-        set(pyasync.__all__)
-        == EVENT_LOOP | TIMERS | SOCKETS | DNS | SIGNALS | WATCHERS | PROCESSES | EXCEPTIONS
-    )
+    topics = [EVENT_LOOP, TIMERS, SOCKETS, DNS, SIGNALS, PROCESSES, WATCHERS, THREADS, EXCEPTIONS]
+    assert set(pyasync.__all__) == set().union(*topics)
 
 
 def test_the_list_of_names_is_sorted_and_names_nothing_twice():

@@ -1,6 +1,7 @@
 """Loops and threads: what another thread may call, and what it may not."""
 
 import contextlib
+import queue
 import signal
 import subprocess
 import sys
@@ -88,6 +89,66 @@ def test_a_call_wakes_a_sleeping_loop(run, wait_until_asleep):
     sleeper, others = None, []
     run(start)
     others[0].result()
+
+
+class CountedWakeups:
+    """The C library, with its wake-ups counted."""
+
+    def __init__(self, lib):
+        self._lib = lib
+        self.count = 0
+
+    def __getattr__(self, name):
+        return getattr(self._lib, name)
+
+    def pa_wakeup(self, c):
+        self.count += 1
+        self._lib.pa_wakeup(c)
+
+
+def test_many_calls_that_the_loop_has_not_run_yet_share_one_wakeup(run, monkeypatch):
+    counted = CountedWakeups(pyasync.loop.lib)
+    monkeypatch.setattr(pyasync.loop, "lib", counted)
+    calls = []
+
+    def call_often(loop):
+        for number in range(1000):
+            loop.call_threadsafe(partial(calls.append, number))
+
+    def start():
+        in_other_thread(call_often, pyasync.current_loop())
+        assert counted.count == 1
+        assert calls == []
+        keep_running = pyasync.make_notifier(nothing)
+        pyasync.current_loop().call_threadsafe(keep_running.free)
+
+    run(start)
+    assert calls == list(range(1000))
+
+
+def test_no_call_is_left_in_a_loop_that_sleeps(run):
+    """Each of these is the only one, made when the loop has just run the one before."""
+
+    def call_and_wait(loop):
+        for _ in range(3000):
+            loop.call_threadsafe(partial(answers.put, True))
+            assert answers.get(timeout=10)
+
+    def start():
+        loop = pyasync.current_loop()
+        keep_running = pyasync.make_notifier(nothing)
+        others.extend(Other(call_and_wait, loop) for _ in range(2))
+        others.append(Other(free_when_done, loop, keep_running))
+
+    def free_when_done(loop, keep_running):
+        for other in others[:2]:
+            other.join()
+        loop.call_threadsafe(keep_running.free)
+
+    others, answers = [], queue.SimpleQueue()
+    run(start, limit=40)
+    for other in others:
+        other.result()
 
 
 def test_a_call_of_the_loops_own_thread_runs_in_the_next_iteration(run):

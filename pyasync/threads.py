@@ -1,0 +1,205 @@
+"""Work: a function that runs in another thread, and a callback in the loop with its result."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
+
+from pyasync.errors import EventLoopNotRunning
+from pyasync.handles import PythonHandle, optional_callable, require_callable
+from pyasync.loop import EventCallback, Loop, get_loop, logger
+
+Result = TypeVar("Result")
+
+#: At the end of a loop, wait this long for functions that run in threads, in seconds.
+CLOSE_WAIT = 1.0
+
+
+class Work(PythonHandle):
+    """A function that runs in another thread. It keeps the loop running until it is over.
+
+    It is closed when its callback is called. See `unref` for a loop that may end before.
+    """
+
+    __slots__ = ("_callback", "_fn", "_future")
+
+    _kind = "work"
+
+    def __init__(
+        self,
+        loop: Loop,
+        fn: Callable[[], Any],
+        callback: Callable[[Any], object],
+        event_cb: EventCallback | None,
+    ) -> None:
+        self._loop = loop
+        self._fn = fn
+        self._callback = callback
+        self._begin()
+        super().__init__(loop, event_cb)
+
+    def _begin(self) -> None:
+        """Queue the function for a thread."""
+        self._future = _pool(self._loop).submit(self._fn, self._on_done)
+
+    def _requeue(self) -> None:
+        if self._future.cancel():
+            self._begin()
+
+    def close(self) -> None:
+        """Forget the work: its callback is not called. Closing twice does nothing.
+
+        If no thread has begun it the function is not called either: see `cancelled`. What a
+        thread has begun it ends, and the loop does not wait for it.
+        """
+        if self._slot >= 0 and self._enter():
+            self._future.cancel()
+            super().close()
+
+    @property
+    def running(self) -> bool:
+        """Whether the function runs in a thread now."""
+        return self._future.running()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the work was closed, or its loop has ended, before a thread had begun it."""
+        return self._future.cancelled()
+
+    @property
+    def _active(self) -> bool:
+        return self.running
+
+    def _on_done(self) -> None:
+        """Take notice, in the other thread, that the function has returned or raised."""
+        try:
+            self._loop.call_threadsafe(self._finish)
+        except EventLoopNotRunning:
+            pass
+
+    def _finish(self) -> None:
+        if self._slot < 0:
+            return
+        super().close()
+        error = self._future.exception()
+        if error is None:
+            self._call(self._callback, self._future.result())
+        elif not isinstance(error, Exception):
+            raise error  # SystemExit and KeyboardInterrupt leave the loop, wherever they are from
+        elif self._event_cb is not None:
+            self._loop._call_event_cb(self._event_cb, error)
+        else:
+            logger.error("exception in work in a thread", exc_info=error)
+
+
+class WorkerPool:
+    """The threads of a loop, which are made when they are needed first."""
+
+    def __init__(self) -> None:
+        self._max_workers: int | None = None  # as many as ThreadPoolExecutor thinks right
+        self._executor: ThreadPoolExecutor | None = None
+        #: Those that had another number of workers: they end when nothing runs in them.
+        self._retired: list[ThreadPoolExecutor] = []
+        #: What waits for a thread, or runs in one, also when it has been closed.
+        self._futures: set[Future[Any]] = set()
+
+    def submit(self, fn: Callable[[], Any], on_done: Callable[[], None]) -> Future[Any]:
+        """Run ``fn()`` in a thread, then ``on_done()`` there, unless the future is cancelled."""
+
+        def done(future: Future[Any]) -> None:
+            self._futures.discard(future)
+            if not future.cancelled():
+                on_done()
+
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(self._max_workers, "pyasync")
+        future = self._executor.submit(fn)
+        self._futures.add(future)
+        future.add_done_callback(done)
+        return future
+
+    def resize(self, max_workers: int) -> None:
+        """Use so many threads for what is submitted from now on."""
+        self._max_workers = max_workers
+        if self._executor is not None:
+            self._executor.shutdown(wait=False)
+            self._retired.append(self._executor)
+            self._executor = None
+
+    def close(self) -> None:
+        """Cancel what has not begun, wait a little for what has, and end the threads."""
+        executors = self._retired
+        if self._executor is not None:
+            executors.append(self._executor)
+        for executor in executors:
+            executor.shutdown(wait=False, cancel_futures=True)
+        running = wait(list(self._futures), timeout=CLOSE_WAIT).not_done
+        if running:
+            warnings.warn(
+                "the event loop has left work to its threads that still runs and cannot be stopped",
+                ResourceWarning,
+                stacklevel=2,
+            )
+        else:
+            for executor in executors:
+                executor.shutdown()
+
+
+def _pool(loop: Loop) -> WorkerPool:
+    if loop._pool is None:
+        loop._pool = WorkerPool()
+    return loop._pool
+
+
+def work(
+    fn: Callable[[], Result],
+    callback: Callable[[Result], object],
+    *,
+    event_cb: EventCallback | None = None,
+) -> Work:
+    """Run ``fn()`` in another thread, then ``callback(result)`` in the loop.
+
+    The threads are a `concurrent.futures.ThreadPoolExecutor` that the loop makes for its first
+    work: see `set_max_workers`. ``fn`` must not call pyasync, but for `Loop.call_threadsafe`,
+    `Notifier.trigger` and `Loop.stats`.
+
+    An exception that ``fn`` raises is given to ``event_cb`` as it is, or logged if there is none;
+    `SystemExit` and `KeyboardInterrupt` leave the loop. What the callback raises is treated as
+    `start_event_loop` says.
+
+    The work keeps the loop running until the callback has been called: see `Work.unref` and
+    `Work.close`. When the loop is left otherwise, work that has not begun is cancelled, and what
+    runs is waited for, a second at most; then it is left to its thread, with a `ResourceWarning`,
+    and Python waits for that thread when the program ends.
+
+    Raises `EventLoopNotRunning`, and `RuntimeError` when no thread can be started.
+
+    >>> import pyasync
+    >>> with pyasync.event_loop():
+    ...     _ = pyasync.work(lambda: sum(range(1000)), print)
+    499500
+    """
+    require_callable("fn", fn)
+    require_callable("callback", callback)
+    optional_callable("event_cb", event_cb)
+    return Work(get_loop(), fn, callback, event_cb)
+
+
+def set_max_workers(number: int) -> None:
+    """Let the `work` of this thread's loop use at most so many threads from now on.
+
+    Until this is called it is what `concurrent.futures.ThreadPoolExecutor` takes: 4 more than
+    there are processors, 32 at most. Work that waits for a thread is given to the new ones, in its
+    order; what runs ends where it is, and counts no more. Raises `ValueError` unless the number is
+    1 or more, and `EventLoopNotRunning`.
+    """
+    if not isinstance(number, int):
+        raise TypeError(f"number must be an integer, not {type(number).__name__}")
+    if number < 1:
+        raise ValueError(f"number must be 1 or more, not {number}")
+    loop = get_loop()
+    _pool(loop).resize(number)
+    for waiting in loop._python_handles["work"]:
+        waiting._requeue()
