@@ -113,7 +113,7 @@ def joined(proxy, target):
 
 
 @pytest.mark.parametrize(
-    "program", [*SERVERS, "tcp_client.py", "udp_echo.py", "background_work.py"]
+    "program", [*SERVERS, "tcp_client.py", "udp_echo.py", "background_work.py", "run_all.py"]
 )
 def test_each_explains_itself(program):
     finished = run(program, "--help")

@@ -330,7 +330,9 @@ def test_a_child_ignores_and_blocks_no_signal(run):
         output = result(run, "grep", ["-E", "^Sig(Blk|Ign)", "/proc/self/status"])[2]
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    assert output.split() == [b"SigBlk:", b"0" * 16, b"SigIgn:", b"0" * 16]
+    blocked, ignored = (int(mask, 16) for mask in output.split()[1::2])
+    assert blocked == 0
+    assert ignored & 0x7FFFFFFF == 0  # 1 to 31: libuv leaves the real-time signals alone
 
 
 @LINUX
@@ -939,17 +941,35 @@ def test_a_signal_after_the_exit_is_no_error(run):
     assert processes[0].kill(signal.SIGTERM) is False
 
 
+def new_process_with(pid):
+    """Return a subprocess with this pid, which is free; skip the test if that cannot be had."""
+    for _ in range(50):
+        try:
+            pathlib.Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
+        except OSError:
+            break
+        stranger = subprocess.Popen(["sleep", "60"])
+        if stranger.pid == pid:
+            return stranger
+        with stranger:
+            stranger.kill()
+    pytest.skip("pids cannot be chosen here")
+
+
 @LINUX
-def test_a_signal_never_reaches_a_pid_that_is_free_for_others(run, monkeypatch):
+def test_a_signal_never_reaches_another_process_that_has_the_pid_now(run):
     """Two children are reaped together: the second has not reported its exit yet."""
     killed = []
 
     def exit_cb(process, status, signo):
+        if killed:
+            return
         (other,) = {*processes} - {process}
-        assert not exists(other.pid)
-        if not killed:
-            assert other.exit_status is None
-        killed.append(other.kill(signal.SIGTERM))
+        assert other.exit_status is None
+        with new_process_with(other.pid) as stranger:
+            killed.append(other.kill(signal.SIGTERM))
+            stranger.kill()
+        assert stranger.returncode == -signal.SIGKILL
 
     def start():
         processes.extend(sh("", exit_cb=exit_cb) for _ in range(2))
@@ -958,7 +978,7 @@ def test_a_signal_never_reaches_a_pid_that_is_free_for_others(run, monkeypatch):
 
     processes = []
     run(start)
-    assert killed == [False, False]
+    assert killed == [False]
 
 
 @pytest.mark.parametrize("signo", [-1, signal.NSIG, 1000])
