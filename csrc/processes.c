@@ -65,11 +65,9 @@ void pa_forget_abandoned(void) {
 
 static void on_exited(uv_process_t *process, int64_t status, int signum) {
   pa_loop *loop = pa_loop_of(process);
-  int slot = pa_slot_of(process);
 
   pa_awake(loop);
-  if (!(loop->slots[slot].flags & PA_CLOSING))
-    pa_push(loop, PA_EXITED, slot, status, signum);
+  pa_push(loop, PA_EXITED, pa_slot_of(process), status, signum);
   /* At once: its pid is free for others, and must get no signal any more. */
   pa_handle_close(loop, (uv_handle_t *) process);
 }

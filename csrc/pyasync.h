@@ -214,7 +214,7 @@ void pa_sigchld_after(pa_loop *loop, const struct sigaction *before);
 
 /* processes.c */
 /* Closes the handle if the child has exited, or the loop ends; else leaves it
- * to reap the child in silence. */
+ * to reap the child, and to keep no loop running. */
 void pa_process_close(pa_loop *loop, uv_handle_t *handle, uv_close_cb closed);
 /* Reaps children that loops have left behind; those that run stay. */
 void pa_reap_abandoned(void);

@@ -201,7 +201,7 @@ class Process(PlainHandle):
 
     def _on_event(self, kind: int, value: int, data: int) -> None:
         if self._slot < 0:
-            return
+            return  # closed, and the child has exited since
         self._slot = -1
         self.exit_status, self.term_signal = value, data
         if self._exit_cb is not None:

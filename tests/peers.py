@@ -1,9 +1,12 @@
-"""What the tests of streams share: plain blocking sockets as peers, and connections to them."""
+"""What tests share: plain blocking sockets as peers, connections to them, and forks."""
 
 import contextlib
+import os
+import signal
 import socket
 import struct
 import threading
+import traceback
 import uuid
 
 import pytest
@@ -38,6 +41,32 @@ class Background(threading.Thread):
         if self._error is not None:
             raise self._error
         return self._value
+
+
+# Forks
+
+
+def fork_and_check(check):
+    """Run `check()` in a forked child that ends with it, and fail if it raises."""
+    pid = os.fork()
+    if pid == 0:
+        end_child(check)
+    _, status = os.waitpid(pid, 0)
+    assert status == 0, "the child failed: see what it wrote to stderr"
+
+
+def end_child(check):
+    """Run `check()`; then end this process, whose status says whether it has raised."""
+    status = 1
+    try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)  # or a child that hangs would outlive the tests
+        check()
+        status = 0
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(status)
 
 
 # What a peer does

@@ -5,10 +5,10 @@ import os
 import signal
 import socket
 import threading
-import traceback
 from functools import partial
 
 import pytest
+from peers import end_child, fork_and_check
 
 import pyasync
 
@@ -23,29 +23,6 @@ pytestmark = [
 
 def nothing(*arguments):
     pass
-
-
-def fork_and_check(check):
-    """Run `check()` in a forked child that ends with it, and fail if it raises."""
-    pid = os.fork()
-    if pid == 0:
-        end_child(check)
-    _, status = os.waitpid(pid, 0)
-    assert status == 0, "the child failed: see what it wrote to stderr"
-
-
-def end_child(check):
-    """Run `check()`; then end this process, whose status says whether it has raised."""
-    status = 1
-    try:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(20)  # or a child that hangs would outlive the tests
-        check()
-        status = 0
-    except BaseException:
-        os.write(2, traceback.format_exc().encode())
-    finally:
-        os._exit(status)
 
 
 # The child

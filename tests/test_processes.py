@@ -11,8 +11,7 @@ import time
 from functools import partial
 
 import pytest
-from peers import Background, nothing, when
-from test_fork import fork_and_check
+from peers import Background, fork_and_check, nothing, when
 
 import pyasync
 
@@ -1029,8 +1028,9 @@ def reap_abandoned(run, pid):
     assert exists(pid)
     os.kill(pid, signal.SIGKILL)
     wait_for_exit(pid)
-    run(nothing)
-    assert not exists(pid)
+    found = []
+    run(lambda: found.append(exists(pid)))
+    assert found == [False]
 
 
 @LINUX
