@@ -30,7 +30,14 @@ class Workers:
         os.setpgid(0, 0)
         for inherited in (receiver, *self._processes):
             inherited.close()
-        target(lambda kind, value: sender.send((kind, value)))
+
+        def send(kind, value):
+            try:
+                sender.send((kind, value))
+            except BrokenPipeError:  # nobody is left to hear why this process ends, either
+                os._exit(1)
+
+        target(send)
 
     def messages(self):
         """Yield `(pid, kind, value)` as the reports come, until the last worker has ended.

@@ -280,10 +280,7 @@ def wait_until_refused(port):
 
 def test_dead_worker_is_reported():
     with server("--delay=0", "--workers=2") as (process, _):
-        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        if not workers.exists():
-            pytest.skip("the system does not list the children of a process")
-        worker = workers.read_text().split()[0]
+        worker = children_of(process.pid)[0]
         os.kill(int(worker), signal.SIGKILL)
         wait_for_line(process, f"worker {worker} was ended by SIGKILL")
         process.terminate()
@@ -362,7 +359,7 @@ def test_every_workload_of_the_comparison_gives_figures(workload):
 @requires_compare
 @pytest.mark.slow
 def test_connections_that_are_held_ten_times_take_no_more_memory():
-    bench = run_compare("--json", "--workloads=growth", "--connections=2000")
+    bench = run_compare("--json", "--workloads=growth", "--connections=2000", "--held-delay=1")
     assert bench.returncode == 0, bench.stderr
     case = json.loads(bench.stdout)["workloads"]["growth"][""]
     for figures in case.values():
@@ -390,3 +387,84 @@ def test_comparison_is_drawn(tmp_path):
         assert picture.startswith("<?xml")
         assert "pyasync" in picture
         assert "less is better" in picture
+
+
+# Very many connections
+
+
+def run_c1m(*arguments):
+    return run(*command("c1m.py", *arguments))
+
+
+@requires_compare
+def test_all_connections_are_held_at_once_and_answered():
+    bench = run_c1m("--json", "--connections=2001", "--per-process=500", "--delay=3", "--rate=4000")
+    assert (bench.returncode, bench.stderr) == (0, "")
+    result = json.loads(bench.stdout)
+    assert result["processes"] == 5
+    assert (result["held_at_once"], result["replies"], result["errors"]) == (2001, 2001, 0)
+    assert result["memory"]["kernel_bytes_per_connection"] > 0
+    assert result["memory"]["server_bytes_per_connection"] > 0
+
+
+@requires_compare
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_50_000_connections_are_held_at_once_and_answered():
+    bench = subprocess.run(
+        command("c1m.py", "--json", "--connections=50000", "--rate=4000", "--limit=150"),
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert (bench.returncode, bench.stderr) == (0, "")
+    result = json.loads(bench.stdout)
+    assert (result["held_at_once"], result["replies"], result["errors"]) == (50000, 50000, 0)
+
+
+@requires_compare
+def test_connections_that_are_answered_too_soon_are_a_failure():
+    bench = run_c1m("--connections=2000", "--rate=1000", "--delay=0.1")
+    assert bench.returncode == 1
+    assert re.search(r"the first answer was due when [\d,]+ were held", bench.stderr)
+
+
+@requires_compare
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--connections=2000000000"], r"fs\.file-max is [\d,]+, [\d,]+ are in use"),
+        (["--connections=2000000000"], r"MiB of memory are available, and about [\d,]+ MiB"),
+        (["--connections=1000", "--limit=1"], r"--limit is 1 s, and the delay "),
+    ],
+)
+def test_what_cannot_be_held_is_refused_with_the_reason(arguments, reason):
+    bench = run_c1m(*arguments)
+    assert (bench.returncode, bench.stdout) == (2, "")
+    assert re.search(reason, bench.stderr)
+
+
+@requires_compare
+@pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_all_processes(signo):
+    arguments = ["--connections=1000", "--per-process=250", "--delay=30"]
+    with subprocess.Popen(
+        command("c1m.py", *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        wait_for_line(process, "held at once: 1,000")
+        children = children_of(process.pid)
+        assert len(children) == 8
+        process.send_signal(signo)
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (130, "interrupted\n")
+    assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
+
+
+def children_of(pid):
+    listed = Path(f"/proc/{pid}/task/{pid}/children")
+    if not listed.exists():
+        pytest.skip("the system does not list the children of a process")
+    return listed.read_text().split()
