@@ -253,6 +253,15 @@ def test_a_program_is_looked_up_in_the_path_of_env(run, program, monkeypatch):
         result(run, program.name, [], env={"PATH": "/nowhere"})
 
 
+def test_a_program_is_looked_up_in_the_usual_folders_when_env_has_no_path(run):
+    assert result(run, "sh", ["-c", "echo found"], env={})[2] == b"found\n"
+
+
+def test_a_script_without_interpreter_is_run_by_sh(run, program):
+    program.write_text("echo by sh\n")
+    assert result(run, program, [])[2] == b"by sh\n"
+
+
 def test_the_environment_is_ours_by_default(run, monkeypatch):
     monkeypatch.setenv("PYASYNC_TEST", "inherited")
     assert written_by(run, "printf %s $PYASYNC_TEST") == b"inherited"
