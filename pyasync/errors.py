@@ -193,12 +193,15 @@ _FILESYSTEM_ERRORS: dict[int, type[FilesystemError]] = {
 }
 
 
-def filesystem_error(status: int, filename: Any = None) -> FilesystemError:
+def filesystem_error(
+    status: int, filename: Any = None, detail: str | None = None
+) -> FilesystemError:
     """Return the exception for a libuv error of an operation on files."""
     kind = _FILESYSTEM_ERRORS.get(-status, FilesystemError)
-    if filename is None:
-        return kind(-status, message(status))
-    return kind(-status, message(status), filename)
+    text = message(status)
+    if detail is not None:
+        text = f"{text}: {detail}"
+    return kind(-status, text) if filename is None else kind(-status, text, filename)
 
 
 def check(status: int) -> int:

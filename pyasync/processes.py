@@ -8,16 +8,16 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Union
+from typing import Any
 
 from pyasync._ffi import ffi, lib
 from pyasync.errors import check, filesystem_error
-from pyasync.handles import PlainHandle, optional_callable
+from pyasync.handles import PlainHandle, StrOrBytesPath, c_string, optional_callable
 from pyasync.loop import EventCallback, Loop, get_loop
 from pyasync.stream_state import ENDED, SHUT, Data, Settings, WriteCallback
 from pyasync.streams import Stream, part_of
 
-Argument = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
+Argument = StrOrBytesPath
 ExitCallback = Callable[["Process", int, int], object]
 
 #: The greatest id of a user or group: one more would mean "leave it" to setreuid(2).
@@ -269,13 +269,13 @@ def spawn(
     optional_callable("event_cb", event_cb)
     if isinstance(args, (str, bytes)):
         raise TypeError("args must be a list of arguments, not one")
-    file = _c_string("path", path)
-    argv = _c_strings([file, *(_c_string("an argument", arg) for arg in args)])
+    file = c_string("path", path)
+    argv = _c_strings([file, *(c_string("an argument", arg) for arg in args)])
     environ = ffi.NULL if env is None else _c_strings(_environment(env))
     directory = (
         ffi.NULL
         if working_directory is None
-        else ffi.new("char[]", _c_string("working_directory", working_directory))
+        else ffi.new("char[]", c_string("working_directory", working_directory))
     )
     flags = lib.PA_DETACHED if detached else 0
     for name, value, flag in [("uid", uid, lib.PA_SETUID), ("gid", gid, lib.PA_SETGID)]:
@@ -331,13 +331,6 @@ def process_error_output(process: Process) -> Any:
 # What spawn was given
 
 
-def _c_string(name: str, value: Argument) -> bytes:
-    encoded = os.fsencode(value)  # raises TypeError
-    if b"\0" in encoded:
-        raise ValueError(f"{name} must not have zero bytes: {value!r}")
-    return encoded
-
-
 def _c_strings(strings: list[bytes]) -> tuple[Any, list[Any]]:
     """Return a ``char *[]`` that ends with NULL, and what must live as long."""
     memory = [ffi.new("char[]", string) for string in strings]
@@ -347,7 +340,7 @@ def _c_strings(strings: list[bytes]) -> tuple[Any, list[Any]]:
 def _environment(env: Mapping[Any, Any]) -> list[bytes]:
     if not isinstance(env, Mapping):
         raise TypeError(f"env must be a mapping, not {type(env).__name__}")
-    items = [(_c_string("a name in env", key), _c_string("env", env[key])) for key in env]
+    items = [(c_string("a name in env", key), c_string("env", env[key])) for key in env]
     for key, _ in items:
         if not key or b"=" in key:
             raise ValueError(f"no name of an environment variable: {key!r}")
