@@ -349,6 +349,9 @@ def _tls_settings(
         context = _default_context()
     if not isinstance(context, ssl.SSLContext):
         raise TypeError(f"ssl_context must be an ssl.SSLContext, not {type(context).__name__}")
+    wrong = ssl.PROTOCOL_TLS_CLIENT if server_side else ssl.PROTOCOL_TLS_SERVER
+    if context.protocol == wrong:  # not every Python says so
+        raise ValueError(f"ssl_context is for the other side: {context.protocol!r}")
     if server_hostname is not None and not isinstance(server_hostname, str):
         raise TypeError(f"server_hostname must be a string, not {type(server_hostname).__name__}")
     return TlsSettings(

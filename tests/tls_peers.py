@@ -40,7 +40,6 @@ class Certificate:
         self.certificate = base.with_suffix(".crt")
         self.key = base.with_suffix(".key")
         request = base.with_suffix(".csr")
-        # "-days" of older OpenSSL must be positive: an expired one ended a day after 2000 began.
         config = base.with_suffix(".cnf")
         config.write_text(
             "[req]\ndistinguished_name=name\nprompt=no\n[name]\nCN=" + name + "\n"

@@ -1,0 +1,851 @@
+"""TLS beside what it shares with every stream: handshakes, failures, upgrades, and its end."""
+
+import errno
+import socket
+import ssl
+import threading
+
+import pytest
+from peers import (
+    CALLBACKS,
+    MORE_THAN_FITS,
+    PATIENCE,
+    Background,
+    after_iterations,
+    end_of,
+    make_link,
+    nothing,
+    read_all,
+    read_exactly,
+    reset,
+    small_buffers,
+    within,
+)
+from tls_peers import (
+    CLIENT,
+    SERVER,
+    TLS_LINKS,
+    Certificate,
+    TlsPeer,
+    certificate,
+    client_context,
+    server_context,
+    wrap,
+)
+
+import pyasync
+
+HOST = "127.0.0.1"
+
+
+@pytest.fixture(params=TLS_LINKS)
+def link(request, run):
+    return make_link(run, request.param)
+
+
+def serve(run, talk, *, read_cb=None, ssl_context=None, **options):
+    """Run a server, which echoes by default, while talk(address) runs in a thread.
+
+    Returns what talk returns, and what the event_cb was told.
+    """
+    events, threads = [], []
+
+    def start():
+        loop = pyasync.current_loop()
+        server = pyasync.tcp_ssl_server(
+            HOST,
+            0,
+            read_cb or (lambda socket, data: socket.write(data)),
+            event_cb=options.pop("event_cb", events.append),
+            ssl_context=ssl_context or SERVER(),
+            **options,
+        )
+
+        def talk_and_end():
+            try:
+                return talk(server.address)
+            finally:
+                loop.call_threadsafe(server.close)
+
+        threads.append(Background(talk_and_end))
+
+    run(start)
+    return threads[0].result(), events
+
+
+def connect_plain(address):
+    return socket.create_connection(address, timeout=PATIENCE)
+
+
+def connect(address, context=None, name="localhost"):
+    return wrap(
+        connect_plain(address), context or CLIENT(), server_side=False, server_hostname=name
+    )
+
+
+def echo_works(address):
+    with connect(address) as sock:
+        sock.sendall(b"still there")
+        assert read_exactly(sock, 11) == b"still there"
+
+
+def be_client(run, peer, *, name="localhost", ssl_context=None, **options):
+    """Connect a client of pyasync's to peer(sock), which gets a plain socket in a thread.
+
+    Returns what peer returns, and what the event_cb was told.
+    """
+    events, threads = [], []
+
+    def talk(listener):
+        with listener:
+            sock, _ = listener.accept()
+        sock.settimeout(PATIENCE)
+        with sock:
+            return peer(sock)
+
+    def start():
+        listener = socket.create_server((HOST, 0))
+        threads.append(Background(talk, listener))
+        pyasync.tcp_ssl_connect(
+            HOST,
+            listener.getsockname()[1],
+            options.pop("read_cb", nothing),
+            event_cb=options.pop("event_cb", events.append),
+            ssl_context=ssl_context or CLIENT(),
+            server_hostname=name,
+            **options,
+        )
+
+    run(start)
+    return threads[0].result(), events
+
+
+# Handshakes that succeed
+
+
+def test_certificates_may_be_given_as_files(run):
+    leaf = certificate()
+
+    def talk(server):
+        with connect(server.address) as sock:
+            sock.sendall(b"data")
+            return read_exactly(sock, 4)
+
+    def start():
+        server = pyasync.tcp_ssl_server(
+            HOST,
+            0,
+            lambda socket, data: socket.write(data),
+            connect_cb=lambda socket: server.close(),
+            certificate=leaf.certificate,
+            key=leaf.key,
+        )
+        threads.append(Background(talk, server))
+
+    threads = []
+    run(start)
+    assert threads[0].result() == b"data"
+
+
+def test_the_handshake_says_what_was_agreed_upon(run):
+    agreed = []
+
+    def connected(sock):
+        assert isinstance(sock, pyasync.SslSocket)
+        assert isinstance(sock, pyasync.TcpSocket)
+        agreed.append((sock.ssl_object.version(), sock.cipher[1], sock.alpn))
+        sock.close()
+
+    server, client = server_context(), client_context()
+    server.set_alpn_protocols(["h2", "http/1.1"])
+    client.set_alpn_protocols(["http/1.1"])
+
+    def talk(address):
+        with connect(address, client) as sock:
+            assert read_all(sock) == b""
+            return sock.object.selected_alpn_protocol(), sock.ended_properly
+
+    result, events = serve(run, talk, connect_cb=connected, ssl_context=server)
+    assert result == ("http/1.1", True)
+    assert agreed == [("TLSv1.3", "TLSv1.3", "http/1.1")]
+    assert events == []
+
+
+def test_before_the_connection_nothing_is_agreed_upon():
+    with pyasync.event_loop():
+        sock = pyasync.init_tcp_ssl_socket(nothing)
+        assert (sock.ssl_object, sock.cipher, sock.alpn, sock.session) == (None,) * 4
+        sock.close()
+
+
+def test_the_name_of_the_host_is_sent_and_verified(run):
+    asked = []
+    context = server_context()
+    context.sni_callback = lambda ssl_object, name, context: asked.append(name)
+
+    def peer(sock):
+        with TlsPeer(sock, context, server_side=True):
+            pass
+
+    _, events = be_client(run, peer)
+    assert asked == ["localhost"]
+    assert [type(event) for event in events] == [pyasync.SocketEOF]
+
+
+def test_client_certificates(run):
+    seen = []
+    context = server_context(verify_mode=ssl.CERT_REQUIRED)
+
+    def connected(sock):
+        seen.append(sock.ssl_object.getpeercert()["subjectAltName"])
+
+    def talk(address):
+        with connect(address, client_context(certificate("DNS:someone"))) as sock:
+            sock.sendall(b"hello")
+            return read_exactly(sock, 5)
+
+    result, _ = serve(run, talk, connect_cb=connected, ssl_context=context)
+    assert result == b"hello"
+    assert seen == [(("DNS", "someone"),)]
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_session_is_resumed(run, version):
+    context, reused = client_context(maximum_version=version), []
+
+    def dial(session=None):
+        pyasync.tcp_ssl_connect(
+            "localhost", server.address[1], ended, stream=False, data=b"?",
+            ssl_context=context, session=session,
+        )  # fmt: skip
+
+    def ended(sock, data):
+        reused.append(sock.ssl_object.session_reused)
+        sock.close()
+        if len(reused) == 1:
+            dial(sock.session)
+        else:
+            server.close()
+
+    def start():
+        nonlocal server
+        server = pyasync.tcp_ssl_server(
+            HOST, 0, lambda sock, data: sock.write(data), ssl_context=server_context()
+        )
+        dial()
+
+    server = None
+    run(start)
+    assert reused == [False, True]
+
+
+# Handshakes that fail
+
+
+def send_http(address):
+    with connect_plain(address) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        end_of(sock)
+
+
+def send_garbage(address):
+    with connect_plain(address) as sock:
+        sock.sendall(bytes(range(255, 0, -1)))
+        end_of(sock)
+
+
+def send_half_a_hello(address):
+    outgoing = ssl.MemoryBIO()
+    client = CLIENT().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    with connect_plain(address) as sock:
+        sock.sendall(outgoing.read()[:100])
+
+
+def send_nothing(address):
+    with connect_plain(address):
+        pass
+
+
+def share_no_cipher(address):
+    context = client_context(maximum_version=ssl.TLSVersion.TLSv1_2)
+    context.set_ciphers("ECDHE-RSA-AES128-GCM-SHA256")
+    with pytest.raises(ssl.SSLError):
+        connect(address, context)
+
+
+def trust_nobody(address):
+    with pytest.raises(ssl.SSLCertVerificationError):
+        connect(address, ssl.create_default_context())
+
+
+def expect_another_host(address):
+    with pytest.raises(ssl.SSLCertVerificationError):
+        connect(address, name="elsewhere.example")
+
+
+def show_no_certificate(address):
+    try:
+        with connect(address) as sock:
+            sock.recv(1)
+    except (ssl.SSLError, ConnectionError):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("misbehave", "reason"),
+    [
+        (send_http, "HTTP_REQUEST"),
+        (send_garbage, "WRONG_VERSION_NUMBER"),
+        (send_half_a_hello, "UNEXPECTED_EOF_WHILE_READING"),
+        (send_nothing, "UNEXPECTED_EOF_WHILE_READING"),
+        (share_no_cipher, "NO_SHARED_CIPHER"),
+        (trust_nobody, "TLSV1_ALERT_UNKNOWN_CA"),
+        (expect_another_host, None),
+        (show_no_certificate, "PEER_DID_NOT_RETURN_A_CERTIFICATE"),
+    ],
+)
+def test_a_client_that_fails_is_reported_once_and_the_server_goes_on(run, misbehave, reason):
+    demand = misbehave is show_no_certificate
+    context = server_context(verify_mode=ssl.CERT_REQUIRED if demand else ssl.CERT_NONE)
+    known = client_context(certificate("DNS:someone"))
+
+    def talk(address):
+        misbehave(address)
+        with connect(address, known) as sock:
+            sock.sendall(b"still there")
+            return read_exactly(sock, 11)
+
+    connected = []
+    result, events = serve(run, talk, ssl_context=context, connect_cb=connected.append)
+    assert result == b"still there"
+    assert len(connected) == 1
+    (error,) = (event for event in events if not isinstance(event, pyasync.SocketEOF))
+    assert type(error) is pyasync.TcpSslError
+    assert isinstance(error, ssl.SSLError)
+    assert isinstance(error.socket, pyasync.SslSocket)
+    assert error.socket.closed
+    assert error.library == "SSL"
+    if reason is not None:
+        assert error.reason == reason
+
+
+def test_a_client_that_never_answers_is_closed(run):
+    def talk(address):
+        with connect_plain(address) as sock:
+            return end_of(sock)
+
+    result, (error,) = serve(run, talk, handshake_timeout=0.05)
+    assert result == (0, None)
+    assert type(error) is pyasync.TcpSslError
+    assert (error.errno, error.reason) == (errno.ETIMEDOUT, "HANDSHAKE_TIMEOUT")
+
+
+def test_a_server_that_never_answers_is_given_up(run):
+    _, (error,) = be_client(run, end_of, handshake_timeout=0.05)
+    assert type(error) is pyasync.TcpSslError
+    assert (error.errno, error.reason) == (errno.ETIMEDOUT, "HANDSHAKE_TIMEOUT")
+
+
+def refused(sock, context):
+    with pytest.raises(ssl.SSLError) as caught:
+        TlsPeer(sock, context, server_side=True).recv(1)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("leaf", "name", "code"),
+    [
+        (lambda: certificate(days=-1), "localhost", 10),
+        (lambda: certificate(), "elsewhere.example", 62),
+        (lambda: Certificate("itself", ["subjectAltName=DNS:localhost"]), "localhost", 18),
+    ],
+    ids=["expired", "another host", "self-signed"],
+)
+def test_a_certificate_that_is_wrong_is_refused_with_an_alert(run, leaf, name, code):
+    context = server_context(leaf())
+    connected = []
+    alert, (error,) = be_client(
+        run, lambda sock: refused(sock, context), name=name, connect_cb=connected.append
+    )
+    assert type(error) is pyasync.TcpSslError
+    assert (error.library, error.reason) == ("SSL", "CERTIFICATE_VERIFY_FAILED")
+    assert error.verify_code == code
+    assert error.verify_message
+    assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
+    assert "ALERT" in alert
+    assert connected == []
+
+
+def test_by_default_an_unknown_authority_is_refused(run):
+    context = server_context()
+    default = ssl.create_default_context()
+    _, (error,) = be_client(run, lambda sock: refused(sock, context), ssl_context=default)
+    assert error.reason == "CERTIFICATE_VERIFY_FAILED"
+
+
+def test_a_server_that_speaks_no_tls_is_refused(run):
+    def peer(sock):
+        sock.sendall(b"220 mail.example ESMTP\r\n")
+        return end_of(sock)
+
+    _, (error,) = be_client(run, peer)
+    assert type(error) is pyasync.TcpSslError
+    assert error.reason == "WRONG_VERSION_NUMBER"
+
+
+def test_what_was_written_is_not_sent_to_a_peer_that_fails(run):
+    called = []
+
+    def peer(sock):
+        sock.sendall(b"no TLS here\r\n")
+        return read_all_or_reset(sock)
+
+    received, (error,) = be_client(run, peer, data=b"secret", write_cb=called.append)
+    assert isinstance(error, pyasync.TcpSslError)
+    assert b"secret" not in received
+    assert called == []
+
+
+def read_all_or_reset(sock):
+    data = b""
+    try:
+        for piece in iter(lambda: sock.recv(1 << 16), b""):
+            data += piece
+    except ConnectionError:
+        pass
+    return data
+
+
+def test_a_reset_during_the_handshake_is_reported(run):
+    def peer(sock):
+        sock.recv(10)
+        reset(sock)
+
+    _, (error,) = be_client(run, peer)
+    assert isinstance(error, (pyasync.SocketReset, pyasync.SocketBrokenPipe))
+
+
+def test_an_error_of_the_handshake_is_logged_without_an_event_cb(run, caplog):
+    serve(run, send_http, event_cb=None)
+    (record,) = caplog.records
+    assert "TcpSslError" in record.getMessage()
+    assert "HTTP_REQUEST" in record.getMessage()
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error"),
+    [
+        ({}, TypeError),
+        ({"ssl_context": "context"}, TypeError),
+        ({"certificate": "/nowhere/at/all"}, FileNotFoundError),
+        ({"handshake_timeout": 0}, ValueError),
+        ({"shutdown_timeout": -1}, ValueError),
+    ],
+)
+def test_a_server_with_wrong_arguments_raises_at_the_call(keywords, error):
+    if "handshake_timeout" in keywords or "shutdown_timeout" in keywords:
+        keywords = {"ssl_context": SERVER(), **keywords}
+    with pyasync.event_loop(), pytest.raises(error):
+        pyasync.tcp_ssl_server(HOST, 0, nothing, **keywords)
+
+
+def test_a_server_takes_a_context_or_a_certificate():
+    with pyasync.event_loop(), pytest.raises(TypeError, match="context"):
+        pyasync.tcp_ssl_server(HOST, 0, nothing, ssl_context=SERVER(), certificate="file")
+
+
+def test_a_context_for_the_other_side_raises():
+    with pyasync.event_loop():
+        with pytest.raises(ValueError, match="other side"):
+            pyasync.tcp_ssl_server(HOST, 0, nothing, ssl_context=CLIENT())
+        with pytest.raises(ValueError, match="other side"):
+            pyasync.tcp_ssl_connect(HOST, 9, nothing, ssl_context=SERVER())
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error"),
+    [
+        ({"server_hostname": 5}, TypeError),
+        ({"server_hostname": ".example"}, ValueError),
+        ({"session": "session"}, TypeError),
+        ({"read_cb": 5}, TypeError),
+        ({"write_cb": 5}, TypeError),
+        ({"handshake_timeout": float("nan")}, ValueError),
+    ],
+)
+def test_a_client_with_wrong_arguments_raises_at_the_call(keywords, error):
+    arguments = {"read_cb": nothing, "ssl_context": CLIENT(), **keywords}
+    with pyasync.event_loop(), pytest.raises(error):
+        pyasync.tcp_ssl_connect(HOST, 9, **arguments)
+
+
+# The end
+
+
+def test_a_connection_that_ends_without_close_notify_is_an_error(link):
+    told = []
+
+    def peer(sock):
+        sock.sendall(b"cut off")
+        sock.sock.shutdown(socket.SHUT_WR)
+        return read_all(sock)
+
+    link(
+        nothing,
+        peer,
+        read_cb=lambda socket, data: told.append(data),
+        event_cb=told.append,
+    )
+    data, error = told
+    assert data == b"cut off"
+    assert type(error) is pyasync.TcpSslError
+    assert (error.library, error.reason) == ("SSL", "UNEXPECTED_EOF_WHILE_READING")
+
+
+@pytest.mark.parametrize("size", [0, 10, MORE_THAN_FITS])
+def test_close_and_shutdown_end_by_a_close_notify(link, size):
+    def peer(sock):
+        return len(read_all(sock)), sock.ended_properly
+
+    for end in ("close", "shutdown"):
+
+        def connected(socket, end=end):
+            socket.write(bytes(size))
+            getattr(socket, end)()
+
+        assert link(connected, peer) == (size, True)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_after_shutdown_reading_goes_on(run, version):
+    received = []
+
+    def talk(address):
+        with connect(address, client_context(maximum_version=version)) as sock:
+            assert read_all(sock) == b"last words"
+            assert sock.ended_properly
+            sock.sendall(b"an answer")
+
+    def connected(sock):
+        sock.write(b"last words")
+        sock.shutdown()
+        sock.shutdown()
+        with pytest.raises(pyasync.SocketBrokenPipe):
+            sock.write(b"more")
+
+    _, events = serve(
+        run, talk, connect_cb=connected, read_cb=lambda socket, data: received.append(data)
+    )
+    assert received == [b"an answer"]
+    assert [type(event) for event in events] == [pyasync.SocketEOF]
+
+
+def test_shutdown_in_connect_cb_loses_nothing_that_came_with_the_handshake(run):
+    received = []
+
+    def talk(address):
+        sock = connect_plain(address)
+        # What TLS 1.3 lets a client send behind its last message arrives together with it.
+        with TlsPeer(sock, CLIENT(), server_side=False, server_hostname="localhost",
+                     handshake=False) as tls:  # fmt: skip
+            with pytest.raises(ssl.SSLWantReadError):
+                tls.object.do_handshake()
+            tls.push()
+            while True:
+                tls._feed()
+                try:
+                    tls.object.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    pass
+            tls.object.write(b"together")
+            tls.push()
+            assert read_all(tls) == b""
+
+    serve(
+        run,
+        talk,
+        connect_cb=lambda sock: sock.shutdown(),
+        read_cb=lambda sock, data: received.append(data),
+    )
+    assert received == [b"together"]
+
+
+def test_a_peer_that_does_not_answer_shutdown_is_closed_after_shutdown_timeout(run):
+    done = threading.Event()
+    events = []
+
+    def talk(address):
+        sock = connect(address)
+        assert done.wait(PATIENCE)
+        sock.sock.close()
+
+    def event_cb(event):
+        events.append(event)
+        done.set()
+
+    serve(
+        run,
+        talk,
+        connect_cb=lambda sock: sock.shutdown(),
+        shutdown_timeout=0.05,
+        event_cb=event_cb,
+    )
+    assert [type(event) for event in events] == [pyasync.SocketTimeout]
+
+
+def test_a_socket_closed_before_its_handshake_sends_what_was_written(run):
+    called = []
+
+    def peer(sock):
+        with TlsPeer(sock, SERVER(), server_side=True) as tls:
+            return read_all(tls), tls.ended_properly
+
+    def start():
+        listener = socket.create_server((HOST, 0))
+        threads.append(Background(talk, listener))
+        sock = pyasync.tcp_ssl_connect(
+            "localhost", listener.getsockname()[1], nothing, ssl_context=CLIENT(),
+            connect_cb=called.append,
+        )  # fmt: skip
+        sock.write(b"written early", write_cb=lambda sock: called.append("written"))
+        sock.close()
+
+    def talk(listener):
+        with listener:
+            sock, _ = listener.accept()
+        with sock:
+            sock.settimeout(PATIENCE)
+            return peer(sock)
+
+    threads = []
+    run(start)
+    assert threads[0].result() == (b"written early", True)
+    assert called == ["written"]
+
+
+def test_a_socket_closed_before_its_handshake_gives_up_a_silent_peer_after_linger(run):
+    events = []
+
+    def start():
+        listener = socket.create_server((HOST, 0))
+        threads.append(Background(talk, listener))
+        sock = pyasync.tcp_ssl_connect(
+            HOST, listener.getsockname()[1], nothing, ssl_context=CLIENT(), linger=0.05,
+            event_cb=events.append, data=b"never sent",
+        )  # fmt: skip
+        sock.close()
+
+    def talk(listener):
+        with listener:
+            sock, _ = listener.accept()
+        with sock:
+            sock.settimeout(PATIENCE)
+            return end_of(sock)
+
+    threads = []
+    run(start)
+    threads[0].result()
+    assert [type(event) for event in events] == [pyasync.SocketTimeout]
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("callback", CALLBACKS)
+def test_closing_in_any_callback(link, callback, force):
+    def act(sock):
+        sock.write(b"bye")
+        sock.close(force=force)
+        sock.close()
+        assert sock.closed
+
+    def peer(sock):
+        try:
+            return read_all(sock), sock.ended_properly
+        except (OSError, ValueError):
+            return b"", False
+
+    data, proper = within(link, callback, act, peer)
+    if not force and callback != "pressure_cb":
+        assert (data, proper) == (b"bye", True)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_closing_in_the_event_cb_of_a_failed_handshake(run, force):
+    events = []
+
+    def event_cb(event):
+        events.append(event)
+        event.socket.close(force=force)
+
+    serve(run, send_http, event_cb=event_cb)
+    assert [type(event) for event in events] == [pyasync.TcpSslError]
+
+
+def test_leaving_the_loop_in_a_handshake_leaves_nothing(run):
+    def start():
+        server = pyasync.tcp_ssl_server(HOST, 0, nothing, ssl_context=SERVER())
+        pyasync.tcp_ssl_connect(*server.address, nothing, ssl_context=CLIENT(), data=b"data")
+        after_iterations(3, pyasync.exit_event_loop)
+
+    run(start)
+
+
+def test_what_was_written_is_tried_once_when_the_loop_is_left(run):
+    def connected(sock):
+        sock.write(b"last words")
+        pyasync.exit_event_loop()
+
+    def start():
+        server = pyasync.tcp_ssl_server(
+            HOST, 0, nothing, ssl_context=SERVER(), connect_cb=connected
+        )
+        threads.append(Background(talk, server.address))
+
+    def talk(address):
+        with connect(address) as sock:
+            return read_all(sock)
+
+    threads = []
+    run(start)
+    assert threads[0].result() == b"last words"
+
+
+# Errors of callbacks
+
+
+def test_the_connection_goes_on_when_connect_cb_raises(run):
+    def connected(sock):
+        raise LookupError
+
+    events = []
+
+    def start():
+        server = pyasync.tcp_ssl_server(
+            HOST, 0, lambda sock, data: sock.write(data), ssl_context=SERVER(),
+            connect_cb=connected, event_cb=events.append,
+        )  # fmt: skip
+
+        def talk():
+            echo_works(server.address)
+            loop.call_threadsafe(server.close)
+
+        loop = pyasync.current_loop()
+        threads.append(Background(talk))
+
+    threads = []
+    run(start, catch_app_errors=True)
+    threads[0].result()
+    assert [type(event) for event in events] == [LookupError, pyasync.SocketEOF]
+
+
+# Writing
+
+
+def test_small_writes_of_one_callback_leave_as_one_record(run):
+    """A read gives what one record holds."""
+
+    def talk(address):
+        with connect(address) as sock:
+            sock.sendall(b"go")
+            assert sock.recv(100) == b"a" + b"bc" * 20
+
+    def read_cb(sock, data):
+        sock.write(b"a", write_cb=lambda sock: called.append("a"))
+        for _ in range(20):
+            sock.write(b"b")
+            sock.write(b"c", write_cb=lambda sock: called.append("c"))
+        assert called == []
+
+    called = []
+    serve(run, talk, read_cb=read_cb)
+    assert called == ["a"] + ["c"] * 20
+
+
+@pytest.mark.parametrize("read_first", [0, 1 << 20])
+def test_a_slow_reader_costs_no_encrypted_copies(run, read_first):
+    """What waits is the object that was written, and about one batch of ciphertext."""
+    total, looked = 64 << 20, threading.Event()
+    data = bytes(total)
+    held = []
+
+    def talk(address):
+        with connect(address) as sock:
+            size = len(read_exactly(sock, read_first)) if read_first else 0
+            assert looked.wait(PATIENCE)
+            return size + len(read_all(sock))
+
+    def connected(sock):
+        small_buffers(sock)
+        sock.write(data)
+        sock.close()
+        after_iterations(10, lambda: look(sock))
+
+    def look(sock):
+        refused = sock._refused_size()
+        held.append((refused, sock._waiting_size()))
+        looked.set()
+
+    result, _ = serve(run, talk, connect_cb=connected, linger=PATIENCE)
+    assert result == total
+    ((refused, waiting),) = held
+    assert refused <= 256 << 10
+    assert waiting > total // 2
+
+
+def test_bytes_are_kept_by_reference(run):
+    data = bytes(4 << 20)
+    kept, looked = [], threading.Event()
+
+    def talk(address):
+        with connect(address) as sock:
+            assert looked.wait(PATIENCE)
+            return len(read_all(sock))
+
+    def connected(sock):
+        small_buffers(sock)
+        sock.write(data)
+        ((view, _),) = sock._rare.held
+        kept.append(view.obj is data)
+        looked.set()
+        sock.close()
+
+    assert serve(run, talk, connect_cb=connected)[0] == len(data)
+    assert kept == [True]
+
+
+def test_a_write_queue_counts_what_is_not_encrypted_yet(run):
+    sizes = []
+
+    def start():
+        sock = pyasync.init_tcp_ssl_socket(
+            nothing, ssl_context=CLIENT(), server_hostname="localhost"
+        )
+        sock.write(b"12345")
+        sizes.append(sock.write_queue_size)
+        sock.close()
+        sizes.append(sock.closed)
+
+    run(start)
+    assert sizes == [5, True]
+
+
+def test_counters_count_tcp_connections_and_bytes_on_the_wire(run):
+    seen = []
+
+    def talk(address):
+        with connect(address) as sock:
+            sock.sendall(bytes(1000))
+            read_exactly(sock, 1000)
+
+    def read_cb(sock, data):
+        sock.write(data, write_cb=lambda sock: seen.append(pyasync.stats()))
+
+    serve(run, talk, read_cb=read_cb)
+    assert seen[-1].incoming_tcp_connections == 1
+    assert seen[-1].bytes_read > 1000
+    assert seen[-1].bytes_written > 1000
