@@ -460,11 +460,12 @@ def test_a_server_takes_a_context_or_a_certificate():
 
 
 def test_a_context_for_the_other_side_raises():
+    client, server = map(ssl.SSLContext, (ssl.PROTOCOL_TLS_CLIENT, ssl.PROTOCOL_TLS_SERVER))
     with pyasync.event_loop():
         with pytest.raises(ValueError, match="other side"):
-            pyasync.tcp_ssl_server(HOST, 0, nothing, ssl_context=CLIENT())
+            pyasync.tcp_ssl_server(HOST, 0, nothing, ssl_context=client)
         with pytest.raises(ValueError, match="other side"):
-            pyasync.tcp_ssl_connect(HOST, 9, nothing, ssl_context=SERVER())
+            pyasync.tcp_ssl_connect(HOST, 9, nothing, ssl_context=server)
 
 
 @pytest.mark.parametrize(
