@@ -1,8 +1,8 @@
 """UDP sockets.
 
-A datagram crosses between Python and C behind its peer's address, packed as csrc/udp.cdef.h says,
-and otherwise as a stream's data does: what is sent leaves with the iteration's other operations,
-and what arrives is read in batches (recvmmsg(2)). What an address is packed to is remembered.
+A datagram crosses between Python and C behind its peer's address, and otherwise as a stream's data
+does: what is sent leaves with the iteration's other operations, and what arrives is read in batches
+(recvmmsg(2)). What an address is packed to is remembered: see `pyasync.addresses`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,21 @@ import errno
 import socket as sockets
 from collections import deque
 from collections.abc import Callable
-from struct import Struct
 from threading import get_ident
-from typing import Any, Union
+from typing import Any
 
 from pyasync._ffi import ffi, lib
+from pyasync.addresses import (
+    MAPPED,
+    TO_PEER,
+    V4,
+    V6,
+    Address,
+    AddressFormat,
+    interface_of,
+    is_mapped,
+    require_target,
+)
 from pyasync.dns import numeric_address, require_host
 from pyasync.errors import DnsError, SocketClosed, check, socket_error
 from pyasync.handles import PlainHandle, optional_callable
@@ -25,19 +35,10 @@ from pyasync.stream_state import Data, WriteCallback
 from pyasync.streams import call_kept_callback, keep_callback, part_of
 from pyasync.tcp import bind, require_port
 
-#: As the `socket` module has it: (host, port), of IPv6 (host, port, flowinfo, scope_id).
-Address = Union["tuple[str, int]", "tuple[str, int, int, int]"]
 ReadCallback = Callable[["UdpSocket", bytes, Any], object]
-
-V4, V6 = sockets.AF_INET, sockets.AF_INET6
 
 WRITE = lib.PA_WRITE
 WRITE_CALLBACK = lib.PA_WRITE_CALLBACK
-
-_IN = Struct("=H2s4s")
-_IN6 = Struct("=H2s4s16sI")
-_TO_PEER = Struct("=H").pack(sockets.AF_UNSPEC)
-_MAPPED = "::ffff:"
 
 #: The most that a datagram holds, in bytes: of IPv4 65,535 less its headers, which IPv6 does not
 #: count (RFC 768, RFC 8200).
@@ -52,8 +53,8 @@ class UdpSocket(Named, PlainHandle):
 
     __slots__ = (
         "_address",
-        "_dual",
         "_family",
+        "_format",
         "_header_size",
         "_max_size",
         "_peers",
@@ -77,10 +78,8 @@ class UdpSocket(Named, PlainHandle):
     ) -> None:
         """Take over a socket that is bound."""
         self._family = sock.family
-        self._dual = sock.family == V6 and not sock.getsockopt(
-            sockets.IPPROTO_IPV6, sockets.IPV6_V6ONLY
-        )
-        self._header_size = (_IN6 if sock.family == V6 else _IN).size
+        self._format = AddressFormat(sock)
+        self._header_size = self._format.size
         self._max_size = MAX_SIZE[sock.family]
         self._address = sock.getsockname()
         self._read_cb = read_cb
@@ -140,9 +139,7 @@ class UdpSocket(Named, PlainHandle):
             loop._write_now(self._slot, datagram, callback)
 
     def _check_size(self, size: int, target: bytes) -> None:
-        # To a mapped address a datagram goes over IPv4.
-        over_v4 = len(target) == _IN6.size and target[8:20] == bytes(10) + b"\xff\xff"
-        limit = MAX_SIZE[V4] if over_v4 else self._max_size
+        limit = MAX_SIZE[V4] if is_mapped(target) else self._max_size
         if size > limit:
             raise ValueError(f"a datagram must have {limit} bytes at most, not {size}")
 
@@ -152,42 +149,9 @@ class UdpSocket(Named, PlainHandle):
             raise socket_error(-errno.EDESTADDRREQ, self)
         if None in self._targets:
             raise socket_error(-errno.EISCONN, self, detail="address must be None")
-        if not isinstance(address, tuple):
-            raise TypeError(f"address must be a tuple, not {type(address).__name__}")
-        if not 2 <= len(address) <= (2 if self._family == V4 else 4):
-            raise ValueError(f"address must be (host, port), not {address!r}")
-        host, port, flowinfo, scope = (*address, 0, 0)[:4]
-        _require_target(host, port)
-        if not isinstance(flowinfo, int) or not isinstance(scope, int):
-            raise TypeError(f"flowinfo and scope_id must be integers: {address!r}")
-        if not (0 <= flowinfo < 1 << 20 and 0 <= scope < 1 << 32):
-            raise ValueError(f"flowinfo or scope_id is out of range: {address!r}")
-        target = self._pack(self._numeric(host), port, flowinfo, scope)
+        target = self._format.pack(address)
         self._remember(self._targets, address, target)
         return target
-
-    def _numeric(self, host: str) -> str:
-        """Return the numeric address of the socket's own family, or raise `ValueError`."""
-        found = numeric_address(host)
-        if found is None:
-            raise ValueError(f"the host must be a numeric address, not {host!r}: see dns_lookup")
-        family, text = found
-        if family == self._family:
-            return text
-        if self._dual:
-            return _MAPPED + text
-        raise ValueError(f"a socket of {self._address[0]} cannot send to {host!r}")
-
-    def _pack(self, host: str, port: int, flowinfo: int, scope: int) -> bytes:
-        in_order = port.to_bytes(2, "big")
-        if self._family == V4:
-            return _IN.pack(V4, in_order, sockets.inet_aton(host))
-        host, _, zone = host.partition("%")
-        if zone:
-            scope = _scope(zone)
-        return _IN6.pack(
-            V6, in_order, flowinfo.to_bytes(4, "big"), sockets.inet_pton(V6, host), scope
-        )
 
     @staticmethod
     def _remember(known: dict[Any, Any], key: Any, value: Any) -> None:
@@ -207,18 +171,18 @@ class UdpSocket(Named, PlainHandle):
         arguments that are wrong, and `SocketClosed`.
         """
         slot = self._open_slot()
-        _require_target(host, port)
-        address = self._numeric(host if numeric_address(host) else self._look_up(host))
+        require_target(host, port)
+        address = self._format.numeric(host if numeric_address(host) else self._look_up(host))
         self._loop._submit()
         status = lib.pa_udp_connect(self._loop._c, slot, address.encode(), port)
         if status != 0:
             raise socket_error(status, self, detail=f"{host} port {port}")
-        self._targets = {None: _TO_PEER}
-        if address.startswith(_MAPPED):
+        self._targets = {None: TO_PEER}
+        if address.startswith(MAPPED):
             self._max_size = MAX_SIZE[V4]
 
     def _look_up(self, host: str) -> str:
-        family = sockets.AF_UNSPEC if self._dual else self._family
+        family = sockets.AF_UNSPEC if self._format.dual else self._family
         try:
             found = sockets.getaddrinfo(host, None, family, sockets.SOCK_DGRAM)
         except sockets.gaierror as error:
@@ -233,8 +197,8 @@ class UdpSocket(Named, PlainHandle):
         for index in range(0, len(operations), 5):
             kind, slot, length, datagram = operations[index : index + 4]
             if slot == self._slot and kind in (WRITE, WRITE_CALLBACK):
-                to_peer = datagram[:2] == _TO_PEER
-                size += length - (len(_TO_PEER) if to_peer else self._header_size)
+                to_peer = datagram[:2] == TO_PEER
+                size += length - (len(TO_PEER) if to_peer else self._header_size)
         return size
 
     # The socket
@@ -285,7 +249,7 @@ class UdpSocket(Named, PlainHandle):
             raise ValueError(f"group must be a multicast address, not {group!r}")
         if source is not None and self._own("source", source)[0] != family:
             raise ValueError(f"source must be an address of the group's family, not {source!r}")
-        where = ffi.NULL if interface is None else _interface(family, interface)
+        where = ffi.NULL if interface is None else interface_of(family, interface)
         whom = ffi.NULL if source is None else source.encode()
         self._loop._submit()
         check(lib.pa_udp_membership(self._loop._c, slot, text.encode(), where, whom, join))
@@ -297,7 +261,7 @@ class UdpSocket(Named, PlainHandle):
         `SocketError`, and `SocketClosed`.
         """
         slot = self._open_slot()
-        where = _interface(self._family, interface)
+        where = interface_of(self._family, interface)
         self._loop._submit()
         check(lib.pa_udp_multicast_interface(self._loop._c, slot, where))
 
@@ -361,7 +325,7 @@ class UdpSocket(Named, PlainHandle):
         with self._socket() as sock:
             if self._family == V6:
                 sock.setsockopt(sockets.IPPROTO_IPV6, of_v6, value)
-            if self._family == V4 or self._dual:
+            if self._family == V4 or self._format.dual:
                 sock.setsockopt(sockets.IPPROTO_IP, of_v4, value)
 
     # Called by the loop
@@ -380,18 +344,7 @@ class UdpSocket(Named, PlainHandle):
 
     def _sender(self, header: bytes) -> Any:
         """Return the address that goes before a datagram, and remember it."""
-        address: Any
-        if self._family == V4:
-            _, port, packed = _IN.unpack(header)
-            address = (sockets.inet_ntoa(packed), int.from_bytes(port, "big"))
-        else:
-            _, port, flowinfo, packed, scope = _IN6.unpack(header)
-            address = (
-                sockets.inet_ntop(V6, packed),
-                int.from_bytes(port, "big"),
-                int.from_bytes(flowinfo, "big"),
-                scope,
-            )
+        address = self._format.unpack(header)
         self._remember(self._peers, header, address)
         return address
 
@@ -409,37 +362,11 @@ class UdpSocket(Named, PlainHandle):
             self._loop._tell(self, socket_error(value), self)
 
 
-def _require_target(host: Any, port: Any) -> None:
-    require_host("host", host)
-    require_port(port)
-    if port == 0:
-        raise ValueError("port must be from 1 to 65535, not 0")
-
-
 def _require_byte(name: str, value: int, least: int) -> None:
     if not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
     if not least <= value <= 255:
         raise ValueError(f"{name} must be from {least} to 255, not {value}")
-
-
-def _scope(zone: str) -> int:
-    """Return the number of a zone of IPv6 addresses: an interface's name, or its number."""
-    number: int = int(zone) if zone.isdecimal() else lib.if_nametoindex(zone.encode())
-    if not 0 < number < 1 << 32:
-        raise ValueError(f"there is no interface {zone!r}")
-    return number
-
-
-def _interface(family: int, interface: str) -> bytes:
-    """Return the interface as libuv wants it: an address, of IPv6 one with a scope."""
-    require_host("interface", interface)
-    found = numeric_address(interface)
-    if found is not None and found[0] == family:
-        return interface.encode()
-    if found is None and family == V6:
-        return b"::%%%d" % _scope(interface)
-    raise ValueError(f"interface must be an address of it, or of IPv6 its name, not {interface!r}")
 
 
 def udp_socket(
