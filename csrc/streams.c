@@ -376,12 +376,12 @@ void pa_write_flush(pa_loop *loop, int slot) {
   if (first == 0)
     return;
   entry->writes = 0;
+  if ((entry->flags & PA_BROKEN) || uv_is_closing((uv_handle_t *) stream))
+    return;
   if (entry->kind == PA_UDP) {
     pa_udp_send(loop, slot, first);
     return;
   }
-  if ((entry->flags & PA_BROKEN) || uv_is_closing((uv_handle_t *) stream))
-    return;
   must_wait = stream->write_queue_size > 0 || (entry->flags & PA_CONNECTING);
   count = gather(loop, first, &total);
   if (total > SENT_AT_ONCE || (entry->flags & PA_WROTE))

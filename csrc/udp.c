@@ -1,5 +1,6 @@
 /* UDP sockets: receiving in batches into the arena, sending at once or queued.
  */
+#define _GNU_SOURCE  /* sendmmsg */
 #include "pyasync.h"
 
 #include <errno.h>
@@ -254,9 +255,72 @@ static void send_part(pa_loop *loop, int slot, const pa_write_part *part) {
     send_failed(loop, slot, sent, callback);
 }
 
+/* Sends some of the parts from index on together, and returns the first that
+ * it has not sent. */
+static uint32_t send_batch(pa_loop *loop, uv_udp_t *udp, uint32_t index) {
+#ifdef __linux__
+  struct sockaddr_storage addresses[BATCH_MAX];
+  struct iovec data[BATCH_MAX];
+  struct mmsghdr messages[BATCH_MAX];
+  uint32_t next = index;
+  uv_os_fd_t fd;
+  int count = 0;
+  int sent;
+  int i;
+
+  if (uv_fileno((uv_handle_t *) udp, &fd) != 0)
+    return index;
+  for (; next != 0 && count < BATCH_MAX; count++) {
+    const pa_write_part *part = &loop->parts[next - 1];
+    struct msghdr *message = &messages[count].msg_hdr;
+    size_t header = unpack_address(part->base, &addresses[count]);
+
+    data[count].iov_base = (char *) part->base + header;
+    data[count].iov_len = part->size - header;
+    memset(message, 0, sizeof(*message));
+    message->msg_name = &addresses[count];
+    message->msg_namelen = pa_address_size(&addresses[count]);
+    message->msg_iov = &data[count];
+    message->msg_iovlen = 1;
+    next = part->next;
+  }
+  sent = sendmmsg(fd, messages, (unsigned) count, 0);
+  for (i = 0; i < sent; i++) {
+    loop->counters->bytes_written += data[i].iov_len;
+    index = loop->parts[index - 1].next;
+  }
+#else
+  (void) loop;
+  (void) udp;
+#endif
+  return index;
+}
+
+/* sendmmsg does not tell an error of any but the first, and a connected socket
+ * reports one only once: its datagrams are sent one by one. */
+static int can_batch(pa_loop *loop, uv_udp_t *udp, uint32_t index) {
+  const pa_write_part *part = &loop->parts[index - 1];
+  uint16_t family;
+
+  memcpy(&family, part->base, 2);
+  return part->next != 0 && family != AF_UNSPEC &&
+         uv_udp_get_send_queue_count(udp) == 0;
+}
+
 void pa_udp_send(pa_loop *loop, int slot, uint32_t index) {
-  for (; index != 0; index = loop->parts[index - 1].next)
-    send_part(loop, slot, &loop->parts[index - 1]);
+  uv_udp_t *udp = (uv_udp_t *) loop->slots[slot].handle;
+
+  while (index != 0) {
+    uint32_t unsent =
+        can_batch(loop, udp, index) ? send_batch(loop, udp, index) : index;
+
+    /* One that the kernel refuses is tried alone, to know why. */
+    if (unsent == index) {
+      send_part(loop, slot, &loop->parts[index - 1]);
+      unsent = loop->parts[index - 1].next;
+    }
+    index = unsent;
+  }
 }
 
 size_t pa_udp_send_queue_size(pa_loop *loop, int slot) {

@@ -106,8 +106,8 @@ class UdpSocket(Named, PlainHandle):
         and scope_id may follow. A socket for both families takes addresses of both. After `connect`
         it is None.
 
-        Datagrams leave when the callback that sends them has returned, one system call each; one
-        that the kernel has no room for waits in a queue. ``write_cb(socket)`` is called once the
+        Datagrams leave when the callback that sends them has returned; one that the kernel has no
+        room for waits in a queue. ``write_cb(socket)`` is called once the
         kernel has taken this datagram and all before it: never inside this call. That does not
         mean that it arrives. One that cannot be sent is reported to ``event_cb``, and the socket
         goes on: for example ENETUNREACH, or EACCES for a broadcast without ``broadcast=True``.
