@@ -34,7 +34,7 @@ class Stats:
     outgoing_tcp_connections: int = 0
     incoming_pipe_connections: int = 0
     outgoing_pipe_connections: int = 0
-    #: Lookups of names that are under way.
+    #: Lookups of names and addresses that are neither answered nor closed.
     open_dns_queries: int = 0
     #: How many handles are open, by type; of timers, how many are pending, and of "work" how many
     #: functions are waiting for a thread or running in one.
