@@ -1,0 +1,151 @@
+"""The interactive prompt: ``python -m pyasync``.
+
+The main thread reads lines, as it does in any Python prompt, and the event loop runs in a thread
+of its own meanwhile. To run a statement the main thread borrows the loop, which stands still
+until it gets itself back: so a statement is like a callback of the loop, and Ctrl-C interrupts it
+like any statement of the main thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import code
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread, get_ident
+from types import CodeType
+from typing import Any
+
+import pyasync
+from pyasync.errors import EventLoopNotRunning
+from pyasync.loop import Loop, _current, exit_event_loop, get_loop, start_event_loop
+
+#: How long the end of the prompt waits for the end of the loop, in seconds: longer than the loop
+#: waits for its threads.
+CLOSE_WAIT = 3.0
+
+
+class LoopThread:
+    """An event loop in a thread of its own, which another thread may borrow."""
+
+    def __init__(self) -> None:
+        self.loop: Loop | None = None
+        self._started = Event()
+        # A daemon: a callback that does not return must not keep the program from its end.
+        self._thread = Thread(target=self._run, name="pyasync event loop", daemon=True)
+        self._thread.start()
+        self._started.wait()
+
+    def _run(self) -> None:
+        try:
+            start_event_loop(self._start, catch_app_errors=_show)
+        finally:
+            self._started.set()
+
+    def _start(self) -> None:
+        self.loop = get_loop()
+        self.loop._hold()
+        self._started.set()
+
+    @contextmanager
+    def borrow(self) -> Iterator[None]:
+        """Let the loop be this thread's, while its own waits. Raises `EventLoopNotRunning`."""
+        loop = self.loop
+        assert loop is not None
+        lent, returned = Event(), Event()
+
+        def lend() -> None:
+            lent.set()
+            returned.wait()  # at once, if the borrower has given up
+
+        try:
+            loop.call_threadsafe(lend)
+            while not lent.wait(0.1):
+                if not self._thread.is_alive():
+                    raise EventLoopNotRunning("the event loop has ended")
+            owner = loop._thread
+            try:
+                loop._thread, _current.loop = get_ident(), loop
+                yield
+            finally:
+                _current.loop = None
+                if loop._thread is not None:  # as in the child of a fork
+                    loop._thread = owner
+        finally:
+            returned.set()
+
+    def close(self) -> None:
+        """End the loop. A callback that does not return is left to run."""
+        assert self.loop is not None
+        try:
+            self.loop.call_threadsafe(exit_event_loop)
+        except EventLoopNotRunning:
+            pass
+        self._thread.join(CLOSE_WAIT)
+        if self._thread.is_alive():
+            print("a callback of the event loop still runs: it is left", file=sys.stderr)
+
+
+class Console(code.InteractiveConsole):
+    """A prompt that runs each statement in an event loop."""
+
+    def __init__(self) -> None:
+        public = {name: getattr(pyasync, name) for name in pyasync.__all__}
+        self.names: dict[str, Any] = {"__name__": "__console__", "pyasync": pyasync, **public}
+        super().__init__(self.names)
+        self._loop = LoopThread()
+
+    def runcode(self, code: CodeType) -> None:
+        while True:
+            try:
+                with self._loop.borrow():
+                    super().runcode(code)  # which shows all that the statement raises
+                return
+            except EventLoopNotRunning:
+                self.write("the event loop has ended: a new one runs\n")
+                self._loop = LoopThread()
+
+    def close(self) -> None:
+        self._loop.close()
+
+
+def _show(error: Exception) -> None:
+    sys.excepthook(type(error), error, error.__traceback__)
+
+
+def _set_up_readline(names: dict[str, Any]) -> None:
+    """Give the prompt its history and completion, where the readline module is."""
+    try:
+        import readline
+        import rlcompleter
+    except ImportError:
+        return
+    # What Python calls for its own prompt: it binds the Tab key, and reads and keeps the history.
+    hook = getattr(sys, "__interactivehook__", None)
+    if hook is not None:
+        hook()
+    readline.set_completer(rlcompleter.Completer(names).complete)
+
+
+def main() -> None:
+    """Run the prompt until its end: Ctrl-D, or ``exit()``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pyasync",
+        description="An interactive prompt with an event loop running under it. The names of "
+        "pyasync are imported; each statement runs in the loop, as a callback does.",
+    )
+    parser.add_argument("--version", action="version", version=pyasync.__version__)
+    parser.parse_args()
+    console = Console()
+    try:
+        _set_up_readline(console.names)
+        console.interact(
+            banner=f"pyasync {pyasync.__version__} with libuv {pyasync.libuv_version()} on "
+            f"{platform.python_implementation()} {platform.python_version()}. An event loop runs "
+            "while you type; Ctrl-D ends it.",
+            exitmsg="",
+        )
+    finally:
+        console.close()
