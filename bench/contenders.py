@@ -4,11 +4,13 @@ Each does the same things when it is told the same words: see peers/peer.py.
 """
 
 import contextlib
+import ctypes
 import functools
 import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +23,9 @@ PEERS = BENCH / "peers"
 PYPY = BENCH.parent / ".venv-pypy3" / "bin" / "python"
 
 PATIENCE = 120.0  # seconds for anything that should take a few
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
 UNSUPPORTED = 3  # the exit status of a program that cannot do what it was asked
 
 # The programs in C have a file for each kind.
@@ -99,9 +104,10 @@ def no_module(name):
     return "" if importlib.util.find_spec(name) else "not installed"
 
 
-def pin(cores):
-    """What a child process does before it starts, to stay on these processors."""
-    return functools.partial(os.sched_setaffinity, 0, cores)
+def begin(cores):
+    """What a child process does before it starts: stay on these processors, end with its parent."""
+    os.sched_setaffinity(0, cores)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def start(command, cores, **options):
@@ -110,7 +116,7 @@ def start(command, cores, **options):
         [str(word) for word in command],
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=pin(cores),
+        preexec_fn=functools.partial(begin, cores),
         **options,
     )
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -468,3 +469,36 @@ def children_of(pid):
     if not listed.exists():
         pytest.skip("the system does not list the children of a process")
     return listed.read_text().split()
+
+
+@requires_compare
+def test_a_comparison_that_is_killed_leaves_no_server():
+    arguments = ["--workloads=held", "--servers=pyasync", "--held-delay=30"]
+    with subprocess.Popen(
+        command("compare.py", "--quick", *arguments), stderr=subprocess.DEVNULL
+    ) as process:
+        # The server listens when its client has been started.
+        wait_until(lambda: any(map(is_client, children_of(process.pid))))
+        server, *_ = children_of(process.pid)
+        assert b"http_delay.py" in command_of(server)
+        process.kill()
+    wait_until(lambda: not command_of(server))
+
+
+def is_client(pid):
+    return b"http_load" in command_of(pid)
+
+
+def command_of(pid):
+    """The words that started a process; none once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
