@@ -32,6 +32,8 @@ DECLARATIONS = (
     "signals.cdef.h",
     "watchers.cdef.h",
     "processes.cdef.h",
+    "fs.cdef.h",
+    "fs_events.cdef.h",
 )
 
 OLDEST_LIBUV = (1, 44)

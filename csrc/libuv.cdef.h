@@ -5,6 +5,30 @@ const char *uv_err_name(int err);
 #define UV_EAI_ADDRFAMILY ...
 #define UV_EAI_NONAME ...
 
+enum uv_fs_event { UV_RENAME, UV_CHANGE, ... };
+
+typedef struct {
+  long tv_sec;
+  long tv_nsec;
+} uv_timespec_t;
+
+typedef struct {
+  uint64_t st_dev;
+  uint64_t st_mode;
+  uint64_t st_nlink;
+  uint64_t st_uid;
+  uint64_t st_gid;
+  uint64_t st_rdev;
+  uint64_t st_ino;
+  uint64_t st_size;
+  uint64_t st_blksize;
+  uint64_t st_blocks;
+  uv_timespec_t st_atim;
+  uv_timespec_t st_mtim;
+  uv_timespec_t st_ctim;
+  ...;
+} uv_stat_t;
+
 enum uv_poll_event { UV_READABLE, UV_WRITABLE, UV_DISCONNECT, ... };
 
 /* if_nametoindex(3): PyPy has none. */

@@ -207,6 +207,7 @@ int pa_run(pa_loop *loop, int wait, const int64_t *operations, int count,
   counters->iterations++;
   take_late_events(loop);
   loop->arena_used = 0;
+  loop->text_used = 0;
   loop->last_read = NULL;
 
   loop->in_pa_run = 1;
@@ -469,6 +470,7 @@ int pa_loop_close(pa_loop *loop) {
   free(loop->events.items);
   free(loop->late.items);
   free(loop->arena);
+  free(loop->text);
   free(loop->slots);
   free(loop->unpolled);
   free(loop->parts);

@@ -19,6 +19,8 @@
 #include "signals.cdef.h"
 #include "watchers.cdef.h"
 #include "processes.cdef.h"
+#include "fs.cdef.h"
+#include "fs_events.cdef.h"
 
 #define CONTAINER_OF(pointer, type, member) \
   ((type *) ((char *) (pointer) - offsetof(type, member)))
@@ -101,6 +103,9 @@ struct pa_loop {
 
   char *arena;      /* what was read in this iteration */
   size_t arena_used;
+  char *text;       /* names of files that have changed in this iteration */
+  size_t text_used;
+  size_t text_capacity;
   uv_handle_t *last_read;
   int *unpolled;    /* slots: to be polled from the next iteration on */
   int unpolled_count;

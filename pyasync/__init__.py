@@ -3,6 +3,7 @@
 Everything public is here: see `start_event_loop`, `tcp_server`, `delay` and `stats` first.
 """
 
+from pyasync import fs
 from pyasync.async_stream import AsyncStream
 from pyasync.counters import Stats
 from pyasync.dns import dns_lookup, dns_lookup_all, reverse_dns_lookup
@@ -34,6 +35,8 @@ from pyasync.errors import (
     TcpServerBindError,
     TcpSslError,
 )
+from pyasync.fs import mkdtemp
+from pyasync.fs_events import FsMonitor, fs_monitor_close, fs_unwatch, fs_watch
 from pyasync.idlers import Idler, free_idler, idle
 from pyasync.loop import (
     Loop,
@@ -114,6 +117,7 @@ __all__ = [
     "FilesystemError",
     "FilesystemNotFound",
     "FilesystemPermission",
+    "FsMonitor",
     "HandleClosed",
     "Idler",
     "Interval",
@@ -164,6 +168,10 @@ __all__ = [
     "free_notifier",
     "free_poller",
     "free_signal_handler",
+    "fs",
+    "fs_monitor_close",
+    "fs_unwatch",
+    "fs_watch",
     "idle",
     "init_tcp_socket",
     "init_tcp_ssl_socket",
@@ -171,6 +179,7 @@ __all__ = [
     "libuv_version",
     "make_event",
     "make_notifier",
+    "mkdtemp",
     "now",
     "pipe_connect",
     "pipe_server",

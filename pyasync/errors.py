@@ -194,14 +194,14 @@ _FILESYSTEM_ERRORS: dict[int, type[FilesystemError]] = {
 
 
 def filesystem_error(
-    status: int, filename: Any = None, detail: str | None = None
+    status: int, filename: Any = None, filename2: Any = None, detail: str | None = None
 ) -> FilesystemError:
     """Return the exception for a libuv error of an operation on files."""
     kind = _FILESYSTEM_ERRORS.get(-status, FilesystemError)
-    text = message(status)
-    if detail is not None:
-        text = f"{text}: {detail}"
-    return kind(-status, text) if filename is None else kind(-status, text, filename)
+    text = message(status) if detail is None else f"{message(status)}: {detail}"
+    if filename is None:
+        return kind(-status, text)
+    return kind(-status, text, filename, None, filename2)
 
 
 def check(status: int) -> int:

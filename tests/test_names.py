@@ -78,6 +78,7 @@ PROCESSES = {
     "process_output",
     "spawn",
 }
+FILES = {"FsMonitor", "fs", "fs_monitor_close", "fs_unwatch", "fs_watch", "mkdtemp"}
 EXCEPTIONS = {
     "DnsError",
     "EventError",
@@ -124,6 +125,9 @@ POSITIONAL = {
     "free_notifier": ["notifier"],
     "free_poller": ["poller"],
     "free_signal_handler": ["signo"],
+    "fs_monitor_close": ["monitor"],
+    "fs_unwatch": ["monitor"],
+    "fs_watch": ["path", "callback"],
     "idle": ["callback"],
     "init_tcp_socket": ["read_cb"],
     "init_tcp_ssl_socket": ["read_cb"],
@@ -131,6 +135,7 @@ POSITIONAL = {
     "libuv_version": [],
     "make_event": ["callback"],
     "make_notifier": ["callback"],
+    "mkdtemp": ["template", "callback"],
     "now": [],
     "pipe_connect": ["name", "read_cb"],
     "pipe_server": ["name", "read_cb"],
@@ -179,6 +184,7 @@ MEMBERS = {
     "Idler": HANDLE,
     "Interval": HANDLE,
     "Loop": {"call_threadsafe", "stats"},
+    "FsMonitor": HANDLE | {"path"},
     "SignalHandler": HANDLE | {"signo"},
     "Process": HANDLE
     | {"error_output", "exit_status", "input", "kill", "output", "pid", "term_signal"},
@@ -213,7 +219,8 @@ MEMBERS = {
 
 
 def test_the_public_names_are_the_documented_ones():
-    topics = [EVENT_LOOP, TIMERS, SOCKETS, DNS, SIGNALS, PROCESSES, WATCHERS, THREADS, EXCEPTIONS]
+    topics = [EVENT_LOOP, TIMERS, SOCKETS, DNS, SIGNALS, PROCESSES, WATCHERS, THREADS, FILES]
+    topics.append(EXCEPTIONS)
     assert set(pyasync.__all__) == set().union(*topics)
 
 

@@ -1,0 +1,462 @@
+"""Operations on files, each in a thread of libuv's pool: the loop never waits for a disk.
+
+A function begins the operation and returns its request; the callback runs later, in the loop, and
+never inside the call. An error goes to ``event_cb`` as a `FilesystemError` of its kind, which is
+also the `OSError` that the blocking call would raise, with ``filename`` set where there is a path;
+without an ``event_cb`` it is logged.
+
+Paths are `str`, `bytes` or `os.PathLike`, and what comes back is `str` or `bytes` as the path was.
+Every function raises `TypeError` or `ValueError` for arguments of a wrong kind or range, such as a
+path with a zero byte, and `EventLoopNotRunning`.
+
+A request keeps the loop running. Its ``close()`` cancels it, or if a thread has begun it, forgets
+it: then nothing is called, and what it has opened or made is closed or removed again. Requests run
+side by side, in any order: what must come after another belongs in the other's callback. The pool
+has four threads for all loops (libuv's ``UV_THREADPOOL_SIZE``), and an operation that blocks, such
+as to read a terminal or to open a named pipe, holds one of them: see `poll` and `pipe_connect`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from operator import index
+from typing import Any, NamedTuple, Union
+
+from pyasync._ffi import ffi, lib
+from pyasync.errors import FilesystemError, filesystem_error
+from pyasync.handles import optional_callable, require_callable
+from pyasync.loop import PYPY, EventCallback, get_loop
+from pyasync.requests import Request
+
+__all__ = [
+    "Entry",
+    "FsRequest",
+    "close",
+    "fstat",
+    "lstat",
+    "mkdir",
+    "mkdtemp",
+    "open",
+    "read",
+    "readlink",
+    "rename",
+    "rmdir",
+    "scandir",
+    "sendfile",
+    "stat",
+    "unlink",
+    "write",
+]
+
+Path = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
+Callback = Callable[..., object]
+
+#: By the numbers of enum uv_dirent_type_t.
+_TYPES = ("unknown", "file", "directory", "link", "fifo", "socket", "char", "block")
+
+
+class Entry(NamedTuple):
+    """An entry of a directory.
+
+    ``type`` is ``"file"``, ``"directory"``, ``"link"`` (a symbolic one), ``"fifo"``, ``"socket"``,
+    ``"char"``, ``"block"``, or ``"unknown"`` where the file system does not say: then `lstat` does.
+    """
+
+    name: Any
+    type: str
+
+
+class FsRequest(Request):
+    """An operation on files that is under way."""
+
+    __slots__ = ("_filenames", "_read")
+
+    def __init__(
+        self,
+        callback: Callback,
+        event_cb: EventCallback | None,
+        read: Callable[[int, Any], tuple[Any, ...]],
+        function: Callable[..., int],
+        *arguments: Any,
+        filenames: tuple[Any, ...] = (),
+    ) -> None:
+        """Call ``function``, and later ``callback`` with what ``read`` makes of the outcome."""
+        require_callable("callback", callback)
+        optional_callable("event_cb", event_cb)
+        super().__init__(get_loop(), callback, event_cb)
+        self._read = read
+        self._filenames = filenames
+        self._begin(function, *arguments)
+
+    def _results(self, address: int) -> tuple[Any, ...]:
+        outcome = lib.pa_fs_result(address)
+        if outcome.result < 0:
+            raise self._error(outcome.result)
+        if self._callback is None:
+            return ()  # what the request has opened stays C's, which closes it
+        return self._read(address, outcome)
+
+    def _error(self, status: int) -> FilesystemError:
+        return filesystem_error(status, *self._filenames)
+
+
+class CloseRequest(FsRequest):
+    """A descriptor's close that is under way."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Forget the request: its callback is not called. The descriptor is closed all the same."""
+        if not self.closed:
+            self._loop._check_thread()
+            self._callback = None
+
+
+# What the callbacks get
+
+
+def _nothing(address: int, outcome: Any) -> tuple[()]:
+    return ()
+
+
+def _number(address: int, outcome: Any) -> tuple[int]:
+    return (outcome.result,)
+
+
+def _descriptor(address: int, outcome: Any) -> tuple[int]:
+    lib.pa_fs_take(address)
+    return (outcome.result,)
+
+
+def _data(address: int, outcome: Any) -> tuple[bytes]:
+    return (ffi.buffer(outcome.data, outcome.size)[:],)
+
+
+def _decoder(like: str | bytes) -> Callable[[bytes], Any]:
+    return os.fsdecode if isinstance(like, str) else bytes
+
+
+def _stat_result(address: int, outcome: Any) -> tuple[os.stat_result]:
+    stat = lib.pa_fs_result_stat(address)
+    fields = {"st_blksize": stat.st_blksize, "st_blocks": stat.st_blocks, "st_rdev": stat.st_rdev}
+    times = {"atime": stat.st_atim, "mtime": stat.st_mtim, "ctime": stat.st_ctim}
+    for name, time in times.items():
+        if PYPY:  # which works the others out
+            fields[f"nsec_{name}"] = time.tv_nsec
+        else:
+            fields[f"st_{name}"] = time.tv_sec + time.tv_nsec * 1e-9
+            fields[f"st_{name}_ns"] = time.tv_sec * 10**9 + time.tv_nsec
+    integers = [
+        *(stat.st_mode, stat.st_ino, stat.st_dev, stat.st_nlink),
+        *(stat.st_uid, stat.st_gid, stat.st_size),
+        *(time.tv_sec for time in times.values()),
+    ]
+    return (os.stat_result(integers, fields),)
+
+
+# What the arguments must be
+
+
+def _path(value: Path, name: str = "path") -> tuple[str | bytes, bytes]:
+    """Return the path as its user gave it, for errors, and as C takes it."""
+    path = os.fspath(value)
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise ValueError(f"{name} must not have zero bytes: {path!r}")
+    return path, encoded
+
+
+def _integer(value: Any, name: str, highest: int) -> int:
+    number = index(value)
+    if not 0 <= number <= highest:
+        raise ValueError(f"{name} must be from 0 to {highest}, not {number}")
+    return number
+
+
+def _fd(value: int, name: str = "fd") -> int:
+    return _integer(value, name, 2**31 - 1)
+
+
+def _size(value: int, name: str) -> int:
+    return _integer(value, name, 2**63 - 1)
+
+
+def _offset(value: int | None) -> int:
+    return -1 if value is None else _size(value, "offset")
+
+
+def _mode(value: int) -> int:
+    return _integer(value, "mode", 0o7777)
+
+
+# Files
+
+
+def stat(
+    path: Path,
+    callback: Callable[[os.stat_result], object],
+    *,
+    event_cb: EventCallback | None = None,
+) -> FsRequest:
+    """Call ``callback(status)`` with what `os.stat` returns: an `os.stat_result`.
+
+    Of a symbolic link it is the status of what it leads to.
+
+    >>> import pyasync, stat
+    >>> with pyasync.event_loop():
+    ...     _ = pyasync.fs.stat("/", lambda status: print(stat.S_ISDIR(status.st_mode)))
+    True
+    """
+    name, encoded = _path(path)
+    return FsRequest(callback, event_cb, _stat_result, lib.pa_fs_stat, encoded, filenames=(name,))
+
+
+def lstat(
+    path: Path,
+    callback: Callable[[os.stat_result], object],
+    *,
+    event_cb: EventCallback | None = None,
+) -> FsRequest:
+    """Do as `stat`, but of a symbolic link tell its own status."""
+    name, encoded = _path(path)
+    return FsRequest(callback, event_cb, _stat_result, lib.pa_fs_lstat, encoded, filenames=(name,))
+
+
+def fstat(
+    fd: int,
+    callback: Callable[[os.stat_result], object],
+    *,
+    event_cb: EventCallback | None = None,
+) -> FsRequest:
+    """Do as `stat`, of an open descriptor."""
+    return FsRequest(callback, event_cb, _stat_result, lib.pa_fs_fstat, _fd(fd))
+
+
+def open(
+    path: Path,
+    flags: int,
+    callback: Callable[[int], object],
+    *,
+    mode: int = 0o666,
+    event_cb: EventCallback | None = None,
+) -> FsRequest:
+    """Open a file, and call ``callback(fd)`` with its descriptor, which is then the callback's.
+
+    ``flags`` are those of `os.open`: ``os.O_RDONLY``, ``os.O_WRONLY | os.O_CREAT | os.O_TRUNC``;
+    the descriptor is closed in programs that the process becomes (``O_CLOEXEC``), always. ``mode``
+    is of a file that is made, less the process's umask.
+    """
+    name, encoded = _path(path)
+    flags = _integer(flags, "flags", 2**31 - 1) | os.O_CLOEXEC
+    return FsRequest(
+        callback,
+        event_cb,
+        _descriptor,
+        lib.pa_fs_open,
+        encoded,
+        flags,
+        _mode(mode),
+        filenames=(name,),
+    )
+
+
+def read(
+    fd: int,
+    size: int,
+    callback: Callable[[bytes], object],
+    *,
+    offset: int | None = None,
+    event_cb: EventCallback | None = None,
+) -> FsRequest:
+    """Read up to ``size`` bytes, and call ``callback(data)``; at the end of the file with ``b""``.
+
+    It is one read(2), or with an ``offset`` in bytes one pread(2), which leaves the descriptor's
+    position alone: several of these may run at once. A read may give less than there is.
+    """
+    return FsRequest(
+        callback, event_cb, _data, lib.pa_fs_read, _fd(fd), _size(size, "size"), _offset(offset)
+    )
+
+
+def write(
+    fd: int,
+    data: Any,
+    callback: Callable[[int], object],
+    *,
+    offset: int | None = None,
+    event_cb: EventCallback | None = None,
+) -> FsRequest:
+    """Write all of the data, and call ``callback(size)``: how many bytes it was.
+
+    ``data`` is bytes-like, or `str`, written as UTF-8; it is copied. After a short write the rest
+    is written as well. If that fails, ``event_cb`` gets the error, and how much was written is not
+    told; but a descriptor that does not block may take less, and then ``size`` says how much.
+    With an ``offset`` in bytes the descriptor's position is left alone (pwrite(2)).
+    """
+    if isinstance(data, str):
+        data = data.encode()
+    elif type(data) is not bytes:
+        data = bytes(memoryview(data))
+    return FsRequest(
+        callback, event_cb, _number, lib.pa_fs_write, _fd(fd), data, len(data), _offset(offset)
+    )
+
+
+def sendfile(
+    out_fd: int,
+    in_fd: int,
+    offset: int,
+    count: int,
+    callback: Callable[[int], object],
+    *,
+    event_cb: EventCallback | None = None,
+) -> FsRequest:
+    """Copy ``count`` bytes between descriptors inside the kernel, and call ``callback(size)``.
+
+    They are read from ``offset``, in bytes, and written at the position of ``out_fd``. ``size`` is
+    how many they were: less than ``count`` where the file ends, or if ``out_fd`` does not block and
+    takes no more. The position of ``in_fd`` does not count, and stays.
+    """
+    return FsRequest(
+        callback,
+        event_cb,
+        _number,
+        lib.pa_fs_sendfile,
+        _fd(out_fd, "out_fd"),
+        _fd(in_fd, "in_fd"),
+        _size(offset, "offset"),
+        _size(count, "count"),
+    )
+
+
+def close(
+    fd: int, callback: Callable[[], object], *, event_cb: EventCallback | None = None
+) -> FsRequest:
+    """Close the descriptor, and call ``callback()``.
+
+    It is closed in any case: also if the request is closed, or if the loop ends before a thread has
+    begun it.
+    """
+    return CloseRequest(callback, event_cb, _nothing, lib.pa_fs_close, _fd(fd))
+
+
+# Directories and names
+
+
+def mkdir(
+    path: Path,
+    callback: Callable[[], object],
+    *,
+    mode: int = 0o777,
+    event_cb: EventCallback | None = None,
+) -> FsRequest:
+    """Make a directory, whose mode is ``mode`` less the process's umask; call ``callback()``."""
+    name, encoded = _path(path)
+    return FsRequest(
+        callback, event_cb, _nothing, lib.pa_fs_mkdir, encoded, _mode(mode), filenames=(name,)
+    )
+
+
+def rmdir(
+    path: Path, callback: Callable[[], object], *, event_cb: EventCallback | None = None
+) -> FsRequest:
+    """Remove an empty directory, and call ``callback()``."""
+    name, encoded = _path(path)
+    return FsRequest(callback, event_cb, _nothing, lib.pa_fs_rmdir, encoded, filenames=(name,))
+
+
+def rename(
+    path: Path,
+    new_path: Path,
+    callback: Callable[[], object],
+    *,
+    event_cb: EventCallback | None = None,
+) -> FsRequest:
+    """Rename a file, in place of one that has the new name, and call ``callback()`` (rename(2)).
+
+    An error has both names: ``filename`` and ``filename2``.
+    """
+    name, encoded = _path(path)
+    new_name, new_encoded = _path(new_path, "new_path")
+    return FsRequest(
+        callback,
+        event_cb,
+        _nothing,
+        lib.pa_fs_rename,
+        encoded,
+        new_encoded,
+        filenames=(name, new_name),
+    )
+
+
+def unlink(
+    path: Path, callback: Callable[[], object], *, event_cb: EventCallback | None = None
+) -> FsRequest:
+    """Remove a file, or a symbolic link itself, and call ``callback()``."""
+    name, encoded = _path(path)
+    return FsRequest(callback, event_cb, _nothing, lib.pa_fs_unlink, encoded, filenames=(name,))
+
+
+def scandir(
+    path: Path,
+    callback: Callable[[list[Entry]], object],
+    *,
+    event_cb: EventCallback | None = None,
+) -> FsRequest:
+    """List a directory, and call ``callback(entries)``: a list of `Entry`, ``(name, type)``.
+
+    ``.`` and ``..`` are left out. The order is not promised.
+    """
+    name, encoded = _path(path)
+    decode = _decoder(name)
+
+    def entries(address: int, outcome: Any) -> tuple[list[Entry]]:
+        packed = ffi.buffer(outcome.data, outcome.size)[:].split(b"\0") if outcome.size else [b""]
+        return ([Entry(decode(each[1:]), _TYPES[each[0] - 48]) for each in packed[:-1]],)
+
+    return FsRequest(callback, event_cb, entries, lib.pa_fs_scandir, encoded, filenames=(name,))
+
+
+def readlink(
+    path: Path, callback: Callable[[Any], object], *, event_cb: EventCallback | None = None
+) -> FsRequest:
+    """Call ``callback(target)`` with the path that a symbolic link holds."""
+    name, encoded = _path(path)
+    decode = _decoder(name)
+
+    def target(address: int, outcome: Any) -> tuple[str | bytes]:
+        return (decode(ffi.buffer(outcome.data, outcome.size)[:]),)
+
+    return FsRequest(callback, event_cb, target, lib.pa_fs_readlink, encoded, filenames=(name,))
+
+
+def mkdtemp(
+    template: Path, callback: Callable[[Any], object], *, event_cb: EventCallback | None = None
+) -> FsRequest:
+    """Make a directory that only this user may enter, and call ``callback(path)``.
+
+    The last six characters of ``template`` are ``XXXXXX``: others take their place, so that there
+    was nothing of that name (mkdtemp(3)). The directory is then the callback's, to be removed by
+    who uses it; but if the request is closed first, or its loop ends, it is removed again. Raises
+    `ValueError` for another template.
+
+    >>> import os, pyasync
+    >>> def on_made(path):
+    ...     print(os.path.basename(path)[:5])
+    ...     os.rmdir(path)
+    >>> with pyasync.event_loop():
+    ...     _ = pyasync.mkdtemp("/tmp/work-XXXXXX", on_made)
+    work-
+    """
+    name, encoded = _path(template, "template")
+    if not encoded.endswith(b"XXXXXX"):
+        raise ValueError(f"template must end in XXXXXX: {name!r}")
+    decode = _decoder(name)
+
+    def made(address: int, outcome: Any) -> tuple[str | bytes]:
+        path = decode(ffi.buffer(outcome.data, outcome.size)[:])
+        lib.pa_fs_take(address)
+        return (path,)
+
+    return FsRequest(callback, event_cb, made, lib.pa_fs_mkdtemp, encoded, filenames=(name,))
