@@ -142,10 +142,10 @@ def _stat_result(address: int, outcome: Any) -> tuple[os.stat_result]:
     fields = {"st_blksize": stat.st_blksize, "st_blocks": stat.st_blocks, "st_rdev": stat.st_rdev}
     times = {"atime": stat.st_atim, "mtime": stat.st_mtim, "ctime": stat.st_ctim}
     for name, time in times.items():
-        if PYPY:  # which works the others out
+        fields[f"st_{name}"] = time.tv_sec + time.tv_nsec * 1e-9
+        if PYPY:  # st_atime_ns and its like are properties there
             fields[f"nsec_{name}"] = time.tv_nsec
         else:
-            fields[f"st_{name}"] = time.tv_sec + time.tv_nsec * 1e-9
             fields[f"st_{name}_ns"] = time.tv_sec * 10**9 + time.tv_nsec
     integers = [
         *(stat.st_mode, stat.st_ino, stat.st_dev, stat.st_nlink),
