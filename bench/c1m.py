@@ -226,14 +226,14 @@ class Run:
             f" {kernel / count:,.0f} of the kernel for both ends,"
             f" {client_private / count:,.0f} of the clients\n"
             f"  idle: {self.idle_private / len(self.pids) / MIB:,.1f} MiB private of each server;"
-            f" all in all {(self.before.available - self.held.available) / MIB:,.0f} MiB used"
+            f" all in all {(self.held.used - self.before.used) / MIB:,.0f} MiB used"
         )
         return {
             "server_bytes_per_connection": server,
             "kernel_bytes_per_connection": kernel / count,
             "client_bytes_per_connection": client_private / count,
             "idle_server_bytes": self.idle_private / len(self.pids),
-            "used_bytes": self.before.available - self.held.available,
+            "used_bytes": self.held.used - self.before.used,
             "slabs": self.held.slabs_since(self.idle),
             "sockets": self.held.sockets,
         }

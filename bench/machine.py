@@ -89,7 +89,7 @@ def private_bytes(pid):
 class Memory(NamedTuple):
     """What the machine's memory is used for."""
 
-    available: int  # bytes
+    used: int  # bytes, all but what is free and what files are cached in
     slab: int
     page_tables: int
     sockets: str  # what /proc/net/sockstat says of TCP
@@ -105,7 +105,7 @@ class Memory(NamedTuple):
             if line.startswith("TCP:")
         )
         return cls(
-            info["MemAvailable"],
+            info["MemTotal"] - info["MemFree"] - info["Buffers"] - info["Cached"],
             info["Slab"],
             info["PageTables"],
             sockets,
