@@ -201,6 +201,8 @@ static void perform(pa_loop *loop, const int64_t *operations, int count,
 int pa_run(pa_loop *loop, int wait, const int64_t *operations, int count,
            const char *payload) {
   pa_counters *counters = loop->counters;
+  uv_handle_t *async = (uv_handle_t *) &loop->async;
+  int referenced = uv_has_ref(async);
   int alive;
 
   counters->crossings++;
@@ -218,11 +220,18 @@ int pa_run(pa_loop *loop, int wait, const int64_t *operations, int count,
   free_retired_slots(loop);
   pa_timers_drive(loop);
   wait = wait && loop->events.count == 0;
+  /* uv_run does nothing at all where no handle is referenced. But what is not
+   * referenced is served while something of Python's keeps the loop running. */
   if (wait)
     counters->idle_ns -= (int64_t) uv_hrtime();
+  else
+    uv_ref(async);
   loop->in_uv_run = 1;
-  alive = uv_run(&loop->uv, wait ? UV_RUN_ONCE : UV_RUN_NOWAIT);
+  uv_run(&loop->uv, wait ? UV_RUN_ONCE : UV_RUN_NOWAIT);
   loop->in_uv_run = 0;
+  if (!referenced)
+    uv_unref(async);
+  alive = uv_loop_alive(&loop->uv);
   loop->in_pa_run = 0;
   pa_awake(loop);
 

@@ -496,6 +496,31 @@ def test_the_version_of_libuv_is_supported():
     assert tuple(int(number) for number in version.split(".")[:2]) >= (1, 44)
 
 
+def test_what_is_not_referenced_is_served_while_ready_calls_keep_the_loop_running(run):
+    """For libuv alone there would be nothing to do."""
+    received = []
+
+    def on_data(socket, data):
+        received.append(data)
+        socket.close()
+
+    def again():
+        if not (received and fired):
+            pyasync.call_soon(again)
+
+    def start():
+        pyasync.delay(partial(fired.append, True), time=0.01).unref()
+        server = pyasync.tcp_server("127.0.0.1", 0, on_data)
+        server.unref()
+        with socket.create_connection(server.address, timeout=10) as client:
+            client.sendall(b"hello")
+        again()
+
+    fired = []
+    run(start)
+    assert (received, fired) == ([b"hello"], [True])
+
+
 def test_the_status_has_a_line_for_each_handle(capsys):
     with pyasync.event_loop():
         pyasync.tcp_server("127.0.0.1", 0, nothing)
