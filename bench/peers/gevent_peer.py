@@ -3,6 +3,7 @@
 The standard library is not patched. See peer.py for the command line.
 """
 
+import contextlib
 import sys
 import time
 
@@ -36,8 +37,10 @@ def http(delay):
 def echo():
     def handle(sock, address):
         sock.setsockopt(gevent.socket.IPPROTO_TCP, gevent.socket.TCP_NODELAY, 1)
-        while data := sock.recv(BUFFER):
-            sock.sendall(data)
+        # A client that ends while an answer is on its way resets the connection.
+        with contextlib.suppress(ConnectionError):
+            while data := sock.recv(BUFFER):
+                sock.sendall(data)
 
     serve(handle)
 

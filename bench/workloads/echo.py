@@ -10,7 +10,10 @@ KIB = 1024
 
 def cases(options):
     return [
-        Case(f"{connections} at a time, {size} KiB", (connections, size * KIB))
+        Case(
+            f"{connections} connection{'s' * (connections > 1)}, {size} KiB",
+            (connections, size * KIB),
+        )
         for size in (1, 10, 100)
         for connections in (1, 100)
     ]
