@@ -69,6 +69,7 @@ def parse_options(description):
     add("--backlog", type=int, help="of the listening socket (the system's limit)")
     add("--workers", type=int, default=1, metavar="N", help="processes that share the port")
     add("--unbuffered", action="store_true", help="a crossing into libuv for each operation")
+    add("--tls", action="store_true", help="over TLS, with a certificate made for it")
     add("--busy", action="store_true", help="run a busy Python thread beside the server")
     add("--no-stats", dest="stats", action="store_false", help="no line of counters every second")
     add("--json", action="store_true", help="print one JSON object a line")
@@ -198,6 +199,7 @@ class Load:
         options = self._options
         host, port = address[:2]
         command = [sys.executable, LOAD_CLIENT, f"--server={host}", f"--port={port}", "--lines"]
+        command += ["--tls"] if options.tls else []
         command += [f"--num-conns={options.load}", f"--timeout={options.delay + 60}"]
         command += [f"--rate={options.rate}"] if options.rate else []
         command += [f"--concurrency={options.concurrency}"] if options.concurrency else []

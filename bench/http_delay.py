@@ -9,9 +9,11 @@ The first SIGINT or SIGTERM closes the listener: running connections finish, and
 is 0. A second one ends it at once.
 """
 
+import functools
 import signal
 import sys
 
+import certificates
 import harness
 
 import pyasync
@@ -29,6 +31,11 @@ RESPONSE = (
 def serve(options, report):
     """Run the server until a signal ends it. Returns how many requests it has answered."""
     delay = options.delay
+    listen = pyasync.tcp_server
+    if options.tls:
+        listen = functools.partial(
+            pyasync.tcp_ssl_server, ssl_context=certificates.server_context()
+        )
     finished = 0
 
     def on_request(socket, data):
@@ -58,7 +65,7 @@ def serve(options, report):
         server.close()  # the loop ends by itself when the last connection has been answered
 
     with pyasync.event_loop(buffer_writes=not options.unbuffered):
-        server = pyasync.tcp_server(
+        server = listen(
             options.host,
             options.port,
             on_request,

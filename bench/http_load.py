@@ -22,6 +22,7 @@ from collections import Counter
 from time import perf_counter
 from typing import NamedTuple
 
+import certificates
 import limits
 from http_delay import RESPONSE
 from workers import Reports, Workers, describe_exit
@@ -78,14 +79,18 @@ class Tally(NamedTuple):
 class LoadClient:
     """Makes `connections` requests, by the clock or so many at a time; `run` runs it."""
 
-    def __init__(self, server, port, connections, *, rate, concurrency, timeout, sources):
+    def __init__(
+        self, server, port, connections, *, rate, concurrency, timeout, sources, tls_context=None
+    ):
         self.connections = connections
         self.rate = rate
         self.concurrency = concurrency
         self.timeout = timeout
         self.sources = itertools.cycle(sources)
         self.connect = functools.partial(
-            pyasync.tcp_connect,
+            pyasync.tcp_connect
+            if tls_context is None
+            else functools.partial(pyasync.tcp_ssl_connect, ssl_context=tls_context),
             server,
             port,
             self.on_data,
@@ -216,6 +221,7 @@ def main():
             concurrency=concurrency,
             timeout=options.timeout,
             sources=sources,
+            tls_context=certificates.trusting_context() if options.tls else None,
         )
         for connections, concurrency in zip(
             shares(options.num_conns, processes), shares(most_open, processes)
@@ -240,6 +246,7 @@ def parse_options():
         f" (without either: {DEFAULT_CONCURRENCY})")  # fmt: skip
     add("--timeout", type=float, default=60.0, help="seconds for a request (%(default)g)")
     add("--processes", type=int, help="how many share the work (as the open files need)")
+    add("--tls", action="store_true", help="over TLS, whatever the server's certificate")
     add("--lines", action="store_true", help="a line every second, not one in place")
     add("--json", action="store_true", help="print one JSON object a line")
     options = parser.parse_args()

@@ -22,7 +22,6 @@ import os
 import socket
 import ssl
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ from pathlib import Path
 import compare
 import contenders
 import measuring
+from certificates import make_certificate
 
 PEER = Path(__file__).with_name("peers") / "tls_echo.py"
 KINDS = ["pyasync", "uvloop", "asyncio"]
@@ -126,17 +126,6 @@ WORKLOADS = {
 }
 
 
-def make_certificate(folder):
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-         "-nodes", "-keyout", key, "-out", certificate, "-days", "2", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=DNS:localhost"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return certificate, key
-
-
 def run(workload, kinds, files, options):
     """Run all rounds of a workload; return each server's figures."""
     figures = {kind: [] for kind in kinds}
@@ -186,7 +175,7 @@ def main():
     print(", ".join(f"{name} {value}" for name, value in compare.machine().items()), end=", ")
     print(ssl.OPENSSL_VERSION)
     with tempfile.TemporaryDirectory() as folder:
-        files = make_certificate(Path(folder))
+        files = make_certificate(folder)
         for workload in options.workloads:
             kinds = [*servers, "bare"] if workload == "idle" else servers
             figures = run(workload, kinds, files, options)

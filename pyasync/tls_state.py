@@ -18,9 +18,11 @@ CLOSED = 3  # TLS is over: closed, or failed
 #: The most content that a record has, in bytes: RFC 8446, section 5.1.
 RECORD_SIZE = 16 << 10
 
-#: How much is handed to OpenSSL at once. The buffer of a MemoryBIO never shrinks: this is what
-#: a connection keeps that has seen much.
-BATCH_SIZE = 64 << 10
+#: How much is handed to OpenSSL at once, to decrypt and to encrypt: what is encrypted leaves with
+#: one system call. The buffer of a MemoryBIO never shrinks, so a connection that has seen as much
+#: keeps a buffer of that size, and a third.
+FEED_SIZE = 64 << 10
+BATCH_SIZE = 128 << 10
 
 
 class TlsSettings:
@@ -98,13 +100,13 @@ class TlsState:
     def receive(self, data: bytes) -> bytes:
         """Decrypt what has arrived. May set `ended`, and `error`, behind what it returns."""
         chunks: list[bytes] = []
-        if len(data) <= BATCH_SIZE:
+        if len(data) <= FEED_SIZE:
             self.incoming.write(data)
             self._decrypt(chunks)
         else:
             view = memoryview(data)
-            for start in range(0, len(data), BATCH_SIZE):
-                self.incoming.write(view[start : start + BATCH_SIZE])
+            for start in range(0, len(data), FEED_SIZE):
+                self.incoming.write(view[start : start + FEED_SIZE])
                 self._decrypt(chunks)
                 if self.ended or self.error is not None:
                     break

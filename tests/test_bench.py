@@ -502,3 +502,13 @@ def wait_until(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_load_over_tls_is_answered(workers):
+    done = run_bench(
+        "--tls", "--delay=0.01", "--load=60", "--concurrency=10", f"--workers={workers}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "replies: 60, lost: 0" in done.stdout

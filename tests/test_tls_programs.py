@@ -6,8 +6,10 @@ import subprocess
 
 import pytest
 from peers import PATIENCE
+from test_examples import run as run_example
+from test_examples import serving
 from test_tls import HOST, serve
-from tls_peers import CLIENT, authority, certificate, server_context
+from tls_peers import CLIENT, Certificate, authority, certificate, server_context
 
 import pyasync
 
@@ -144,8 +146,20 @@ def test_a_client_of_s_server(run, version):
         process.communicate()
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
-def test_curl_gets_an_answer(run):
+def curl(port, *arguments):
+    return subprocess.run(
+        ["curl", "--silent", "--show-error", "--http1.1", "--max-time", str(PATIENCE),
+         "--cacert", str(authority().certificate), "--resolve", f"localhost:{port}:{HOST}",
+         *arguments, f"https://localhost:{port}/"],
+        capture_output=True, check=True,
+    ).stdout  # fmt: skip
+
+
+needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+
+
+@needs_curl
+def test_curl_gets_a_large_answer(run):
     body = bytes(range(256)) * 4096
 
     def read_cb(sock, data):
@@ -153,13 +167,24 @@ def test_curl_gets_an_answer(run):
         sock.write(body)
         sock.close()
 
-    def talk(address):
-        return subprocess.run(
-            ["curl", "--silent", "--show-error", "--http1.1", "--max-time", str(PATIENCE),
-             "--cacert", str(authority().certificate),
-             "--resolve", f"localhost:{address[1]}:{HOST}", f"https://localhost:{address[1]}/"],
-            capture_output=True, check=True,
-        ).stdout  # fmt: skip
-
-    result, _ = serve(run, talk, read_cb=read_cb)
+    result, _ = serve(run, lambda address: curl(address[1]), read_cb=read_cb)
     assert result == body
+
+
+@needs_curl
+def test_curl_gets_the_answer_of_the_https_example():
+    leaf = certificate()
+    stranger = Certificate("stranger", ["basicConstraints=critical,CA:TRUE"])
+    arguments = ["--delay=0.01", f"--certificate={leaf.certificate}", f"--key={leaf.key}"]
+    # A client that knows no authority is an error of its own, and the server goes on.
+    with serving("https_delay.py", *arguments, errors=r"error: .*unknown ca.*\n") as server:
+        with pytest.raises(subprocess.CalledProcessError):
+            curl(server.address[1], "--cacert", str(stranger.certificate))
+        assert curl(server.address[1]) == b"omglolwtf"
+        assert curl(server.address[1], "--tls-max", "1.2") == b"omglolwtf"
+
+
+def test_the_https_example_says_why_it_cannot_listen():
+    done = run_example("https_delay.py", "--certificate=/nowhere")
+    assert done.returncode == 1
+    assert "cannot listen" in done.stderr
