@@ -59,14 +59,26 @@ class Certificate:
 @functools.cache
 def authority():
     return Certificate(
-        "authority", ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign"]
+        "authority",
+        [
+            "basicConstraints=critical,CA:TRUE",
+            "keyUsage=critical,keyCertSign",
+            "subjectKeyIdentifier=hash",
+        ],
     )
 
 
 @functools.cache
 def certificate(names="DNS:localhost,IP:127.0.0.1,IP:::1", days=30):
     name = f"leaf{abs(hash((names, days)))}"
-    return Certificate(name, [f"subjectAltName={names}"], issuer=authority(), days=days)
+    # Contexts of Python 3.13 and newer ask for the identifiers (VERIFY_X509_STRICT).
+    extensions = [
+        f"subjectAltName={names}",
+        "basicConstraints=CA:FALSE",
+        "subjectKeyIdentifier=hash",
+        "authorityKeyIdentifier=keyid",
+    ]
+    return Certificate(name, extensions, issuer=authority(), days=days)
 
 
 def server_context(leaf=None, **attributes):
@@ -82,6 +94,7 @@ def server_context(leaf=None, **attributes):
 
 def client_context(leaf=None, **attributes):
     context = ssl.create_default_context(cafile=str(authority().certificate))
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
     if leaf is not None:
         context.load_cert_chain(str(leaf.certificate), str(leaf.key))
     for name, value in attributes.items():
