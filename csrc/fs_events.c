@@ -1,171 +1,226 @@
-/* Watches of paths. libuv (inotify) watches what a path led to when the watch
- * was started: here the watch follows the path. When it leads to something
- * else, that is watched; when it leads nowhere, the nearest directory on the
- * way that there is, until it leads somewhere again. */
+/* Monitors of files and directories.
+ *
+ * libuv's watch is of an inode (inotify(7)), ours is of a path. When the path
+ * has another file, or none, the monitor starts anew with what is there. While
+ * there is nothing it watches the nearest directory above, for what is missing
+ * to appear. */
 #include "pyasync.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
 typedef struct {
   uv_fs_event_t handle;
-  struct stat found;  /* where the path led when the watch was started */
-  int away;           /* it leads nowhere: a directory before it is watched */
+  dev_t device;        /* what is watched: see watch() */
+  ino_t inode;
+  uint64_t iteration;  /* in which it last pushed a record of its own */
+  int record;          /* its index */
   size_t length;
+  size_t watched;      /* so much of the path; less than length: waits */
   char path[];
-} pa_fs_monitor;
+} pa_monitor;
 
-/* How often a path may change while its watch is started, before the watch
- * stays where it is until the next event. */
-#define TRIES 16
+/* Something may come and go as fast as we look for it. */
+#define ATTEMPTS 10
+
+/* So many events back a repeated one is looked for: a few files that are
+ * written without end must not keep Python from all else. */
+#define TOLD 16
 
 static void on_event(uv_fs_event_t *handle, const char *name, int events,
                      int status);
 
-static int is_missing(int error) {
-  return error == UV_ENOENT || error == UV_ENOTDIR;
-}
-
-static int leads_elsewhere(pa_fs_monitor *monitor) {
-  struct stat now;
-
-  return stat(monitor->path, &now) != 0 ||
-         now.st_dev != monitor->found.st_dev ||
-         now.st_ino != monitor->found.st_ino;
-}
-
-/* Both use the first length bytes of the path. */
-static int start_at(pa_fs_monitor *monitor, size_t length) {
-  char cut = monitor->path[length];
+/* Watches what the beginning of the path names. */
+static int watch(pa_monitor *monitor, size_t length) {
+  char after = monitor->path[length];
+  struct stat found;
   int error;
 
   monitor->path[length] = '\0';
+  /* First: if it is replaced in between, that is noticed at the next event. */
+  if (stat(monitor->path, &found) != 0)
+    memset(&found, 0, sizeof(found));
   error = uv_fs_event_start(&monitor->handle, on_event, monitor->path, 0);
-  monitor->path[length] = cut;
+  monitor->path[length] = after;
+  monitor->device = found.st_dev;
+  monitor->inode = found.st_ino;
+  monitor->watched = length;
   return error;
 }
 
-static int stat_at(pa_fs_monitor *monitor, size_t length, struct stat *found) {
-  char cut = monitor->path[length];
-  int error;
+static int exists(pa_monitor *monitor, size_t length) {
+  char after = monitor->path[length];
+  struct stat found;
+  int result;
 
   monitor->path[length] = '\0';
-  error = stat(monitor->path, found) == 0 ? 0 : -errno;
-  monitor->path[length] = cut;
-  return error;
+  result = stat(monitor->path, &found) == 0;
+  monitor->path[length] = after;
+  return result;
 }
 
-/* The length of the directory that holds what the first length bytes name. */
-static size_t parent(const pa_fs_monitor *monitor, size_t length) {
-  while (length > 1 && monitor->path[length - 1] != '/')
+/* The length of the path's directory; 0: it has none. */
+static size_t parent(const char *path, size_t length) {
+  while (length > 0 && path[length - 1] == '/')
     length--;
-  while (length > 1 && monitor->path[length - 1] == '/')
+  while (length > 0 && path[length - 1] != '/')
+    length--;
+  while (length > 1 && path[length - 1] == '/')
     length--;
   return length;
 }
 
-/* Watches what the path leads to, or a directory before it. */
-static int watch(pa_fs_monitor *monitor) {
-  struct stat ignored;
-  size_t length;
-  size_t child;
-  int error;
-  int tries;
+/* Watches the path, or the nearest directory above that there is. */
+static int watch_anew(pa_monitor *monitor) {
+  int attempt;
 
-  for (tries = 0; tries < TRIES; tries++) {
+  for (attempt = 0; attempt < ATTEMPTS; attempt++) {
+    size_t length = monitor->length;
+    size_t missing = 0;
+    int error;
+
     uv_fs_event_stop(&monitor->handle);
-    child = length = monitor->length;
-    error = start_at(monitor, length);
-    while (is_missing(error) && length > 1) {
-      child = length;
-      length = parent(monitor, length);
-      error = start_at(monitor, length);
-    }
-    if (error != 0)
-      return error;
-    monitor->away = length < monitor->length;
-    if (!monitor->away) {
-      error = stat_at(monitor, length, &monitor->found);
-      if (!is_missing(error))
+    while ((error = watch(monitor, length)) != 0) {
+      if (error == UV_ENOSPC || error == UV_ENOMEM)
         return error;
-    } else if (stat_at(monitor, child, &ignored) != 0) {
-      return 0;
+      missing = length;
+      length = parent(monitor->path, length);
+      if (length == 0)
+        return error;
     }
-    /* It has come, or gone, between two calls. */
+    /* It may have come before its directory was watched. */
+    if (missing == 0 || !exists(monitor, missing))
+      break;
   }
   return 0;
 }
 
-static void push(pa_fs_monitor *monitor, const char *name, int events) {
-  pa_loop *loop = pa_loop_of(&monitor->handle);
-  size_t size = strlen(name) + 1;
+static int is_waiting(const pa_monitor *monitor) {
+  return monitor->watched != monitor->length;
+}
 
-  if (loop->text_used + size > loop->text_capacity) {
-    loop->text_capacity = 2 * (loop->text_capacity + size) + 1024;
+/* Whether the path goes on with this name after what is watched. */
+static int is_awaited(const pa_monitor *monitor, const char *name) {
+  const char *next = monitor->path + monitor->watched;
+  size_t size = strlen(name);
+
+  while (*next == '/')
+    next++;
+  return strncmp(next, name, size) == 0 &&
+         (next[size] == '/' || next[size] == '\0');
+}
+
+/* Whether Python is to hear of this change anyway, in this iteration, and of
+ * nothing since that has happened to the same entry. */
+static int is_told(const pa_loop *loop, int slot, const char *name) {
+  const pa_event *first = loop->events.items;
+  const pa_event *event = first + loop->events.count;
+  int left;
+
+  for (left = TOLD; left > 0 && event > first; left--) {
+    event--;
+    if (event->kind == PA_FS_CHANGED && event->slot == slot &&
+        event->data >= 0 && strcmp(loop->text + event->data, name) == 0)
+      return event->value == UV_CHANGE;
+  }
+  return 0;
+}
+
+static int64_t keep_text(pa_loop *loop, const char *text) {
+  size_t size = strlen(text) + 1;
+  size_t offset = loop->text_used;
+
+  if (offset + size > loop->text_capacity) {
+    loop->text_capacity = 2 * (offset + size);
     loop->text = pa_grow(loop->text, loop->text_capacity);
   }
-  memcpy(loop->text + loop->text_used, name, size);
-  pa_push(loop, PA_FS_CHANGED, pa_slot_of(&monitor->handle), events,
-          (int64_t) loop->text_used);
+  memcpy(loop->text + offset, text, size);
   loop->text_used += size;
+  return (int64_t) offset;
+}
+
+/* One record an iteration: Python is to look after all that it has brought. */
+static void push_own(pa_loop *loop, pa_monitor *monitor, int events) {
+  if (monitor->iteration == loop->counters->iterations) {
+    loop->events.items[monitor->record].value |= events;
+    return;
+  }
+  monitor->iteration = loop->counters->iterations;
+  monitor->record = loop->events.count;
+  pa_push(loop, PA_FS_CHANGED, pa_slot_of(monitor), events, -1);
 }
 
 static void on_event(uv_fs_event_t *handle, const char *name, int events,
                      int status) {
-  pa_fs_monitor *monitor = (pa_fs_monitor *) handle;
-  const char *own = strrchr(monitor->path, '/') + 1;
-  struct stat before = monitor->found;
-  int was_away = monitor->away;
-  int error = status;
+  pa_monitor *monitor = (pa_monitor *) handle;
+  pa_loop *loop = pa_loop_of(handle);
+  /* Of the watched inode itself, and not of an entry in it: then libuv takes
+   * the name from its path, which may be another one to the same inode. */
+  int own = name == NULL || (name >= handle->path &&
+                             name <= handle->path + strlen(handle->path));
 
-  pa_awake(pa_loop_of(handle));
-  /* The inode's number says little after a removal: it may be given out again
-   * at once. And of a file that somebody has open no removal is told. */
-  if (error == 0 &&
-      (was_away || (events & UV_RENAME) || leads_elsewhere(monitor)))
-    error = watch(monitor);
-
-  if (error != 0) {
-    uv_fs_event_stop(handle);
-    push(monitor, own, error);
-  } else if (monitor->away) {
-    if (!was_away)
-      push(monitor, own, UV_RENAME);
-  } else if (was_away || before.st_dev != monitor->found.st_dev ||
-             before.st_ino != monitor->found.st_ino) {
-    push(monitor, own, UV_RENAME | UV_CHANGE);
-  } else if (!S_ISDIR(before.st_mode)) {
-    /* libuv's name may be another one of the same file. */
-    push(monitor, own, events & UV_RENAME ? UV_RENAME | UV_CHANGE : events);
-  } else {
-    push(monitor, name == NULL ? own : name, events);
-  }
+  pa_awake(loop);
+#ifdef __linux__
+  /* libuv takes IN_ISDIR for a rename: these are a directory's attributes. */
+  if (events == (UV_RENAME | UV_CHANGE))
+    events = UV_CHANGE;
+#endif
+  if (own || status != 0)
+    push_own(loop, monitor, status != 0 ? UV_RENAME : events);
+  else if (is_waiting(monitor)) {
+    if (is_awaited(monitor, name))
+      push_own(loop, monitor, events);
+  } else if (events != UV_CHANGE || !is_told(loop, pa_slot_of(handle), name))
+    pa_push(loop, PA_FS_CHANGED, pa_slot_of(handle), events,
+            keep_text(loop, name));
 }
 
 static void free_failed(uv_handle_t *handle) {
   free(handle);
 }
 
-int pa_fs_event_start(pa_loop *loop, const char *path) {
+int pa_fs_watch(pa_loop *loop, const char *path) {
   size_t length = strlen(path);
-  pa_fs_monitor *monitor = pa_grow(NULL, sizeof(*monitor) + length + 1);
+  pa_monitor *monitor = pa_grow(NULL, sizeof(*monitor) + length + 1);
   int error;
 
   loop->counters->crossings++;
   memcpy(monitor->path, path, length + 1);
   monitor->length = length;
-  monitor->away = 0;
+  monitor->iteration = 0;
   uv_fs_event_init(&loop->uv, &monitor->handle);
-  error = start_at(monitor, length);
-  if (error == 0)
-    error = stat_at(monitor, length, &monitor->found);
+  error = watch(monitor, length);
   if (error != 0) {
     uv_close((uv_handle_t *) &monitor->handle, free_failed);
     return error;
   }
-  return pa_slot_new(loop, (uv_handle_t *) &monitor->handle, PA_FS_MONITOR, 0);
+  return pa_slot_new(loop, (uv_handle_t *) monitor, PA_FS_MONITOR, 0);
+}
+
+/* A file that somebody has open still is not deleted when it is replaced: all
+ * that is said of it then is that its attributes, the links, have changed. */
+static int is_replaced(const pa_monitor *monitor) {
+  struct stat found;
+
+  return stat(monitor->path, &found) != 0 ||
+         found.st_dev != monitor->device || found.st_ino != monitor->inode;
+}
+
+int pa_fs_look(pa_loop *loop, int slot, int events) {
+  pa_monitor *monitor = (pa_monitor *) loop->slots[slot].handle;
+  int waited = is_waiting(monitor);
+  int error;
+
+  loop->counters->crossings++;
+  if (!waited && !(events & UV_RENAME) && !is_replaced(monitor))
+    return events;
+  error = watch_anew(monitor);
+  if (error != 0)
+    return error;
+  if (!is_waiting(monitor))
+    return UV_RENAME | UV_CHANGE;
+  return waited ? 0 : UV_RENAME;
 }
 
 const char *pa_text(pa_loop *loop) {

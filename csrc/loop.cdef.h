@@ -38,8 +38,8 @@ enum pa_event_kind {
   PA_IDLE,          /* once an iteration */
   PA_POLLED,        /* value: which of enum uv_poll_event */
   PA_EXITED,        /* value is the exit status, data the signal's number */
-  PA_FS_CHANGED     /* value: which of enum uv_fs_event, or an error; data:
-                       where pa_text has the file's name */
+  PA_FS_CHANGED     /* value: which of enum uv_fs_event; data: where pa_text
+                       has the entry's name, or -1: see pa_fs_look */
 };
 
 enum pa_operation {

@@ -1,31 +1,41 @@
-"""Watches of files and directories, on libuv's ``uv_fs_event_t``."""
+"""Monitors: a callback that runs when a file or a directory changes."""
 
 from __future__ import annotations
 
 import errno
 import os
 from collections.abc import Callable
-from typing import Any
 
 from pyasync._ffi import ffi, lib
 from pyasync.errors import FilesystemError, filesystem_error
-from pyasync.fs import Path
-from pyasync.handles import PlainHandle, optional_callable, require_callable
+from pyasync.handles import (
+    PlainHandle,
+    StrOrBytesPath,
+    c_string,
+    optional_callable,
+    require_callable,
+)
 from pyasync.loop import EventCallback, Loop, get_loop
 
-ChangeCallback = Callable[["FsMonitor", Any, bool, bool], object]
+ChangeCallback = Callable[["FsMonitor", str, bool, bool], object]
 
-#: What inotify_init1(2) and inotify_add_watch(2) are out of, and where a user gets more.
+RENAME: int = lib.UV_RENAME
+CHANGE: int = lib.UV_CHANGE
+
+#: What has run out, where the error's own text does not say it (inotify(7)).
 _LIMITS = {
-    errno.ENOSPC: "out of inotify watches: see fs.inotify.max_user_watches",
-    errno.EMFILE: "out of descriptors, or of inotify instances: see fs.inotify.max_user_instances",
+    errno.ENOSPC: "this user has no inotify watch left (fs.inotify.max_user_watches)",
+    errno.EMFILE: (
+        "no descriptor is left, or this user has no inotify instance left "
+        "(fs.inotify.max_user_instances)"
+    ),
 }
 
 
 class FsMonitor(PlainHandle):
-    """A watch of a path, which keeps the loop running; see `fs_watch`."""
+    """A function that runs when what has a path changes; made by `fs_watch`."""
 
-    __slots__ = ("_callback", "path")
+    __slots__ = ("_callback", "_name", "path")
 
     def __init__(
         self,
@@ -35,69 +45,75 @@ class FsMonitor(PlainHandle):
         callback: ChangeCallback,
         event_cb: EventCallback | None,
     ) -> None:
-        super().__init__(loop, slot, event_cb)
-        #: The path, as `fs_watch` was given it.
+        #: The path that `fs_watch` was given (`os.fspath`).
         self.path = path
+        self._name = os.path.basename(os.fsdecode(path).rstrip("/")) or "/"
         self._callback = callback
+        super().__init__(loop, slot, event_cb)
 
     def _on_event(self, kind: int, value: int, data: int) -> None:
+        # A callback of the same batch may have closed it.
         if self._slot < 0:
             return
-        if value < 0:
+        loop, name = self._loop, self._name
+        if data >= 0:
+            name = os.fsdecode(ffi.string(lib.pa_text(loop._c) + data))
+        else:
+            value = lib.pa_fs_look(loop._c, self._slot, value)
+        if value > 0:
+            self._callback(self, name, bool(value & RENAME), bool(value & CHANGE))
+        elif value < 0:
             self.close()
-            self._loop._tell(self, _error(value, self.path))
-            return
-        name = ffi.string(lib.pa_text(self._loop._c) + data)
-        filename = os.fsdecode(name) if isinstance(self.path, str) else name
-        self._callback(self, filename, bool(value & lib.UV_RENAME), bool(value & lib.UV_CHANGE))
-
-
-def _error(status: int, path: str | bytes) -> FilesystemError:
-    return filesystem_error(status, path, detail=_LIMITS.get(-status))
+            loop._tell(self, _error(value, self.path))
 
 
 def fs_watch(
-    path: Path, callback: ChangeCallback, *, event_cb: EventCallback | None = None
+    path: StrOrBytesPath, callback: ChangeCallback, *, event_cb: EventCallback | None = None
 ) -> FsMonitor:
-    """Watch a file or a directory, and call ``callback(monitor, filename, renamed, changed)``.
+    """Run ``callback(monitor, filename, renamed, changed)`` when what has the path changes.
 
-    Of a directory, ``filename`` is the name in it of what has changed (not of what is deeper): with
-    ``renamed`` it has come, gone, or got another name, with ``changed`` its contents or attributes
-    are others. Of a file, ``filename`` is its own name. It is `str`, or `bytes` if the path is.
-    One change may be told several times, and changes that come close together as one.
+    Of a directory, what is reported are the changes of its entries, not of what is below them:
+    ``filename`` is the entry's name. An entry that was made, deleted, or moved in or out is
+    ``renamed``; one whose contents or attributes have changed is ``changed``. Of a file, and of a
+    directory itself, ``filename`` is the last part of the path. Names are decoded by
+    `os.fsdecode`. One change is often several reports: what they say is "look again".
 
-    The path is what is watched, not the file that it led to. If that is removed or renamed,
-    ``renamed`` tells so; when the path leads somewhere again, ``renamed`` and ``changed`` are both
-    set, and that is watched: also after an editor has put a new file in its place. What has changed
-    before the new watch began is never told by itself, but the callback that tells of it comes
-    after: who reads the file, or lists the directory, in each callback has seen all.
+    The path is watched, not the file that has it now. When another one takes its place, as many
+    editors do when they save, it is ``renamed`` and ``changed``, and from then on the new one is
+    watched; the callback runs after that, so that one which reads the file misses nothing. When
+    nothing has the path any more it is only ``renamed``, and the monitor waits: it is ``renamed``
+    and ``changed`` when something has the path again.
 
-    Raises `FilesystemNotFound` if there is nothing at the path, `FilesystemError` if it cannot be
-    watched, such as with ENOSPC when the user's watches are used up, and `EventLoopNotRunning`.
-    With a later error the monitor is closed, and ``event_cb`` gets the `FilesystemError`.
+    A relative path is one from the present working directory. Symbolic links are followed; that a
+    link points elsewhere is not noticed by a monitor of the link, but by one of its directory. The
+    same holds for directories further up that are renamed.
 
-    >>> import os, pyasync, tempfile
+    The monitor keeps the loop running; see `Handle.unref`. Raises `FilesystemNotFound` if there is
+    nothing at the path, `FilesystemAccess` if it may not be read, another `FilesystemError` when
+    watches or descriptors have run out, and `EventLoopNotRunning`. When watches run out later, at
+    such a replacement, the monitor is closed, and ``event_cb`` gets the `FilesystemError`.
+
+    On Linux this is inotify(7), by way of uv_fs_event_t (docs.libuv.org).
+
+    >>> import pyasync, pathlib, tempfile
     >>> def on_change(monitor, filename, renamed, changed):
-    ...     print(filename, renamed, changed)
-    ...     monitor.close()
+    ...     print(filename, "renamed" if renamed else "changed")
+    ...     pyasync.fs_unwatch(monitor)
     >>> with tempfile.TemporaryDirectory() as folder, pyasync.event_loop():
-    ...     _ = pyasync.fs_watch(folder, on_change)
-    ...     os.mkdir(os.path.join(folder, "new"))
-    new True False
+    ...     monitor = pyasync.fs_watch(folder, on_change)
+    ...     pathlib.Path(folder, "new").touch()
+    new renamed
     """
     require_callable("callback", callback)
     optional_callable("event_cb", event_cb)
-    given = os.fspath(path)
-    encoded = os.fsencode(given)
-    if b"\0" in encoded:
-        raise ValueError(f"path must not have zero bytes: {given!r}")
     loop = get_loop()
-    if not encoded:
-        raise _error(-errno.ENOENT, given)
-    # The working directory may be another when the watch must be started again.
-    absolute = os.path.join(os.getcwdb(), encoded)
-    loop._submit()
-    slot = lib.pa_fs_event_start(loop._c, absolute.rstrip(b"/") or b"/")
+    encoded, given = c_string("path", path), os.fspath(path)
+    if encoded:  # "" is an error, not the working directory
+        try:
+            encoded = os.path.join(os.getcwdb(), encoded)
+        except OSError as error:
+            raise filesystem_error(-(error.errno or 0), given) from None
+    slot = lib.pa_fs_watch(loop._c, encoded)
     if slot < 0:
         raise _error(slot, given)
     return FsMonitor(loop, slot, given, callback, event_cb)
@@ -109,5 +125,9 @@ def fs_unwatch(monitor: FsMonitor) -> None:
 
 
 def fs_monitor_close(monitor: FsMonitor) -> None:
-    """Close the monitor. Closing twice does nothing."""
+    """Close the monitor: the same as `fs_unwatch`."""
     monitor.close()
+
+
+def _error(status: int, path: str | bytes) -> FilesystemError:
+    return filesystem_error(status, path, detail=_LIMITS.get(-status))
