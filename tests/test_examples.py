@@ -113,7 +113,8 @@ def joined(proxy, target):
 
 
 @pytest.mark.parametrize(
-    "program", [*SERVERS, "tcp_client.py", "udp_echo.py", "background_work.py", "run_all.py"]
+    "program",
+    [*SERVERS, "tcp_client.py", "udp_echo.py", "background_work.py", "run_all.py", "watch.py"],
 )
 def test_each_explains_itself(program):
     finished = run(program, "--help")
@@ -625,3 +626,45 @@ def test_background_work_is_cancelled_by_sigint(tmp_path):
     finally:
         process.kill()
         process.communicate()
+
+
+# watch.py
+
+
+@pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM])
+def test_watch_prints_what_changes_until_a_signal(tmp_path, signo):
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    file.touch()
+    process = subprocess.Popen(
+        command("watch.py", folder, file),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == f"watching {folder} {file}\n"
+        for act, line in [
+            ((folder / "new").mkdir, f"appeared {folder}/new"),
+            ((folder / "new").rmdir, f"gone {folder}/new"),
+            (lambda: file.chmod(0o600), f"changed {file}"),
+            (file.unlink, f"gone {file}"),
+            (file.mkdir, f"appeared {file}"),
+            ((file / "entry").mkdir, f"appeared {file}/entry"),
+            (folder.rmdir, f"gone {folder}"),
+            (folder.mkdir, f"appeared {folder}"),
+        ]:
+            act()
+            assert process.stdout.readline() == line + "\n"
+        process.send_signal(signo)
+        assert process.communicate(timeout=PATIENCE) == ("", "")
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_watch_says_in_one_line_what_is_not_there(tmp_path):
+    finished = run("watch.py", tmp_path / "missing")
+    assert finished.returncode == 1
+    assert finished.stderr == f"[Errno 2] No such file or directory: '{tmp_path}/missing'\n"
