@@ -5,6 +5,9 @@
 #include <string.h>
 #include <unistd.h>
 
+/* Linux's read(2) gives no more at once. */
+#define LARGEST_READ 0x7ffff000
+
 typedef struct {
   pa_request base;
   uv_fs_t uv;
@@ -140,6 +143,8 @@ int64_t pa_fs_read(pa_loop *loop, int fd, size_t size, int64_t offset) {
   pa_fs *fs = fs_new(loop);
   uv_buf_t buffer;
 
+  if (size > LARGEST_READ)
+    size = LARGEST_READ;
   fs->buffer = malloc(size + 1);
   if (fs->buffer == NULL)
     return begin(fs, UV_ENOMEM);
