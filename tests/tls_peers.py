@@ -107,6 +107,18 @@ SERVER = functools.lru_cache(maxsize=None)(server_context)
 CLIENT = functools.lru_cache(maxsize=None)(client_context)
 
 
+@functools.lru_cache(maxsize=None)
+def server_without_tickets():
+    """Return a context with which a peer sends nothing by itself, as a plain one.
+
+    A socket that was closed by force would answer its tickets with a reset.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # no other has num_tickets before 3.10
+    context.load_cert_chain(str(certificate().certificate), str(certificate().key))
+    context.num_tickets = 0
+    return context
+
+
 class TlsPeer:
     """A blocking socket that speaks TLS, with the methods of a plain one.
 
@@ -250,7 +262,7 @@ class TlsLink(Link):
         return pyasync.tcp_ssl_connect(self.host, address[1], ssl_context=CLIENT(), **options)
 
     def accept(self, listener):
-        return wrap(super().accept(listener), SERVER(), server_side=True)
+        return wrap(super().accept(listener), server_without_tickets(), server_side=True)
 
     def dial(self, address):
         return wrap(super().dial(address), CLIENT(), server_side=False, server_hostname=self.host)
