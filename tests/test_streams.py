@@ -51,8 +51,8 @@ def link(request, run):
 #: For what a pipe does not have: resets, addresses, and TCP's large buffers.
 tcp_only = pytest.mark.parametrize("link", LINKS + TLS_LINKS, indirect=True)
 
-#: For counts of exactly the bytes that the application sends and gets, and for peers that must
-#: be fast.
+#: For counts of exactly the bytes that the application sends and gets, for peers that must be
+#: fast, and for how much the kernel keeps of what nobody reads.
 plain_only = pytest.mark.parametrize("link", LINKS, indirect=True)
 
 
@@ -863,7 +863,7 @@ def test_a_peer_that_says_nothing_is_no_event(link):
     assert told == [pyasync.SocketEOF]
 
 
-@tcp_only
+@plain_only
 def test_more_than_the_arena_holds_in_one_iteration_is_read_whole(link):
     """40 times 256 KiB lie in the kernel when the loop begins to read; it takes 4 MiB."""
     size, count = 256 << 10, 40

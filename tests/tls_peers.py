@@ -107,7 +107,7 @@ SERVER = functools.lru_cache(maxsize=None)(server_context)
 CLIENT = functools.lru_cache(maxsize=None)(client_context)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def server_without_tickets():
     """Return a context with which a peer sends nothing by itself, as a plain one.
 
