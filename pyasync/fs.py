@@ -21,11 +21,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from operator import index
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple
 
 from pyasync._ffi import ffi, lib
 from pyasync.errors import FilesystemError, filesystem_error
-from pyasync.handles import optional_callable, require_callable
+from pyasync.handles import StrOrBytesPath, c_string, optional_callable, require_callable
 from pyasync.loop import PYPY, EventCallback, get_loop
 from pyasync.requests import Request
 
@@ -49,7 +49,6 @@ __all__ = [
     "write",
 ]
 
-Path = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
 Callback = Callable[..., object]
 
 #: By the numbers of enum uv_dirent_type_t.
@@ -158,13 +157,10 @@ def _stat_result(address: int, outcome: Any) -> tuple[os.stat_result]:
 # What the arguments must be
 
 
-def _path(value: Path, name: str = "path") -> tuple[str | bytes, bytes]:
+def _path(value: StrOrBytesPath, name: str = "path") -> tuple[str | bytes, bytes]:
     """Return the path as its user gave it, for errors, and as C takes it."""
-    path = os.fspath(value)
-    encoded = os.fsencode(path)
-    if b"\0" in encoded:
-        raise ValueError(f"{name} must not have zero bytes: {path!r}")
-    return path, encoded
+    encoded = c_string(name, value)
+    return os.fspath(value), encoded
 
 
 def _integer(value: Any, name: str, highest: int) -> int:
@@ -194,7 +190,7 @@ def _mode(value: int) -> int:
 
 
 def stat(
-    path: Path,
+    path: StrOrBytesPath,
     callback: Callable[[os.stat_result], object],
     *,
     event_cb: EventCallback | None = None,
@@ -213,7 +209,7 @@ def stat(
 
 
 def lstat(
-    path: Path,
+    path: StrOrBytesPath,
     callback: Callable[[os.stat_result], object],
     *,
     event_cb: EventCallback | None = None,
@@ -234,7 +230,7 @@ def fstat(
 
 
 def open(
-    path: Path,
+    path: StrOrBytesPath,
     flags: int,
     callback: Callable[[int], object],
     *,
@@ -345,7 +341,7 @@ def close(
 
 
 def mkdir(
-    path: Path,
+    path: StrOrBytesPath,
     callback: Callable[[], object],
     *,
     mode: int = 0o777,
@@ -359,7 +355,7 @@ def mkdir(
 
 
 def rmdir(
-    path: Path, callback: Callable[[], object], *, event_cb: EventCallback | None = None
+    path: StrOrBytesPath, callback: Callable[[], object], *, event_cb: EventCallback | None = None
 ) -> FsRequest:
     """Remove an empty directory, and call ``callback()``."""
     name, encoded = _path(path)
@@ -367,8 +363,8 @@ def rmdir(
 
 
 def rename(
-    path: Path,
-    new_path: Path,
+    path: StrOrBytesPath,
+    new_path: StrOrBytesPath,
     callback: Callable[[], object],
     *,
     event_cb: EventCallback | None = None,
@@ -391,7 +387,7 @@ def rename(
 
 
 def unlink(
-    path: Path, callback: Callable[[], object], *, event_cb: EventCallback | None = None
+    path: StrOrBytesPath, callback: Callable[[], object], *, event_cb: EventCallback | None = None
 ) -> FsRequest:
     """Remove a file, or a symbolic link itself, and call ``callback()``."""
     name, encoded = _path(path)
@@ -399,7 +395,7 @@ def unlink(
 
 
 def scandir(
-    path: Path,
+    path: StrOrBytesPath,
     callback: Callable[[list[Entry]], object],
     *,
     event_cb: EventCallback | None = None,
@@ -419,7 +415,10 @@ def scandir(
 
 
 def readlink(
-    path: Path, callback: Callable[[Any], object], *, event_cb: EventCallback | None = None
+    path: StrOrBytesPath,
+    callback: Callable[[Any], object],
+    *,
+    event_cb: EventCallback | None = None,
 ) -> FsRequest:
     """Call ``callback(target)`` with the path that a symbolic link holds."""
     name, encoded = _path(path)
@@ -432,7 +431,10 @@ def readlink(
 
 
 def mkdtemp(
-    template: Path, callback: Callable[[Any], object], *, event_cb: EventCallback | None = None
+    template: StrOrBytesPath,
+    callback: Callable[[Any], object],
+    *,
+    event_cb: EventCallback | None = None,
 ) -> FsRequest:
     """Make a directory that only this user may enter, and call ``callback(path)``.
 

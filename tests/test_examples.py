@@ -114,7 +114,10 @@ def joined(proxy, target):
 
 @pytest.mark.parametrize(
     "program",
-    [*SERVERS, "tcp_client.py", "udp_echo.py", "background_work.py", "run_all.py", "watch.py"],
+    [
+        *(*SERVERS, "tcp_client.py", "udp_echo.py", "background_work.py", "run_all.py"),
+        *("watch.py", "copy_file.py"),
+    ],
 )
 def test_each_explains_itself(program):
     finished = run(program, "--help")
@@ -668,3 +671,26 @@ def test_watch_says_in_one_line_what_is_not_there(tmp_path):
     finished = run("watch.py", tmp_path / "missing")
     assert finished.returncode == 1
     assert finished.stderr == f"[Errno 2] No such file or directory: '{tmp_path}/missing'\n"
+
+
+# copy_file.py
+
+
+def test_copy_file_copies_contents_and_mode(tmp_path):
+    data = os.urandom(20 * MIB + 1)
+    (tmp_path / "from").write_bytes(data)
+    (tmp_path / "from").chmod(0o700)
+    finished = run("copy_file.py", "from", "to", cwd=tmp_path)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.stdout == f"copied {len(data)} bytes\n"
+    assert (tmp_path / "to").read_bytes() == data
+    assert (tmp_path / "to").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(("source", "target"), [("missing", "to"), ("from", "from")])
+def test_copy_file_says_why_it_cannot(tmp_path, source, target):
+    (tmp_path / "from").write_bytes(b"data")
+    finished = run("copy_file.py", source, target, cwd=tmp_path)
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert finished.stderr.startswith("cannot copy: [Errno ")
+    assert (tmp_path / "from").read_bytes() == b"data"
