@@ -1,11 +1,13 @@
 """Loops and threads: what another thread may call, and what it may not."""
 
+import collections
 import contextlib
 import queue
 import signal
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 
 import pytest
@@ -124,6 +126,40 @@ def test_many_calls_that_the_loop_has_not_run_yet_share_one_wakeup(run, monkeypa
 
     run(start)
     assert calls == list(range(1000))
+
+
+def test_a_call_that_has_run_before_it_wakes_the_loop_leaves_the_next_its_wakeup(
+    run, monkeypatch, wait_until_asleep
+):
+    class TakenAtOnce(collections.deque):
+        """A queue from which the loop takes what another thread appends, before that goes on."""
+
+        def append(self, fn):
+            super().append(fn)
+            if threading.get_ident() != ident:
+                wait_until_asleep(loops[0])
+                iterations.append(loops[0].stats().iterations)
+
+    def make_calls(loop):
+        loop.call_threadsafe(idler.close)  # which has kept the loop awake to take the call
+        while loop.stats().iterations == iterations[0]:
+            time.sleep(0.0001)
+        wait_until_asleep(loop)
+        monkeypatch.setattr(TakenAtOnce, "append", collections.deque.append)
+        loop.call_threadsafe(sleeper.free)
+
+    def start():
+        nonlocal idler, sleeper
+        idler = pyasync.idle(nothing)
+        sleeper = pyasync.delay(nothing, time=HOUR)
+        loops.append(pyasync.current_loop())
+        others.append(Other(make_calls, pyasync.current_loop()))
+
+    ident, idler, sleeper = threading.get_ident(), None, None
+    loops, iterations, others = [], [], []
+    monkeypatch.setattr(pyasync.loop, "deque", TakenAtOnce)
+    run(start)
+    others[0].result()
 
 
 def test_no_call_is_left_in_a_loop_that_sleeps(run):
