@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import code
+import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -125,7 +126,16 @@ def _set_up_readline(names: dict[str, Any]) -> None:
     # What Python calls for its own prompt: it binds the Tab key, and reads and keeps the history.
     hook = getattr(sys, "__interactivehook__", None)
     if hook is not None:
-        hook()
+        # Or Python 3.13 would keep the history of its own prompt, in place of readline's.
+        before = os.environ.get("PYTHON_BASIC_REPL")
+        os.environ["PYTHON_BASIC_REPL"] = "1"
+        try:
+            hook()
+        finally:
+            if before is None:
+                del os.environ["PYTHON_BASIC_REPL"]
+            else:
+                os.environ["PYTHON_BASIC_REPL"] = before
     readline.set_completer(rlcompleter.Completer(names).complete)
 
 
