@@ -93,7 +93,6 @@ KINDS = {
     "poller": lambda peers, use: use(pyasync.poll(peers.pipe()[0], nothing, writable=False)),
     "process": with_process,
     "stdio": with_stdio,
-    "fs-monitor": lambda peers, use: use(pyasync.fs_watch(peers.path, nothing)),
     "notifier": lambda peers, use: use(pyasync.make_notifier(nothing)),
     "work": with_work,
     "fs-monitor": lambda peers, use: use(pyasync.fs_watch(os.path.dirname(__file__), nothing)),
