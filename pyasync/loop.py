@@ -413,7 +413,7 @@ class Loop:
             if not alive:
                 count = ~count
 
-            if wait and not count and PYPY:
+            if wait and not count and PYPY and not threadsafe:
                 sleep(0.001)  # PyPy may have let another thread find the signal: let it say so
 
             last = clock()

@@ -22,6 +22,11 @@ MIN_INTERVAL = 1e-6
 
 START = lib.PA_TIMER_START
 START_UNREF = lib.PA_TIMER_START_UNREF
+STOP = lib.PA_TIMER_STOP
+
+#: So many timers that one callback arms or disarms cross at once: a queue of a million would
+#: outgrow the processor's caches, and leave its memory behind in pieces.
+BATCH = 2048
 
 
 class Event:
@@ -69,6 +74,8 @@ class Event:
         else:
             slot = len(timers)
             timers.append(self)
+            if not slot % BATCH:
+                loop._submit()
         self._slot = slot
         loop._queue((START if options is None or options[1] else START_UNREF, slot, due, b"", None))
 
@@ -78,8 +85,11 @@ class Event:
             loop = self._loop
             self._slot = -1
             loop._timers[slot] = None
-            loop._retired_timers.append(slot)
-            loop._queue((lib.PA_TIMER_STOP, slot, 0, b"", None))
+            retired = loop._retired_timers
+            retired.append(slot)
+            if not len(retired) % BATCH:
+                loop._submit()
+            loop._queue((STOP, slot, 0, b"", None))
 
     def remove(self) -> None:
         """Disarm the event; it can be added again. Raises `EventFreed`."""
