@@ -3,7 +3,8 @@
 The main thread reads lines, as it does in any Python prompt, and the event loop runs in a thread
 of its own meanwhile. To run a statement the main thread borrows the loop, which stands still
 until it gets itself back: so a statement is like a callback of the loop, and Ctrl-C interrupts it
-like any statement of the main thread.
+like any statement of the main thread. (PyPy's line editor may lose a Ctrl-C that is pressed at the
+very moment at which a line ends: then a second one helps.)
 """
 
 from __future__ import annotations

@@ -67,6 +67,16 @@ class Terminal:
     def type(self, line):
         self.send(line + "\n")
 
+    def press_ctrl_c(self):
+        """Press Ctrl-C just behind a line: PyPy's line editor may lose the first one there."""
+        self.send("\x03")
+        while "KeyboardInterrupt" not in self.output:
+            if not select.select([self.master], [], [], 3)[0]:
+                assert sys.implementation.name == "pypy"
+                self.send("\x03")
+            self.read()
+        self.expect("KeyboardInterrupt")
+
     def at_prompt(self):
         """Wait until the prompt is there, and all that was typed has been run.
 
@@ -205,8 +215,7 @@ def test_ctrl_c_gives_up_waiting_for_a_callback_that_does_not_return(terminal):
     terminal.expect(">>> ")
     terminal.send("1 + 1\n")
     terminal.expect("1 + 1\n")
-    terminal.send("\x03")
-    terminal.expect("KeyboardInterrupt")
+    terminal.press_ctrl_c()
     terminal.expect(">>> ")
     terminal.send("\x04")
     status, output = terminal.wait()
