@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from functools import partial
 
 import pytest
@@ -539,13 +540,16 @@ def test_a_descriptor_whose_close_is_closed_is_closed(run, slow_pool):
 
 def test_a_descriptor_whose_close_the_end_of_the_loop_cancels_is_closed(run, slow_pool):
     def start():
-        empty = slow_pool()
+        # The end of the loop waits for the threads, when it has cancelled what waits for them.
+        threads.append(threading.Timer(0.2, slow_pool()))
+        threads[0].start()
         fs.close(fd, unexpected)
-        empty()
         pyasync.exit_event_loop()
 
+    threads = []
     fd = os.open("/", os.O_RDONLY)
     run(start)
+    threads[0].join()
     assert not fd_is_open(fd)
 
 
