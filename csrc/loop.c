@@ -1,6 +1,8 @@
 /* The loop: its two queues, its slots, and its end. */
 #include "pyasync.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -369,17 +371,25 @@ void pa_handle_close(pa_loop *loop, uv_handle_t *handle) {
     pa_poller_close(handle);
 }
 
+/* A process may have ended by itself, and Python not have heard of it yet: then
+ * there is no handle any more. */
 void pa_ref(pa_loop *loop, int slot, int referenced) {
+  uv_handle_t *handle = loop->slots[slot].handle;
+
   loop->counters->crossings++;
+  if (handle == NULL)
+    return;
   if (referenced)
-    uv_ref(loop->slots[slot].handle);
+    uv_ref(handle);
   else
-    uv_unref(loop->slots[slot].handle);
+    uv_unref(handle);
 }
 
 int pa_has_ref(pa_loop *loop, int slot) {
+  uv_handle_t *handle = loop->slots[slot].handle;
+
   loop->counters->crossings++;
-  return uv_has_ref(loop->slots[slot].handle);
+  return handle != NULL && uv_has_ref(handle);
 }
 
 int pa_fileno(pa_loop *loop, int slot) {
@@ -418,11 +428,26 @@ int pa_handles(pa_loop *loop, pa_handle_status *statuses, int size) {
 
 /* Beginning and end */
 
+/* libuv aborts when it closes a descriptor of a standard stream's number, as
+ * any of ours would be in a daemon that has closed those. */
+static int open_standard_streams(void) {
+  int fd;
+
+  for (fd = 0; fd <= STDERR_FILENO; fd++)
+    if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) < 0)
+      return uv_translate_sys_error(errno);
+  return 0;
+}
+
 int pa_loop_new(pa_counters *counters, pa_loop **place) {
-  pa_loop *loop = calloc(1, sizeof(*loop));
+  pa_loop *loop;
   int error;
 
   pa_reap_abandoned();
+  error = open_standard_streams();
+  if (error != 0)
+    return error;
+  loop = calloc(1, sizeof(*loop));
   if (loop == NULL)
     return UV_ENOMEM;
   error = uv_loop_init(&loop->uv);

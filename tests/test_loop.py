@@ -5,6 +5,7 @@ import logging
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -153,6 +154,21 @@ def test_catch_app_errors_must_be_a_bool_or_a_function(wrong):
     ):
         pass
     assert pyasync.current_loop() is None
+
+
+@pytest.mark.parametrize("closed", [[0], [0, 1, 2]])
+def test_a_program_that_has_closed_its_standard_streams_can_have_a_loop(closed):
+    """Libuv aborts when it closes a descriptor of such a number."""
+    script = f"""
+import os, pyasync
+for fd in {closed}:
+    os.close(fd)
+with pyasync.event_loop():
+    process = pyasync.spawn("cat", [], input=pyasync.PIPE, error_output=pyasync.INHERIT)
+    process.input.close()
+assert (process.exit_status, process.term_signal) == (0, 0)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=20)
 
 
 # with event_loop()
