@@ -3,9 +3,11 @@
 #include "pyasync.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 /* Children that a loop has left running at its end. */
 typedef struct abandoned {
@@ -92,12 +94,23 @@ static void free_failed(uv_handle_t *handle) {
   free(handle);
 }
 
+/* In the child libuv makes its standard streams blocking, and with them the open
+ * files that it shares with us: a socket of a loop must stay as it was. */
+static void restore_flags(const int *stdio, const int *flags) {
+  int index;
+
+  for (index = 0; index < 3; index++)
+    if (stdio[index] > STDERR_FILENO && (flags[index] & O_NONBLOCK))
+      fcntl(stdio[index], F_SETFL, flags[index]);
+}
+
 int pa_spawn(pa_loop *loop, const char *path, char **args, char **env,
              const char *directory, const int *stdio, int flags, uint32_t uid,
              uint32_t gid) {
   uv_process_t *process = pa_grow(NULL, sizeof(*process));
   uv_process_options_t options;
   uv_stdio_container_t containers[3];
+  int status_flags[3];
   struct sigaction before;
   int index;
   int error;
@@ -107,6 +120,7 @@ int pa_spawn(pa_loop *loop, const char *path, char **args, char **env,
   for (index = 0; index < 3; index++) {
     containers[index].flags = stdio[index] < 0 ? UV_IGNORE : UV_INHERIT_FD;
     containers[index].data.fd = stdio[index];
+    status_flags[index] = stdio[index] < 0 ? 0 : fcntl(stdio[index], F_GETFL);
   }
   memset(&options, 0, sizeof(options));
   options.exit_cb = on_exited;
@@ -127,6 +141,7 @@ int pa_spawn(pa_loop *loop, const char *path, char **args, char **env,
   error = uv_spawn(&loop->uv, process, &options);
   pa_sigchld_after(loop, &before);
   pa_unlock();
+  restore_flags(stdio, status_flags);
   if (error != 0) {
     /* uv_spawn has made a handle of it all the same. */
     pa_process_close(loop, (uv_handle_t *) process, free_failed);

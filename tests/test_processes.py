@@ -5,6 +5,7 @@ import os
 import pathlib
 import pwd
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -152,6 +153,28 @@ def test_200_children_at_once(run, buffer_writes):
     run(start, buffer_writes=buffer_writes, limit=30)
     assert output == {number: b"%d\n" % number for number in range(200)}
     assert sorted(statuses) == list(range(200))
+
+
+@LINUX
+def test_a_child_may_be_referenced_that_has_exited_unheard(run):
+    """Two children are reaped together: the second has not reported its exit yet."""
+
+    def exit_cb(process, status, signo):
+        (other,) = {*processes} - {process}
+        if not other.closed:
+            seen.append(other.has_ref)
+            other.ref()
+            other.unref()
+            seen.append(other.has_ref)
+
+    def start():
+        processes.extend(sh("", exit_cb=exit_cb) for _ in range(2))
+        for process in processes:
+            wait_for_exit(process.pid)
+
+    processes, seen = [], []
+    run(start)
+    assert seen == [False, False]
 
 
 def test_what_an_exit_cb_raises_goes_to_event_cb(run):
@@ -547,6 +570,22 @@ def test_a_descriptor_or_a_file_may_be_a_stream(run, tmp_path):
             )
         )
     assert (tmp_path / "out").read_bytes() == b"from a fileerr\n"
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_descriptor_that_a_child_shares_keeps_its_mode(run, blocking):
+    """A socket of a loop's that began to block would halt the loop."""
+
+    def start():
+        sh("read line; echo $line", input=ours, output=ours)
+        theirs.sendall(b"hello\n")
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(blocking)
+        run(start)
+        assert os.get_blocking(ours.fileno()) is blocking
+        assert theirs.recv(100) == b"hello\n"
 
 
 def test_outputs_can_be_exchanged(run, capfd):
