@@ -14,6 +14,10 @@
 #define READ_SIZE_MAX ((size_t) 256 << 10)
 #define READ_SIZE_MIN ((size_t) 4 << 10)
 
+/* So much of the arena is for new connections. The rest is for those that are
+ * polled, which wait behind the servers. */
+#define READ_FIRST_MAX ((size_t) 2 << 20)
+
 /* Less than the initial window of TCP (RFC 6928). */
 #define SENT_AT_ONCE ((size_t) 8 << 10)
 
@@ -126,13 +130,12 @@ void pa_stream_read(uv_handle_t *handle) {
 /* A request often comes with its connection, and its answer ends it: then the
  * stream is never polled, which spares two calls of epoll_ctl. */
 void pa_stream_read_first(pa_loop *loop, int slot, int fd) {
-  size_t room = pa_arena_size() - loop->arena_used;
   char *base = loop->arena + loop->arena_used;
   ssize_t size = -1;
 
   errno = EAGAIN;
-  if (room >= READ_SIZE_MIN)
-    size = recv(fd, base, room < READ_SIZE_MAX ? room : READ_SIZE_MAX, 0);
+  if (loop->arena_used + READ_SIZE_MAX <= READ_FIRST_MAX)
+    size = recv(fd, base, READ_SIZE_MAX, 0);
   if (size <= 0) {
     if (size == 0)
       push_end(loop, slot, UV_EOF);

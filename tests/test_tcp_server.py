@@ -1027,3 +1027,33 @@ def test_a_connection_that_brings_data_along_is_read_on_and_to_its_end(run):
     finally:
         socks[0].close()
     assert received == [b"first", b"second", pyasync.SocketEOF]
+
+
+def test_new_connections_that_bring_much_along_do_not_hold_up_others(run):
+    """Their data fills what is read in an iteration, several times over."""
+
+    def read_cb(connection, data):
+        if data == b"first":
+            for _ in range(200):
+                sock = socket.create_connection(server.address)
+                socks.append(sock)
+                sock.setblocking(False)
+                sock.send(bytes(256 << 10))
+            socks[0].sendall(b"second")
+        elif data == b"second":
+            accepted.append(pyasync.stats().accepted)
+            pyasync.exit_event_loop()
+
+    def start():
+        nonlocal server
+        server = pyasync.tcp_server("127.0.0.1", 0, read_cb)
+        socks.append(socket.create_connection(server.address))
+        socks[0].sendall(b"first")
+
+    server, accepted, socks = None, [], []
+    try:
+        run(start)
+    finally:
+        for sock in socks:
+            sock.close()
+    assert accepted[0] <= 1 + 2 * 64
