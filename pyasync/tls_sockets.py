@@ -306,7 +306,8 @@ class SslSocket(TcpSocket):
 
     def _on_read(self, data: bytes) -> None:
         tls = self._rare.tls
-        if tls.ended or tls.phase == OVER:
+        # None: there is no TLS, because of its settings, and the socket is closed.
+        if tls is None or tls.ended or tls.phase == OVER:
             return
         if self._state & TIMED:
             self._rare.read_timeout.read_at = monotonic()  # type: ignore[union-attr]
@@ -346,7 +347,7 @@ class SslSocket(TcpSocket):
     def _on_end_event(self, kind: int, value: int) -> None:
         """Take the end of TCP, which is an error unless TLS has ended before."""
         tls = self._rare.tls
-        if tls.ended or tls.phase == OVER:
+        if tls is None or tls.ended or tls.phase == OVER:
             return
         error: EventError
         if kind != lib.PA_EOF:

@@ -83,6 +83,10 @@ def connect(address, context=None, name="localhost"):
     )
 
 
+def end_sending(sock):
+    sock.shutdown(socket.SHUT_WR)
+
+
 def echo_works(address):
     with connect(address) as sock:
         sock.sendall(b"still there")
@@ -717,6 +721,41 @@ def test_what_was_written_is_tried_once_when_the_loop_is_left(run):
 
 
 # Errors of callbacks
+
+
+class BrokenContext(ssl.SSLContext):
+    """It works for the server's own check, and no more."""
+
+    works = True
+
+    def wrap_bio(self, *arguments, **keywords):
+        if not self.works:
+            raise ssl.SSLError(1, "out of order")
+        self.works = False
+        return super().wrap_bio(*arguments, **keywords)
+
+
+@pytest.mark.parametrize("bring", [lambda sock: sock.sendall(b"hello"), end_sending])
+def test_what_a_connection_without_tls_brings_along_is_dropped(run, bring):
+    """It comes in the same batch as the connection, which fails before it."""
+
+    def event_cb(error):
+        events.append(type(error))
+        server.close()
+
+    def start():
+        nonlocal server
+        context = BrokenContext(ssl.PROTOCOL_TLS_SERVER)
+        server = pyasync.tcp_ssl_server(HOST, 0, nothing, ssl_context=context, event_cb=event_cb)
+        bring(sock := connect_plain(server.address))
+        socks.append(sock)
+
+    server, events, socks = None, [], []
+    try:
+        run(start)
+    finally:
+        socks[0].close()
+    assert events == [pyasync.TcpSslError]
 
 
 def test_the_connection_goes_on_when_connect_cb_raises(run):
