@@ -7,6 +7,7 @@ keep operations on files waiting: the others wait for their turn.
 from __future__ import annotations
 
 import errno
+import os
 import socket as sockets
 from collections.abc import Callable
 from typing import Any
@@ -88,7 +89,8 @@ class ReverseLookup(Request):
         name = lib.pa_getnameinfo_result(address)
         if name.status != 0:
             raise self._error(name.status)
-        return ffi.string(name.host).decode(), ffi.string(name.service).decode()
+        # Whoever owns the address chooses the name: it may be any bytes.
+        return os.fsdecode(ffi.string(name.host)), os.fsdecode(ffi.string(name.service))
 
     def _error(self, status: int) -> DnsError:
         return dns_error(status, self.ip)

@@ -67,13 +67,14 @@ class Request:
         """Take PA_DONE."""
         self._address = -1
         try:
-            results = self._results(value)
+            try:
+                results = self._results(value)
+            finally:  # before any callback: it is over, and counted no more
+                lib.pa_request_free(self._loop._c, value)
         except EventError as error:
             self._fail(error)
-            return
-        finally:
-            lib.pa_request_free(self._loop._c, value)
-        self._succeed(*results)
+        else:
+            self._succeed(*results)
 
     def _succeed(self, *results: Any) -> None:
         callback, self._callback = self._callback, None

@@ -301,6 +301,21 @@ def test_another_thread_may_not_close_a_lookup(run):
     assert len(found) == 1
 
 
+def test_a_lookup_is_over_when_its_event_cb_is_called(run):
+    told = []
+
+    def event_cb(error):
+        told.append((type(error), request.closed, pyasync.stats().open_dns_queries))
+
+    def start():
+        nonlocal request
+        request = pyasync.dns_lookup("name.invalid", pytest.fail, event_cb=event_cb)
+
+    request = None
+    run(start)
+    assert told == [(pyasync.DnsError, True, 0)]
+
+
 @each_lookup
 def test_what_a_callback_raises_goes_to_event_cb(run, lookup):
     told = []
@@ -370,6 +385,18 @@ int getaddrinfo(const char *host, const char *service, const struct addrinfo *hi
     return EAI_FAIL;
   return next("127.0.0.1", service, hints, found);
 }
+
+int getnameinfo(const struct sockaddr *address, socklen_t size, char *host, socklen_t host_size,
+                char *service, socklen_t service_size, int flags) {
+  int (*next)(const struct sockaddr *, socklen_t, char *, socklen_t, char *, socklen_t, int);
+
+  *(void **) &next = dlsym(RTLD_NEXT, "getnameinfo");
+  if (flags & NI_NUMERICHOST)
+    return next(address, size, host, host_size, service, service_size, flags);
+  strcpy(host, "caf\\351.example");
+  strcpy(service, "0");
+  return 0;
+}
 """
 
 
@@ -430,6 +457,15 @@ def test_a_lookup_that_does_not_end_does_not_hold_up_the_end_of_the_loop(slow_re
     assert result.stdout.startswith("((left with 0\n")
     assert "127.0.0.1 " in result.stdout
     assert "called" not in result.stdout
+
+
+def test_a_name_that_is_not_utf_8_is_decoded_as_the_system_s_text_is(slow_resolver):
+    result = slow_resolver("""if True:
+        with pyasync.event_loop():
+            pyasync.reverse_dns_lookup("192.0.2.1", lambda *found: print(ascii(found)))
+    """)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == "('caf\\udce9.example', '0')\n"
 
 
 def test_a_lookup_that_is_closed_while_a_thread_runs_it_calls_nothing(slow_resolver):
