@@ -10,8 +10,8 @@
 
 /* All reads of one iteration share this much address space; pages of it are
  * touched as they are needed. What does not fit stays in the kernel until the
- * next iteration. */
-#define ARENA_SIZE ((size_t) 4 << 20)
+ * next iteration: much more would outgrow the processor's caches. */
+#define ARENA_SIZE ((size_t) 2 << 20)
 
 /* realloc, for arrays without which the loop cannot go on. */
 void *pa_grow(void *array, size_t size) {

@@ -865,7 +865,7 @@ def test_a_peer_that_says_nothing_is_no_event(link):
 
 @plain_only
 def test_more_than_the_arena_holds_in_one_iteration_is_read_whole(link):
-    """40 times 256 KiB lie in the kernel when the loop begins to read; it takes 4 MiB."""
+    """40 times 256 KiB lie in the kernel when the loop begins to read; it takes 2 MiB."""
     size, count = 256 << 10, 40
     data = [random_bytes(size, number) for number in range(count)]
     received = {}
