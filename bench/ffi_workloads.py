@@ -119,7 +119,8 @@ def run(workload, mode, options, send):
     limits.raise_open_files_limit()
     client = Client(workload, options)
     server_options = argparse.Namespace(
-        host="127.0.0.1", port=0, delay=0, backlog=None, workers=1, unbuffered=options.unbuffered
+        **{"host": "127.0.0.1", "port": 0, "delay": 0, "backlog": None, "workers": 1},
+        **{"tls": False, "unbuffered": options.unbuffered},
     )
     counts = Counter()
     if mode == COUNTED:

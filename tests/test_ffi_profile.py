@@ -99,7 +99,7 @@ def test_the_sum_is_compared_with_the_time_of_a_run_without_a_profiler(measured)
                 assert costs["measured"] is None
                 assert set(costs["parts"]) == {"kernel", "FFI crossings", "libuv and Python"}
             else:
-                assert 0 < costs["system"] < costs["measured"]
+                assert 0 <= costs["system"] <= costs["measured"]  # counted in ticks
                 assert math.isclose(costs["residual"], costs["total"] / costs["measured"] - 1)
                 assert set(costs["parts"]) == {
                     *("kernel and libuv", "FFI crossings", "pyasync", "application"),
