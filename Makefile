@@ -25,6 +25,8 @@ TEST_NEEDS := \
   'command -v wrk' wrk \
   'command -v openssl' openssl \
   'command -v curl' curl
+BROWSER_NEEDS := \
+  'command -v chromium-headless-shell || command -v chromium' chromium-headless-shell
 BENCH_NEEDS := \
   'command -v node' nodejs \
   'command -v pypy3' 'pypy3 pypy3-venv pypy3-dev'
@@ -54,7 +56,8 @@ test: $(VENV)/.built-test ## run the tests, but for the slow ones; TEST_ARGS='-k
 	$(VENV)/bin/pytest $(TEST_ARGS)
 
 .PHONY: test-all
-test-all: $(VENV)/.built-test ## run the slow tests too
+test-all: $(VENV)/.built-test ## run the slow tests too, with a browser
+	@tools/need --optional $(BROWSER_NEEDS)
 	$(VENV)/bin/pytest -m '' $(TEST_ARGS)
 
 .PHONY: pypy-test

@@ -22,6 +22,7 @@ from workers import Workers, describe_exit
 
 import pyasync
 
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 LOAD_CLIENT = Path(__file__).with_name("http_load.py")
 DEFAULT_LOAD = 10_000
 DEFAULT_RATE = 2_000.0
@@ -73,6 +74,7 @@ def parse_options(description):
     add("--busy", action="store_true", help="run a busy Python thread beside the server")
     add("--no-stats", dest="stats", action="store_false", help="no line of counters every second")
     add("--json", action="store_true", help="print one JSON object a line")
+    add("--page", type=int, metavar="PORT", help="show the counters live, at http://HOST:PORT/")
     load = parser.add_argument_group("load", "start bench/http_load.py against the server")
     add = load.add_argument
     add("--load", type=int, nargs="?", const=DEFAULT_LOAD, metavar="NUM",
@@ -85,6 +87,8 @@ def parse_options(description):
         parser.error("--delay must not be negative")
     if options.workers < 1:
         parser.error("--workers must be at least 1")
+    if options.page is not None and options.workers > 1:
+        parser.error("--page shows one loop: it needs --workers 1")
     if options.load is None and (options.rate or options.concurrency):
         parser.error("--rate and --concurrency need --load")
     if options.load and not options.rate and not options.concurrency:
@@ -126,6 +130,8 @@ def run_here(options, serve, console, load):
     def send(kind, value):
         if kind == "listening":
             console.listening(value)
+            if options.page is not None:
+                console.page(serve_page(options))
             if load:
                 load.start(value)
                 pyasync.signal_handler(signal.SIGCHLD, lambda signo: load.stop_server_at_end())
@@ -134,6 +140,14 @@ def run_here(options, serve, console, load):
 
     run_server(serve, options, send)
     return 0
+
+
+def serve_page(options):
+    """Serve the page of examples/stats_page.py in this loop. Returns its address."""
+    sys.path.append(str(EXAMPLES))
+    from stats_page import StatsPage
+
+    return StatsPage(options.host, options.page).address
 
 
 # Several processes on one port

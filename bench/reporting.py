@@ -96,6 +96,11 @@ class Console:
             processes=self._processes,
         )
 
+    def page(self, address):
+        host, port = address
+        url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+        self._print(f"page at {url}", event="page", url=url)
+
     def counters(self, pid, snapshot):
         """Take the report of one process; print a line when all have reported."""
         if self._reports.add(pid, snapshot) and self._stats:

@@ -59,7 +59,7 @@ class Connection:
     __slots__ = ("answering", "ended", "input")
 
     def __init__(self):
-        self.input = b""  # what has come of the next requests
+        self.input = bytearray()  # what has come of the next requests
         self.answering = False  # whether an answer is on its way
         self.ended = False  # whether no more will come
 
@@ -144,15 +144,20 @@ class StatsPage:
 
     def next_request(self, socket):
         connection = socket.data
-        head, end, rest = connection.input.lstrip(b"\r\n").partition(b"\r\n\r\n")
-        if not end and len(head) <= HEAD_LIMIT:
+        received = connection.input
+        while received.startswith(b"\r\n"):
+            del received[:2]
+        size = received.find(b"\r\n\r\n", 0, HEAD_LIMIT)
+        if size < 0 and len(received) < HEAD_LIMIT:
             if connection.ended:
                 socket.close()
             return
-        connection.input, connection.answering = rest, True
+        connection.answering = True
         try:
-            if len(head) > HEAD_LIMIT:
+            if size < 0:
                 raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            head = bytes(received[:size])
+            del received[: size + 4]
             self.answer(socket, *parse(head))
         except BadRequest as error:
             self.respond(socket, error.status, keep=False)

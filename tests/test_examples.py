@@ -16,7 +16,10 @@ import pytest
 from peers import PATIENCE, Background, end_of, read_all, read_exactly, reset
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-SERVERS = ["echo_server.py", "proxy.py", "chat.py"]
+SERVERS = ["echo_server.py", "proxy.py", "chat.py", "stats_page.py"]
+
+#: What a client sends to a server to get an answer, if no line will do.
+GREETINGS = {"stats_page.py": b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"}
 
 SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")
 MIB = 1 << 20
@@ -132,7 +135,7 @@ def test_a_signal_ends_a_server_with_connections(program, signo, target):
     arguments = target.getsockname() if program == "proxy.py" else []
     with contextlib.ExitStack() as stack, serving(program, *arguments, signo=signo) as server:
         client = stack.enter_context(server.connect())  # and it stays
-        client.sendall(b"hello\n")
+        client.sendall(GREETINGS.get(program, b"hello\n"))
         if program == "proxy.py":
             stack.enter_context(target.accept()[0])
         else:
