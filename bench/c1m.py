@@ -127,6 +127,7 @@ class Run:
             backlog=None,
             workers=1,
             unbuffered=False,
+            tls=False,
             busy=False,
         )
         # SIGTERM is like Ctrl-C: all processes end, and then this one.
