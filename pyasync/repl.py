@@ -34,6 +34,7 @@ class LoopThread:
 
     def __init__(self) -> None:
         self.loop: Loop | None = None
+        self._exit: SystemExit | None = None
         self._started = Event()
         # A daemon: a callback that does not return must not keep the program from its end.
         self._thread = Thread(target=self._run, name="pyasync event loop", daemon=True)
@@ -43,6 +44,8 @@ class LoopThread:
     def _run(self) -> None:
         try:
             start_event_loop(self._start, catch_app_errors=_show)
+        except SystemExit as error:
+            self._exit = error
         finally:
             self._started.set()
 
@@ -78,6 +81,12 @@ class LoopThread:
         finally:
             returned.set()
 
+    def raise_exit(self) -> None:
+        """When the loop ends, raise the `SystemExit` with which a callback has ended it, if any."""
+        self._thread.join(CLOSE_WAIT)
+        if self._exit is not None:
+            raise self._exit from None
+
     def close(self) -> None:
         """End the loop. A callback that does not return is left to run."""
         assert self.loop is not None
@@ -106,8 +115,17 @@ class Console(code.InteractiveConsole):
                     super().runcode(code)  # which shows all that the statement raises
                 return
             except EventLoopNotRunning:
+                self._loop.raise_exit()
                 self.write("the event loop has ended: a new one runs\n")
                 self._loop = LoopThread()
+
+    def raw_input(self, prompt: str = "") -> str:
+        try:
+            return super().raw_input(prompt)
+        except ValueError:
+            if sys.stdin.closed:  # by exit() in a callback
+                self._loop.raise_exit()
+            raise
 
     def close(self) -> None:
         self._loop.close()

@@ -238,6 +238,18 @@ def test_exit_and_quit_end_the_prompt(terminal, keys, status):
     assert terminal.end(keys)[0] == status
 
 
+@pytest.mark.parametrize("leave", ["exit(3)", "sys.exit(3)"])
+def test_a_callback_that_exits_ends_the_prompt_with_the_next_line(terminal, leave):
+    terminal.type("import sys")
+    terminal.type("add_event_loop_exit_callback(lambda: print('en' + 'ded'))")
+    terminal.type(f"_ = delay(lambda: {leave})")
+    terminal.expect("ended")
+    terminal.send("1 + 1\n")
+    status, output = terminal.wait()
+    assert status == 3
+    assert "Traceback" not in output
+
+
 def test_tab_completes_names_of_the_package_and_ones_own(terminal):
     terminal.type("my_long_name = 6 * 7")
     terminal.at_prompt()
