@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from pyasync.errors import EventLoopNotRunning, NotifierFreed
@@ -52,8 +53,9 @@ class Notifier(PythonHandle):
             self._loop.call_threadsafe(self._run)
         except EventLoopNotRunning as error:
             raise NotifierFreed(str(error)) from None
-        except BaseException:  # of a signal's handler: this call has not been made
-            self._triggered = False
+        except BaseException:  # of a signal's handler: another thread may count on this call
+            with contextlib.suppress(EventLoopNotRunning):
+                self._loop.call_threadsafe(self._run)
             raise
 
     def free(self) -> None:

@@ -212,6 +212,27 @@ def test_a_handler_of_pythons_may_interrupt_a_trigger_with_its_own(run):
     assert seen == counts
 
 
+def test_a_trigger_that_is_interrupted_loses_none_of_another_thread(run, monkeypatch):
+    class Interrupt(BaseException):
+        pass
+
+    def interrupted(loop, fn):
+        monkeypatch.undo()
+        Background(notifier.trigger).result()  # finds that it shares the other's call
+        raise Interrupt
+
+    def start():
+        nonlocal notifier
+        notifier = pyasync.make_notifier(partial(called.append, 1))
+        monkeypatch.setattr(pyasync.Loop, "call_threadsafe", interrupted)
+        with pytest.raises(Interrupt):
+            notifier.trigger()
+
+    notifier, called = None, []
+    run(start)
+    assert called == [1]
+
+
 # Single shots
 
 
