@@ -101,8 +101,8 @@ def poll(
 
     The poller keeps the loop running; see `Handle.unref`. Raises `SocketError` (an `OSError`) for
     a descriptor that is not open (EBADF), and when descriptors have run out; `ValueError` for a
-    negative one, and for regular files and directories, of which epoll_ctl(2) has nothing to
-    report; and `EventLoopNotRunning`.
+    negative one, and for regular files, directories and the like (``/dev/null``), of which
+    epoll_ctl(2) has nothing to report; and `EventLoopNotRunning`.
 
     >>> import pyasync, socket
     >>> def on_ready(readable, writable):
@@ -122,8 +122,8 @@ def poll(
     slot = lib.pa_poll_start(loop._c, number, events)
     if slot == -errno.EPERM:
         raise ValueError(
-            f"descriptor {number} cannot be polled: it is a regular file or a directory, "
-            "which can always be read and written"
+            f"descriptor {number} cannot be polled: like any regular file or directory "
+            "it can always be read and written"
         )
     if slot < 0:
         raise socket_error(slot, detail=f"descriptor {number}")
