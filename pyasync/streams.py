@@ -337,7 +337,7 @@ class Stream(DescriptorHandle):
 
     def _deliver_kept(self) -> None:
         kept = self._need_rare().kept
-        while kept and not self._state & (CLOSED | READ_DISABLED):
+        while kept and not self._state & (CLOSED | READ_DISABLED) and not self._loop._stopping:
             item = kept.popleft()
             try:
                 if isinstance(item, bytes):
@@ -447,7 +447,7 @@ class Stream(DescriptorHandle):
         self._stop_read_timeout()
         if self._state & STREAMING:
             self._end_stream(self._need_rare().stream)
-        if self._state & CLOSED:
+        if self._state & CLOSED or self._loop._stopping:
             return
         self._loop._tell(self, SocketEOF("end of stream"), self)
         if not self._settings.allow_half_open or self._state & SHUT:

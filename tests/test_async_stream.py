@@ -857,6 +857,24 @@ def test_it_outlives_its_loop(run):
     stream.close()
 
 
+def test_when_the_last_line_leaves_the_loop_its_end_is_not_told(run):
+    def connect_cb(connection):
+        connection.write(b"rest")
+        connection.close()
+
+    def read_cb(socket, stream):
+        if stream.ended:
+            pyasync.exit_event_loop()
+
+    def start():
+        server = pyasync.tcp_server("127.0.0.1", 0, nothing, connect_cb=connect_cb)
+        pyasync.tcp_connect(*server.address, read_cb, stream=True, event_cb=events.append)
+
+    events = []
+    run(start)
+    assert events == []
+
+
 def test_fileno_is_the_sockets(run):
     def read_cb(socket, stream):
         assert stream.fileno() == socket.fileno()

@@ -1232,10 +1232,11 @@ def test_disabling_in_each_read_callback_keeps_the_order(link):
     assert b"".join(received) == data
 
 
-def disable_each_other(link, ends, after):
+def disable_each_other(link, ends, after, then=nothing):
     """Let the socket that reads first disable the others, whose data lies in the same batch.
 
-    ends(sock) is called when that has happened; after(told) when nothing was told for a while.
+    ends(sock) is called when that has happened; after(told) when nothing was told for a while;
+    then() in the first callback of each of the others.
     Return what was told to the sockets, each for itself, in order.
     """
     count = 3
@@ -1270,6 +1271,8 @@ def disable_each_other(link, ends, after):
             for _ in range(count):
                 assert ended.acquire(timeout=PATIENCE)
             after_iterations(5, lambda: enable(others))
+        elif len(told[socket]) == 1:
+            then()
 
     def enable(others):
         after([told[other] for other in others])
@@ -1303,6 +1306,14 @@ def test_what_comes_later_stays_behind_what_was_kept_back(link):
     told = disable_each_other(link, lambda sock: sock.sendall(b" and more"), nothing)
     assert [what.pop() for what in told] == [pyasync.SocketEOF] * 3
     assert [b"".join(what) for what in told] == [b"data and more"] * 3
+
+
+def test_leaving_the_loop_ends_the_delivery_of_what_was_kept_back(link):
+    told = disable_each_other(
+        link, lambda sock: sock.sendall(b" and more"), nothing, pyasync.exit_event_loop
+    )
+    assert sorted(what[:1] for what in told) == [[], [b"data"], [b"data"]]
+    assert sorted(map(len, told))[1] == 1
 
 
 @tcp_only
