@@ -23,6 +23,7 @@ from pyasync.stream_state import (
     READ_DISABLED,
     SHUT,
     UNCONNECTED,
+    WRITE_DISABLED,
     Data,
     Settings,
     WriteCallback,
@@ -311,7 +312,7 @@ def start_tls(
     belongs_to_tls += [item for item in rare.kept if isinstance(item, bytes)]
     rare.kept.clear()
     socket._stop_read_timeout()
-    socket._state = socket._state & ~KEPT | ENCRYPTED | CONNECTING
+    socket._state = socket._state & ~KEPT | ENCRYPTED | CONNECTING | state & WRITE_DISABLED
     socket.__class__ = SslSocket
     rare.tls = tls
     tls.incoming.write(b"".join(belongs_to_tls))

@@ -36,9 +36,11 @@ from pyasync.tcp import TcpServer, TcpSocket
 from pyasync.timers import background_timer
 from pyasync.tls_state import (
     BATCH_SIZE,
+    BROKEN,
     HANDSHAKE,
     OPEN,
     RECORD_SIZE,
+    SHUTDOWN,
     TlsState,
     make_error,
     tls_error,
@@ -141,7 +143,7 @@ class SslSocket(TcpSocket):
         """Encrypt what was written, as much as the kernel takes, and hand it to C."""
         rare = self._rare
         tls, held = rare.tls, rare.held
-        if tls.phase == OVER:
+        if tls.phase >= OVER:
             return
         end_of_turn = rare.held_size - TURN_SIZE
         while held and self._may_send():
@@ -151,14 +153,17 @@ class SslSocket(TcpSocket):
             try:
                 callbacks, waits = self._encrypt(held)
             except OSError as error:
-                self._fail_with(tls_error(error))
+                # After an error that is kept back, OpenSSL only says that it goes on no more.
+                self._fail_with(tls.error or tls_error(error))
                 return
             if tls.outgoing.pending or callbacks:
                 self._hand_over(tls.outgoing.read(), callbacks)
             if waits:
                 break
         if tls.outgoing.pending:  # of the handshake, or a key update
-            self._hand_over(tls.outgoing.read(), [])
+            answer = tls.outgoing.read()
+            if tls.phase != SHUTDOWN:  # after close_notify nothing may follow: RFC 8446, 6.1
+                self._hand_over(answer, [])
         if not held:
             if self._state & (CLOSED | SHUT):
                 self._finish()
@@ -236,6 +241,8 @@ class SslSocket(TcpSocket):
 
     def _on_written(self, kind: int, has_callback: int) -> None:
         tls = self._rare.tls
+        if tls.phase == BROKEN:
+            return  # what waits for it was dropped
         if tls.blocked and not self._refused_size():
             tls.blocked = False
             self._send()
@@ -296,7 +303,8 @@ class SslSocket(TcpSocket):
                 self._established()
             except Exception as error:
                 self._loop._app_error(error, self)
-        self._take(data)
+        if not self._loop._stopping:
+            self._take(data)
 
     # Reading
 
@@ -307,7 +315,7 @@ class SslSocket(TcpSocket):
     def _on_read(self, data: bytes) -> None:
         tls = self._rare.tls
         # None: there is no TLS, because of its settings, and the socket is closed.
-        if tls is None or tls.ended or tls.phase == OVER:
+        if tls is None or tls.ended or tls.phase >= OVER:
             return
         if self._state & TIMED:
             self._rare.read_timeout.read_at = monotonic()  # type: ignore[union-attr]
@@ -333,6 +341,8 @@ class SslSocket(TcpSocket):
                 if not over:
                     raise
                 self._loop._app_error(error, self)
+        if self._loop._stopping:
+            return
         if tls.error is not None:
             self._on_tls_end(lib.PA_READ_ERROR, tls.error)
         elif over:
@@ -341,13 +351,13 @@ class SslSocket(TcpSocket):
     def _on_tls_end(self, kind: int, error: EventError | None) -> None:
         if not self._state & CLOSED:
             super()._on_end_event(kind, error)  # type: ignore[arg-type]
-        elif error is not None and self._rare.tls.phase != OVER:
+        elif error is not None and self._rare.tls.phase < OVER:
             self._fail_with(error)  # closed, and not everything has been sent
 
     def _on_end_event(self, kind: int, value: int) -> None:
         """Take the end of TCP, which is an error unless TLS has ended before."""
         tls = self._rare.tls
-        if tls is None or tls.ended or tls.phase == OVER:
+        if tls is None or tls.ended or tls.phase >= OVER:
             return
         error: EventError
         if kind != lib.PA_EOF:
@@ -424,7 +434,7 @@ class SslSocket(TcpSocket):
         if self._state & READ_DISABLED and self._slot >= 0:
             loop._queue((lib.PA_READ_START, self._slot, 0, b"", None))
         self._send()
-        if tls.phase != OVER:
+        if tls.phase < OVER:
             self._on_lingering()
 
     def _finish(self) -> None:
@@ -454,12 +464,14 @@ class SslSocket(TcpSocket):
         """Report the error, once, and close; of an error of TLS, tell the peer by an alert."""
         rare = self._rare
         tls = rare.tls
+        if tls is not None and tls.phase == BROKEN:
+            return  # such as that the alert could not be sent
         if tls is None or not isinstance(error, TcpSslError) or self._settings.linger is None:
             super()._fail_with(error)
             return
         if self._state & FAILED or tls.phase == OVER:
             return
-        tls.phase = OVER
+        tls.phase = BROKEN
         alert = tls.outgoing.read()
         if alert:
             self._write_encrypted(alert, None)

@@ -13,7 +13,8 @@ from pyasync.errors import TcpSslError
 HANDSHAKE = 0  # also before there is a connection
 OPEN = 1
 SHUTDOWN = 2  # our close_notify has been sent: nothing more will be
-CLOSED = 3  # TLS is over: closed, or failed
+CLOSED = 3  # all that was to be sent has been handed over, or was dropped
+BROKEN = 4  # an error has been reported
 
 #: The most content that a record has, in bytes: RFC 8446, section 5.1.
 RECORD_SIZE = 16 << 10

@@ -173,6 +173,33 @@ def test_timeouts_and_callbacks_are_kept(link):
     assert events == [pyasync.SocketTimeout]
 
 
+def test_writing_stays_disabled(link):
+    """What was written before belongs to the plain connection, and is sent there."""
+    sizes = []
+
+    def peer(sock):
+        assert read_exactly(sock, 6) == b"before"
+        with upgraded(link, sock) as tls:
+            return read_all(tls)
+
+    def connected(socket):
+        socket.disable(write=True)
+        socket.write(b"before")
+        upgrade(link, socket, connect_cb=encrypted)
+
+    def encrypted(socket):
+        socket.write(b"after")
+        after_iterations(3, lambda: enable(socket))
+
+    def enable(socket):
+        sizes.append(socket.write_queue_size)
+        socket.enable(write=True)
+        socket.close()
+
+    assert link(connected, peer) == b"after"
+    assert sizes == [5]
+
+
 def test_an_upgrade_of_what_cannot_be_raises(link):
     def connected(socket):
         with pytest.raises(TypeError, match="TcpSocket"):

@@ -438,6 +438,142 @@ def test_an_error_of_the_handshake_is_logged_without_an_event_cb(run, caplog):
     assert "HTTP_REQUEST" in record.getMessage()
 
 
+# Errors, and what is under way then
+
+#: A record of application data that was never encrypted.
+NO_RECORD = b"\x17\x03\x03\x00\x20" + bytes(32)
+
+
+def test_a_write_cb_that_waits_is_not_called_after_an_error(run):
+    called, events = [], []
+    blocked, failed = threading.Event(), threading.Event()
+
+    def talk(address):
+        with connect(address) as sock:
+            sock.sendall(b"go")
+            assert blocked.wait(PATIENCE)
+            sock.sock.sendall(NO_RECORD)
+            assert failed.wait(PATIENCE)
+            end_of(sock.sock)  # what the kernel had refused arrives, and is done
+
+    def read_cb(sock, data):
+        small_buffers(sock)
+        fill(sock)
+
+    def fill(sock):
+        sock.write(bytes(100_000), write_cb=called.append)
+        if sock.write_queue_size > 100_000:  # so one write waits in C, another in Python
+            blocked.set()
+        else:
+            pyasync.call_soon(lambda: fill(sock))
+
+    def event_cb(event):
+        events.append(type(event))
+        called.clear()
+        failed.set()
+
+    serve(run, talk, read_cb=read_cb, event_cb=event_cb)
+    assert events == [pyasync.TcpSslError]
+    assert called == []
+
+
+def test_an_alert_that_cannot_be_sent_is_no_second_error(run):
+    told, gone = threading.Event(), threading.Event()
+
+    def talk(address):
+        sock = connect_plain(address)
+        sock.sendall(b"\x16\x03\x01\x00\x04\x01\x00\x00\x00")  # an empty ClientHello
+        assert told.wait(PATIENCE)
+        reset(sock)
+        gone.set()
+
+    def event_cb(event):
+        events.append(event)
+        told.set()
+        gone.wait(PATIENCE)
+
+    events = []
+    serve(run, talk, event_cb=event_cb)
+    assert [type(event) for event in events] == [pyasync.TcpSslError]
+
+
+def test_a_write_behind_an_error_that_is_kept_back_reports_that_error(run):
+    def talk(address):
+        with connect(address) as sock:
+            sock.object.write(b"go")
+            sock.sock.sendall(sock._outgoing.read() + NO_RECORD)
+            end_of(sock.sock)
+
+    def read_cb(sock, data):
+        sock.disable(read=True)
+        pyasync.call_soon(lambda: sock.write(b"more"))
+
+    _, events = serve(run, talk, read_cb=read_cb)
+    assert [event.reason for event in events] == ["DECRYPTION_FAILED_OR_BAD_RECORD_MAC"]
+
+
+def test_what_is_asked_after_shutdown_gets_no_answer(run):
+    """Nothing may follow close_notify, such as the certificate that is asked for behind it."""
+    received = []
+
+    def peer(sock):
+        context = server_context(verify_mode=ssl.CERT_REQUIRED, post_handshake_auth=True)
+        with wrap(sock, context, server_side=True) as tls:
+            assert read_all(tls) == b"hello"
+            tls.object.verify_client_post_handshake()
+            tls.sendall(b"first")
+            answered.wait(PATIENCE)
+            tls.sendall(b"second")
+
+    def connected(socket):
+        socket.write(b"hello")
+        socket.shutdown()
+
+    def read_cb(socket, data):
+        received.append(data)
+        after_iterations(3, answered.set)
+
+    answered = threading.Event()
+    context = client_context(certificate("DNS:client"), post_handshake_auth=True)
+    _, events = be_client(run, peer, ssl_context=context, connect_cb=connected, read_cb=read_cb)
+    assert received == [b"first", b"second"]
+    assert [type(event) for event in events] == [pyasync.SocketEOF]
+
+
+@pytest.mark.parametrize("last", ["connected", "read"])
+def test_leaving_the_loop_in_a_callback_makes_it_the_last(run, last):
+    """Data and close_notify come in one segment with the end of the handshake."""
+    order = []
+
+    def talk(address):
+        tls = wrap(
+            connect_plain(address), CLIENT(), server_side=False, server_hostname="localhost",
+            handshake=False,
+        )  # fmt: skip
+        with tls.sock:
+            tls.handshake(last=False)
+            tls.object.write(b"data")
+            tls.shutdown(socket.SHUT_WR)
+            end_of(tls.sock)
+
+    def called(what):
+        order.append(what)
+        if what == last:
+            pyasync.exit_event_loop()
+
+    def start():
+        server = pyasync.tcp_ssl_server(
+            HOST, 0, lambda sock, data: called("read"), ssl_context=SERVER(),
+            connect_cb=lambda sock: called("connected"), event_cb=lambda event: called("event"),
+        )  # fmt: skip
+        threads.append(Background(talk, server.address))
+
+    threads = []
+    run(start)
+    threads[0].result()
+    assert order == ["connected", "read"][: ["connected", "read"].index(last) + 1]
+
+
 # Arguments
 
 
@@ -558,16 +694,7 @@ def test_shutdown_in_connect_cb_loses_nothing_that_came_with_the_handshake(run):
         # What TLS 1.3 lets a client send behind its last message arrives together with it.
         with TlsPeer(sock, CLIENT(), server_side=False, server_hostname="localhost",
                      handshake=False) as tls:  # fmt: skip
-            with pytest.raises(ssl.SSLWantReadError):
-                tls.object.do_handshake()
-            tls.push()
-            while True:
-                tls._feed()
-                try:
-                    tls.object.do_handshake()
-                    break
-                except ssl.SSLWantReadError:
-                    pass
+            tls.handshake(last=False)
             tls.object.write(b"together")
             tls.push()
             assert read_all(tls) == b""

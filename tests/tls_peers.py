@@ -143,18 +143,20 @@ class TlsPeer:
         if handshake:
             self.handshake()
 
-    def handshake(self):
+    def handshake(self, *, last=True):
+        """Shake hands; without ``last`` the last message leaves together with what follows."""
         while True:
             try:
                 self.object.do_handshake()
             except ssl.SSLWantReadError:
                 self.push()
-                self._feed()
+                self._feed_record()
             except ssl.SSLError:
                 self.push()
                 raise
             else:
-                self.push()
+                if last:
+                    self.push()
                 return
 
     def push(self):
@@ -163,6 +165,18 @@ class TlsPeer:
             self._unsent += self._outgoing.read()
             while self._unsent:
                 self._unsent = self._unsent[self.sock.send(self._unsent) :]
+
+    def _feed_record(self):
+        """Read one record: what comes behind the handshake is left to the kernel."""
+        record, size = b"", 5
+        while len(record) < size:
+            piece = self.sock.recv(size - len(record))
+            if not piece:
+                self._incoming.write_eof()
+                return
+            self._incoming.write(piece)
+            record += piece
+            size = 5 + int.from_bytes(record[3:5], "big") if len(record) >= 5 else 5
 
     def _feed(self):
         data = self.sock.recv(1 << 18)
