@@ -83,7 +83,8 @@ int pa_slot_new(pa_loop *loop, uv_handle_t *handle, int kind, int flags) {
   entry = &loop->slots[slot];
   entry->handle = handle;
   entry->writes = 0;
-  entry->kind = kind;
+  entry->kind = (uint8_t) kind;
+  entry->round = (uint8_t) (loop->round - 1);
   entry->flags = flags;
   handle->data = (void *) (intptr_t) slot;
   loop->counters->handles[kind]++;
@@ -128,6 +129,34 @@ static void free_retired_slots(pa_loop *loop) {
     slot = next;
   }
   loop->retired_slot = -1;
+}
+
+/* Turns at the arena */
+
+/* The kernel names handles that stay readable in the same order each time:
+ * when the arena is full after the first of them, the others come first in the
+ * next iteration. A handle that has been quiet for so long that its round's
+ * number has come again waits for a round; so be it. */
+int pa_take_turn(pa_loop *loop, const uv_handle_t *handle, int has_room) {
+  pa_slot *entry = &loop->slots[pa_slot_of(handle)];
+
+  if (loop->crowded && entry->round == loop->round)
+    return 0;
+  if (!has_room) {
+    loop->arena_full = 1;
+    return 0;
+  }
+  entry->round = loop->round;
+  return 1;
+}
+
+static void empty_arena(pa_loop *loop) {
+  loop->crowded = loop->arena_full;
+  if (!loop->crowded)
+    loop->round++;
+  loop->arena_full = 0;
+  loop->arena_used = 0;
+  loop->last_read = NULL;
 }
 
 /* One iteration */
@@ -210,9 +239,8 @@ int pa_run(pa_loop *loop, int wait, const int64_t *operations, int count,
   counters->crossings++;
   counters->iterations++;
   take_late_events(loop);
-  loop->arena_used = 0;
+  empty_arena(loop);
   loop->text_used = 0;
-  loop->last_read = NULL;
 
   loop->in_pa_run = 1;
   perform(loop, operations, count, payload);

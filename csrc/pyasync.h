@@ -47,7 +47,8 @@ typedef struct {
     uint32_t writes;    /* 1 + index of the first pa_write_part of the batch */
     int32_t next_free;
   };
-  uint16_t kind;        /* enum pa_handle_kind */
+  uint8_t kind;         /* enum pa_handle_kind */
+  uint8_t round;        /* in which it has read last, modulo 256 */
   uint16_t flags;       /* enum pa_flags */
 } pa_slot;
 
@@ -107,6 +108,9 @@ struct pa_loop {
   size_t text_used;
   size_t text_capacity;
   uv_handle_t *last_read;
+  uint8_t round;    /* ends with an iteration that has room for everybody */
+  int crowded;      /* the last iteration had not, so this round goes on */
+  int arena_full;   /* this one has not */
   int *unpolled;    /* slots: to be polled from the next iteration on */
   int unpolled_count;
   int unpolled_capacity;
@@ -147,6 +151,9 @@ void *pa_grow(void *array, size_t size);
 void pa_push(pa_loop *loop, int kind, int slot, int64_t value, int64_t data);
 /* Gives the handle a slot, after its uv_*_init; free(handle) is the loop's. */
 int pa_slot_new(pa_loop *loop, uv_handle_t *handle, int kind, int flags);
+/* Whether the handle may read into the arena now; has_room: so much as it
+ * needs is left there. */
+int pa_take_turn(pa_loop *loop, const uv_handle_t *handle, int has_room);
 /* uv_close, and what the kind needs with it. */
 void pa_handle_close(pa_loop *loop, uv_handle_t *handle);
 

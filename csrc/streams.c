@@ -14,10 +14,6 @@
 #define READ_SIZE_MAX ((size_t) 256 << 10)
 #define READ_SIZE_MIN ((size_t) 4 << 10)
 
-/* So much of the arena is for new connections. The rest is for those that are
- * polled, which wait behind the servers. */
-#define READ_FIRST_MAX ((size_t) 2 << 20)
-
 /* Less than the initial window of TCP (RFC 6928). */
 #define SENT_AT_ONCE ((size_t) 8 << 10)
 
@@ -43,7 +39,8 @@ static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer) {
    * now. libuv asks again for the same stream when it has filled the last
    * buffer: one is enough for an iteration, or a fast peer starves the
    * others. */
-  if (size < READ_SIZE_MIN || loop->last_read == handle)
+  if (loop->last_read == handle ||
+      !pa_take_turn(loop, handle, size >= READ_SIZE_MIN))
     size = 0;
   loop->last_read = handle;
   *buffer = uv_buf_init(loop->arena + loop->arena_used, (unsigned) size);
@@ -128,13 +125,14 @@ void pa_stream_read(uv_handle_t *handle) {
 }
 
 /* A request often comes with its connection, and its answer ends it: then the
- * stream is never polled, which spares two calls of epoll_ctl. */
+ * stream is never polled, which spares two calls of epoll_ctl. Half of the
+ * arena is left to streams that are, and may have to wait behind the server. */
 void pa_stream_read_first(pa_loop *loop, int slot, int fd) {
   char *base = loop->arena + loop->arena_used;
   ssize_t size = -1;
 
   errno = EAGAIN;
-  if (loop->arena_used + READ_SIZE_MAX <= READ_FIRST_MAX)
+  if (loop->arena_used + READ_SIZE_MAX <= pa_arena_size() / 2)
     size = recv(fd, base, READ_SIZE_MAX, 0);
   if (size <= 0) {
     if (size == 0)

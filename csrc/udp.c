@@ -107,7 +107,8 @@ static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer) {
   /* One batch an iteration, or a fast peer starves others: what is left waits
    * in the kernel. Without recvmmsg libuv asks for one datagram at a time, and
    * at most 32 times. */
-  if (loop->last_read == handle && uv_udp_using_recvmmsg(&udp->udp))
+  if ((loop->last_read == handle && uv_udp_using_recvmmsg(&udp->udp)) ||
+      !pa_take_turn(loop, handle, places > 0))
     places = 0;
   loop->last_read = handle;
   udp->received = 0;

@@ -1,6 +1,7 @@
 """What every stream does, whatever it runs over: one suite, run over each kind of connection."""
 
 import array
+import contextlib
 import errno
 import gc
 import logging
@@ -956,6 +957,51 @@ def test_a_fast_peer_does_not_starve_a_ping_pong(link):
     assert taken.bytes_read > 100 * (64 << 10), "the blasters were idle: this run proves nothing"
     assert taken.iterations <= 4 * trips
     assert taken.bytes_read <= taken.iterations * (blasters + 1) * (256 << 10)
+
+
+@plain_only
+def test_fast_peers_that_fill_the_arena_have_their_turns_one_after_the_other(link):
+    """The kernel always names them in the same order, and the last peer behind them all."""
+    fast = 64
+
+    def connect_cb(socket):
+        socket.data = len(streams)
+        streams.append(socket)
+        if len(streams) == fast + 1:
+            send_more(range(fast))
+
+    def send_more(numbers):
+        for number in numbers:
+            with contextlib.suppress(BlockingIOError):
+                peers[number].send(bytes(1 << 20))
+
+    def read_cb(socket, data):
+        turns.append(socket.data)
+        if socket.data < fast:
+            send_more([socket.data])
+            if len(turns) == fast:
+                peers[-1].send(b"ping")
+                pinged.append(len(turns))
+        if socket.data == fast or len(turns) == 50 * fast:
+            server.close()
+            for stream in streams:
+                stream.close(force=True)
+
+    def start():
+        nonlocal server
+        server = link.serve(connect_cb=connect_cb, read_cb=read_cb, event_cb=nothing)
+        for _ in range(fast + 1):
+            peers.append(link.dial(server.address))
+            peers[-1].setblocking(False)
+
+    server, streams, peers, turns, pinged = None, [], [], [], []
+    try:
+        link.run(start)
+    finally:
+        for peer in peers:
+            peer.close()
+    assert turns[-1] == fast
+    assert len(turns) - pinged[0] <= 3 * fast
 
 
 # The end of the stream

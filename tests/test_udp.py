@@ -190,6 +190,34 @@ def test_all_that_waits_at_many_sockets_is_received(run):
     assert sorted(received) == [bytes([index]) * size for index in range(number)]
 
 
+def test_busy_sockets_that_fill_the_arena_have_their_turns_one_after_the_other(run):
+    """The kernel always names them in the same order, and the last one behind them all."""
+    busy = 64
+
+    def read(udp, data, address):
+        turns.append(udp.data)
+        if udp.data < busy:
+            sock.sendto(bytes(60_000), udp.address)
+            if len(turns) == 4 * busy:
+                sock.sendto(b"ping", udps[-1].address)
+        if udp.data == busy or len(turns) == 50 * busy:
+            for udp in udps:
+                udp.close()
+
+    def start():
+        for number in range(busy + 1):
+            udps.append(pyasync.udp_socket("127.0.0.1", 0, read))
+            udps[-1].data = number
+        for udp in udps[:-1]:
+            for _ in range(2):
+                sock.sendto(bytes(60_000), udp.address)
+
+    udps, turns = [], []
+    with plain() as sock:
+        run(start)
+    assert turns[-1] == busy
+
+
 def test_datagrams_are_received_in_batches_and_the_rest_by_and_by(run):
     iterations = []
 
