@@ -312,7 +312,8 @@ def sendfile(
 
     They are read from ``offset``, in bytes, and written at the position of ``out_fd``. ``size`` is
     how many they were: less than ``count`` where the file ends, or if ``out_fd`` does not block and
-    takes no more. The position of ``in_fd`` does not count, and stays.
+    takes no more. The position of ``in_fd`` does not count, and stays. ``out_fd`` must not append:
+    with ``O_APPEND`` the error is EBADF (copy_file_range(2)).
     """
     return FsRequest(
         callback,
