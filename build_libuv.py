@@ -23,7 +23,6 @@ CSRC = ROOT / "csrc"
 DECLARATIONS = (
     "libuv.cdef.h",
     "loop.cdef.h",
-    "timers.cdef.h",
     "streams.cdef.h",
     "tcp.cdef.h",
     "udp.cdef.h",

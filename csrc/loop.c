@@ -159,6 +159,33 @@ static void empty_arena(pa_loop *loop) {
   loop->last_read = NULL;
 }
 
+/* Timers: Python has them all, and one uv_timer_t drives them */
+
+static void on_timer(uv_timer_t *timer) {
+  pa_loop *loop = pa_loop_of(timer);
+
+  pa_awake(loop);
+  loop->timer_due = -1;
+  pa_push(loop, PA_TIMER, 0, (int64_t) uv_now(&loop->uv), 0);
+}
+
+static void drive_timers(pa_loop *loop, int64_t due, int referenced) {
+  int64_t now = (int64_t) uv_now(&loop->uv);
+
+  if (referenced)
+    uv_ref((uv_handle_t *) &loop->timer);
+  else
+    uv_unref((uv_handle_t *) &loop->timer);
+  if (due == loop->timer_due)
+    return;
+  loop->timer_due = due;
+  if (due < 0)
+    uv_timer_stop(&loop->timer);
+  else
+    uv_timer_start(&loop->timer, on_timer,
+                   due > now ? (uint64_t) (due - now) : 0, 0);
+}
+
 /* One iteration */
 
 /* An operation may name a slot whose handle has ended by itself, as long as
@@ -212,16 +239,6 @@ static void perform(pa_loop *loop, const int64_t *operations, int count,
                      operation == PA_WRITE_CALLBACK);
         payload += value;
         break;
-      case PA_TIMER_START:
-      case PA_TIMER_START_UNREF:
-        pa_timer_add(loop, slot, value, operation == PA_TIMER_START);
-        break;
-      case PA_TIMER_STOP:
-        pa_timer_remove(loop, slot);
-        break;
-      case PA_TIMER_REF:
-        pa_timer_reference(loop, slot, value != 0);
-        break;
       default:
         perform_on_handle(loop, operation, slot, value);
         break;
@@ -229,8 +246,8 @@ static void perform(pa_loop *loop, const int64_t *operations, int count,
   }
 }
 
-int pa_run(pa_loop *loop, int wait, const int64_t *operations, int count,
-           const char *payload) {
+int pa_run(pa_loop *loop, int wait, int64_t due, int timers_referenced,
+           const int64_t *operations, int count, const char *payload) {
   pa_counters *counters = loop->counters;
   uv_handle_t *async = (uv_handle_t *) &loop->async;
   int referenced = uv_has_ref(async);
@@ -248,7 +265,7 @@ int pa_run(pa_loop *loop, int wait, const int64_t *operations, int count,
   pa_streams_poll(loop);
   loop->callback_count = 0;
   free_retired_slots(loop);
-  pa_timers_drive(loop);
+  drive_timers(loop, due, timers_referenced);
   wait = wait && loop->events.count == 0;
   /* uv_run does nothing at all where no handle is referenced. But what is not
    * referenced is served while something of Python's keeps the loop running. */
@@ -298,10 +315,6 @@ OPERATION(pa_shutdown, PA_SHUTDOWN)
 OPERATION(pa_read_start, PA_READ_START)
 OPERATION(pa_read_stop, PA_READ_STOP)
 OPERATION(pa_accept, PA_ACCEPT)
-OPERATION(pa_timer_start, PA_TIMER_START)
-OPERATION(pa_timer_start_unref, PA_TIMER_START_UNREF)
-OPERATION(pa_timer_stop, PA_TIMER_STOP)
-OPERATION(pa_timer_ref, PA_TIMER_REF)
 
 int pa_events(pa_loop *loop, pa_event **items) {
   loop->counters->crossings++;
@@ -375,7 +388,7 @@ int pa_watch_signals(pa_loop *loop, int fd) {
 /* Handles of every kind */
 
 static int is_internal(const pa_loop *loop, const uv_handle_t *handle) {
-  return handle == (const uv_handle_t *) &loop->timer_driver ||
+  return handle == (const uv_handle_t *) &loop->timer ||
          handle == (const uv_handle_t *) &loop->async ||
          handle == (const uv_handle_t *) &loop->signal_poll;
 }
@@ -494,7 +507,8 @@ int pa_loop_new(pa_counters *counters, pa_loop **place) {
   loop->arena = pa_grow(NULL, ARENA_SIZE);
   loop->free_slot = -1;
   loop->retired_slot = -1;
-  pa_timers_init(loop);
+  uv_timer_init(&loop->uv, &loop->timer);
+  loop->timer_due = -1;
   *place = loop;
   return 0;
 }
@@ -537,8 +551,6 @@ int pa_loop_close(pa_loop *loop) {
   free(loop->unpolled);
   free(loop->parts);
   free(loop->buffers);
-  free(loop->timers);
-  free(loop->timer_positions);
   free(loop);
   return 0;
 }

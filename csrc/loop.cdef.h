@@ -4,7 +4,7 @@
  * and the joined bytes of their writes. In: pa_run fills an array of pa_event
  * that Python walks. A slot is the small number by which both sides know a
  * handle; it is given out again only after Python has walked the handle's
- * PA_CLOSED. Timers have slots of their own, given out by Python.
+ * PA_CLOSED.
  */
 typedef struct pa_loop pa_loop;
 
@@ -19,7 +19,7 @@ enum pa_event_kind {
   PA_NOTHING,
   PA_READ,          /* the arena from value to data holds what was read; of
                        UDP an address and a datagram, see udp.cdef.h */
-  PA_TIMER,         /* the timer in slot is due, and out of the heap */
+  PA_TIMER,         /* timers may be due: all up to value, in milliseconds */
   PA_ACCEPTED,      /* slot is a new connection of the server in slot value */
   PA_CLOSED,        /* the handle is gone; its last event */
   PA_EOF,           /* the peer has shut down its sending side */
@@ -49,11 +49,7 @@ enum pa_operation {
   PA_SHUTDOWN,        /* half-close, after what was written */
   PA_READ_START,
   PA_READ_STOP,
-  PA_ACCEPT,          /* value: how many more connections to accept, or -1 */
-  PA_TIMER_START,     /* value: due at, in milliseconds of uv_now() */
-  PA_TIMER_START_UNREF,
-  PA_TIMER_STOP,
-  PA_TIMER_REF        /* value: referenced or not */
+  PA_ACCEPT           /* value: how many more connections to accept, or -1 */
 };
 
 enum pa_handle_kind {
@@ -109,10 +105,11 @@ int pa_loop_new(pa_counters *counters, pa_loop **place);
 int pa_loop_close(pa_loop *loop);
 
 /* Performs the operations and runs one iteration, which sleeps for events
- * only if wait is nonzero. Returns the number of events; its complement (~n)
- * when no referenced handle is left. */
-int pa_run(pa_loop *loop, int wait, const int64_t *operations, int count,
-           const char *payload);
+ * only if wait is nonzero, and until due, in milliseconds of uv_now() (-1: no
+ * timer is pending). Returns the number of events; its complement (~n) when
+ * no referenced handle is left, and no timer that timers_referenced tells of. */
+int pa_run(pa_loop *loop, int wait, int64_t due, int timers_referenced,
+           const int64_t *operations, int count, const char *payload);
 /* Performs the operations only. */
 void pa_submit(pa_loop *loop, const int64_t *operations, int count,
                const char *payload);
@@ -122,10 +119,6 @@ void pa_shutdown(pa_loop *loop, int slot, int64_t value);
 void pa_read_start(pa_loop *loop, int slot, int64_t value);
 void pa_read_stop(pa_loop *loop, int slot, int64_t value);
 void pa_accept(pa_loop *loop, int slot, int64_t value);
-void pa_timer_start(pa_loop *loop, int slot, int64_t value);
-void pa_timer_start_unref(pa_loop *loop, int slot, int64_t value);
-void pa_timer_stop(pa_loop *loop, int slot, int64_t value);
-void pa_timer_ref(pa_loop *loop, int slot, int64_t value);
 
 /* Where the events of the last pa_run are; returns for how many there is
  * room. It moves only in a pa_run that returns more events than that. */

@@ -10,7 +10,6 @@
 #include <uv.h>
 
 #include "loop.cdef.h"
-#include "timers.cdef.h"
 #include "streams.cdef.h"
 #include "tcp.cdef.h"
 #include "udp.cdef.h"
@@ -68,13 +67,6 @@ typedef struct {
   uint32_t callback;  /* 1 + its number since the last pa_run; 0: has none */
 } pa_write_part;
 
-typedef struct {
-  uint64_t due;    /* milliseconds of uv_now() */
-  uint64_t order;  /* of arming: timers due together fire in this order */
-  uint32_t slot;
-  uint32_t referenced;
-} pa_timer;
-
 /* The beginning of every request. */
 struct pa_request {
   pa_loop *loop;
@@ -128,19 +120,11 @@ struct pa_loop {
   uv_buf_t *buffers;
   size_t buffer_capacity;
 
-  pa_timer *timers;  /* a heap of which each node has four children */
-  uint32_t *timer_positions;  /* by slot: 1 + index in timers, or 0 */
-  uint32_t timer_count;
-  uint32_t timer_capacity;
-  uint32_t timer_slot_capacity;
-  uint32_t timers_referenced;
-  uint64_t timers_armed;  /* how many were, ever: gives their order */
-  uint64_t timer_due;     /* for which the driver is set */
-
   pa_request *requests;  /* under way, and over and not freed yet */
   int requests_under_way;
 
-  uv_timer_t timer_driver;
+  uv_timer_t timer;   /* for the first of Python's */
+  int64_t timer_due;  /* what it is set for, or -1 */
   uv_async_t async;
   uv_poll_t signal_poll;
   pa_signal_use sigchld;  /* libuv's own, while there are children */
@@ -156,14 +140,6 @@ int pa_slot_new(pa_loop *loop, uv_handle_t *handle, int kind, int flags);
 int pa_take_turn(pa_loop *loop, const uv_handle_t *handle, int has_room);
 /* uv_close, and what the kind needs with it. */
 void pa_handle_close(pa_loop *loop, uv_handle_t *handle);
-
-/* timers.c */
-void pa_timers_init(pa_loop *loop);
-/* Sets the driver for the first timer of the heap. */
-void pa_timers_drive(pa_loop *loop);
-void pa_timer_add(pa_loop *loop, int slot, int64_t due, int referenced);
-void pa_timer_remove(pa_loop *loop, int slot);
-void pa_timer_reference(pa_loop *loop, int slot, int referenced);
 
 /* streams.c */
 void pa_stream_read(uv_handle_t *handle);

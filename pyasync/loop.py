@@ -30,11 +30,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO, Union
 
 from pyasync._ffi import ffi, lib
 from pyasync.counters import Stats
+from pyasync.deadlines import Deadlines
 from pyasync.errors import EventError, EventInfo, EventLoopNotRunning, check, message
 
 if TYPE_CHECKING:
     from pyasync.threads import WorkerPool
-    from pyasync.timers import Event
 
 EventCallback = Callable[[Exception], object]
 ErrorPolicy = Union[bool, Callable[[Exception], object]]
@@ -52,6 +52,10 @@ MAX_TIME = 1e10
 #: Up to this size a write is joined with the iteration's others; a larger one crosses at once,
 #: from its own memory.
 INLINE_WRITE_LIMIT = 8192
+
+#: Events that are called in one iteration; the others wait for the next, so that a million due
+#: together do not keep I/O waiting.
+FIRE_LIMIT = 16384
 
 # enum pa_event_kind, as constants that the loop below can compare with.
 READ = lib.PA_READ
@@ -73,10 +77,6 @@ _CROSSINGS = {
     lib.PA_READ_START: lib.pa_read_start,
     lib.PA_READ_STOP: lib.pa_read_stop,
     lib.PA_ACCEPT: lib.pa_accept,
-    lib.PA_TIMER_START: lib.pa_timer_start,
-    lib.PA_TIMER_START_UNREF: lib.pa_timer_start_unref,
-    lib.PA_TIMER_STOP: lib.pa_timer_stop,
-    lib.PA_TIMER_REF: lib.pa_timer_ref,
 }
 
 _HANDLE_KINDS = {
@@ -134,13 +134,9 @@ class Loop:
         self._catch_app_errors = catch_app_errors
         self._send_errors_to_event_cb = send_errors_to_event_cb
 
-        # Handles by slot, which C gives out, and pending events by theirs, which are ours. The
-        # slot of a timer that has fired or was stopped is retired until the records in hand have
-        # been walked: they may name it still.
+        #: Handles by slot, which C gives out.
         self._objects: list[Any] = [None] * 64
-        self._timers: list[Event | None] = []
-        self._free_timers: list[int] = []
-        self._retired_timers: list[int] = []
+        self._deadlines = Deadlines()
 
         #: Requests under way, such as lookups, by address.
         self._requests: dict[int, Any] = {}
@@ -232,8 +228,7 @@ class Loop:
         if idle < 0:
             idle += now
         handles = {name: counters.handles[kind] for kind, name in _HANDLE_KINDS.items()}
-        timers = len(self._timers) - len(self._free_timers) - len(self._retired_timers)
-        handles["timer"] = max(0, timers)  # the lists may change between these reads
+        handles["timer"] = self._deadlines.armed
         handles.update((kind, len(found)) for kind, found in self._python_handles.items())
         return Stats(
             incoming_tcp_connections=counters.incoming_tcp,
@@ -386,8 +381,7 @@ class Loop:
         c = self._c
         run = lib.pa_run
         operations, take_operations = self._operations, self._take_operations
-        objects, timers, requests = self._objects, self._timers, self._requests
-        retire_timer = self._retired_timers.append
+        objects, requests, deadlines = self._objects, self._requests, self._deadlines
         arena, records = self._arena, self._records
         capacity = 0
         threadsafe, gathering = self._threadsafe, self._gathering
@@ -407,7 +401,8 @@ class Loop:
             ready = self._ready
             self._woken = False  # before looking: a call that comes after it wakes the loop
             wait = not (written or ready or threadsafe or gathering)
-            count = run(c, wait, *batch_out)
+            referenced = deadlines.armed > deadlines.unreferenced
+            count = run(c, wait, deadlines.first(), referenced, *batch_out)
             self._crossing = False
             alive = count >= 0
             if not alive:
@@ -435,13 +430,10 @@ class Loop:
                                     else:
                                         owner._settings.read_cb(owner, arena[value:data])
                                 elif kind == TIMER:
-                                    owner = timers[slot]
-                                    if owner is None:
-                                        continue
-                                    timers[slot] = None
-                                    retire_timer(slot)
-                                    owner._slot = -1
-                                    owner._callback()
+                                    self._run_timers(value)
+                                    longest = self._max_callback_time
+                                    last = clock()
+                                    continue
                                 elif kind == CLOSED:
                                     owner = objects[slot]
                                     objects[slot] = None
@@ -470,9 +462,6 @@ class Loop:
                     # A traceback may keep this frame, and CPython 3.11's collector of garbage
                     # crashes on a memoryview of which something else there holds a buffer.
                     del batch
-            if self._retired_timers:
-                self._free_timers.extend(self._retired_timers)
-                self._retired_timers.clear()
 
             if written:
                 calls = iter(written)
@@ -497,7 +486,14 @@ class Loop:
             if ready or threadsafe:
                 self._run_ready()
             elif not (
-                alive or count or written or operations or self._ready or threadsafe or gathering
+                alive
+                or count
+                or written
+                or operations
+                or self._ready
+                or threadsafe
+                or gathering
+                or deadlines.armed > deadlines.unreferenced
             ):
                 return
         if self._forked:
@@ -507,6 +503,42 @@ class Loop:
         # Counted: a stream with much to send takes turns with the others, and gathers again.
         for _ in range(len(self._gathering)):
             self._gathering.popleft()._flush()
+
+    def _run_timers(self, now: int) -> None:
+        """Call the events that are due by ``now``, in milliseconds; when they are many, a part."""
+        deadlines = self._deadlines
+        deadlines.left_over = True
+        left = FIRE_LIMIT
+        clock = perf_counter
+        last, longest = clock(), self._max_callback_time
+        owner: Any = None
+        while left and not self._stopping:
+            try:
+                bucket = deadlines.firing
+                for owner in deadlines.rest:
+                    if owner._bucket is not bucket:
+                        continue  # it was disarmed
+                    owner._bucket = None
+                    deadlines.armed -= 1
+                    if owner._options is not None and not owner._options[1]:
+                        deadlines.unreferenced -= 1
+                    left -= 1
+                    owner._callback()
+                    time = clock()
+                    if time - last > longest:
+                        longest = self._max_callback_time = time - last
+                    last = time
+                    if self._stopping or not left:
+                        break
+                else:
+                    if not deadlines.take(now):
+                        deadlines.left_over = False
+                        break
+            except Exception as error:
+                self._max_callback_time = max(self._max_callback_time, clock() - last)
+                self._app_error(error, owner)
+                last = clock()
+        self._counters.events += FIRE_LIMIT - left - 1  # C has counted one
 
     def _run_ready(self) -> None:
         """Run the calls that are ready now; those that they add wait for the next iteration."""
@@ -561,12 +593,9 @@ class Loop:
                 for handle in handles:
                     handle._on_loop_end()
                 handles.clear()
-            for event in self._timers:
-                if event is not None:
-                    event._slot = -1
-            self._timers.clear()
-            self._free_timers.clear()
-            self._retired_timers.clear()
+            for event in self._deadlines.events():
+                event._bucket = None
+            self._deadlines = Deadlines()
             try:
                 if self._c_place[0] != ffi.NULL and lib.pa_loop_close(self._c_place[0]) != 0:
                     warnings.warn(
@@ -788,7 +817,7 @@ def dump_event_loop_status(file: TextIO | None = None) -> None:
         (_HANDLE_KINDS[status.kind], status.active, status.referenced, status.closing)
         for status in statuses[0 : lib.pa_handles(loop._c, statuses, size)]
     ]
-    rows += [("timer", True, event.has_ref, False) for event in loop._timers if event is not None]
+    rows += [("timer", True, event.has_ref, False) for event in loop._deadlines.events()]
     rows += [
         (kind, handle._active, handle.has_ref, False)
         for kind, handles in loop._python_handles.items()

@@ -1,32 +1,27 @@
 """Timers: a delay, an interval, and the event that both are made of.
 
-A pending event is a slot in the loop's list of timers and 24 bytes in C's heap; there is no libuv
-handle for each. Times are rounded up to libuv's milliseconds, so that none fires early.
+A pending event is an entry in a list, see `pyasync.deadlines`; there is no libuv handle for each.
+Times are rounded up to libuv's milliseconds, so that none fires early.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import get_ident
 from time import monotonic
 from typing import Any
 
-from pyasync._ffi import lib
+from pyasync.deadlines import SLACK, Bucket
 from pyasync.errors import EventFreed
 from pyasync.handles import optional_callable, require_callable
 from pyasync.loop import EventCallback, Loop, due_in, get_loop
 
 Callback = Callable[[], object]
 
+new_event = object.__new__
+
 #: The shortest `interval`, in seconds. It runs once a millisecond at most, as libuv's timers do.
 MIN_INTERVAL = 1e-6
-
-START = lib.PA_TIMER_START
-START_UNREF = lib.PA_TIMER_START_UNREF
-STOP = lib.PA_TIMER_STOP
-
-#: So many timers that one callback arms or disarms cross at once: a queue of a million would
-#: outgrow the processor's caches, and leave its memory behind in pieces.
-BATCH = 2048
 
 
 class Event:
@@ -37,7 +32,7 @@ class Event:
 
     # Four fields, since programs hold very many of these. _options is a pair of event_cb and
     # whether the event is referenced, where these are not None and True.
-    __slots__ = ("_callback", "_loop", "_options", "_slot")
+    __slots__ = ("_bucket", "_callback", "_loop", "_options")
 
     def __init__(
         self, loop: Loop, callback: Callback, event_cb: EventCallback | None = None
@@ -46,7 +41,8 @@ class Event:
             require_callable("callback", callback)
         self._loop = loop
         self._callback: Callback | None = callback
-        self._slot = -1
+        #: Where the event waits while it is armed.
+        self._bucket: Bucket | None = None
         self._options: tuple[EventCallback | None, bool] | None = None
         if event_cb is not None:
             require_callable("event_cb", event_cb)
@@ -66,30 +62,27 @@ class Event:
         self._arm(due)
 
     def _arm(self, due: int) -> None:
-        loop, options = self._loop, self._options
-        timers, free = loop._timers, loop._free_timers
-        if free:
-            slot = free.pop()
-            timers[slot] = self
+        deadlines = self._loop._deadlines
+        bucket = deadlines.buckets.get(due)
+        if bucket is None:
+            bucket = deadlines.open(due, self)
         else:
-            slot = len(timers)
-            timers.append(self)
-            if not slot % BATCH:
-                loop._submit()
-        self._slot = slot
-        loop._queue((START if options is None or options[1] else START_UNREF, slot, due, b"", None))
+            bucket.append(self)
+        self._bucket = bucket
+        deadlines.armed += 1
+        if self._options is not None and not self._options[1]:
+            deadlines.unreferenced += 1
 
     def _disarm(self) -> None:
-        slot = self._slot
-        if slot >= 0:
-            loop = self._loop
-            self._slot = -1
-            loop._timers[slot] = None
-            retired = loop._retired_timers
-            retired.append(slot)
-            if not len(retired) % BATCH:
-                loop._submit()
-            loop._queue((STOP, slot, 0, b"", None))
+        if self._bucket is not None:
+            deadlines = self._loop._deadlines
+            self._bucket = None
+            deadlines.armed -= 1
+            deadlines.dead += 1
+            if self._options is not None and not self._options[1]:
+                deadlines.unreferenced -= 1
+            if deadlines.dead > deadlines.armed + SLACK:
+                deadlines.compact()
 
     def remove(self) -> None:
         """Disarm the event; it can be added again. Raises `EventFreed`."""
@@ -100,9 +93,11 @@ class Event:
 
     def free(self) -> None:
         """Disarm the event for good. Freeing twice does nothing."""
-        if self._loop._thread is not None:
-            self._loop._check_thread()
+        loop = self._loop
+        if loop._thread == get_ident():
             self._disarm()
+        elif loop._thread is not None:
+            loop._refuse()
         self._callback = None
 
     close = free
@@ -121,10 +116,9 @@ class Event:
     def remaining(self) -> float | None:
         """Seconds until the callback runs, at the earliest; None if the event is not armed."""
         self._loop._check_thread()
-        if self._slot < 0:
+        if self._bucket is None:
             return None
-        self._loop._submit()
-        due: int = lib.pa_timer_due(self._loop._c, self._slot)
+        due: int = self._bucket[0]
         return max(0.0, due / 1000 - monotonic())
 
     def ref(self) -> None:
@@ -139,10 +133,10 @@ class Event:
         self._loop._check_thread()
         if self._callback is None:
             raise EventFreed("the event has been freed")
+        if self._bucket is not None:
+            self._loop._deadlines.unreferenced += self.has_ref - referenced
         event_cb = self._event_cb
         self._options = None if event_cb is None and referenced else (event_cb, referenced)
-        if self._slot >= 0:
-            self._loop._queue((lib.PA_TIMER_REF, self._slot, int(referenced), b"", None))
 
     @property
     def has_ref(self) -> bool:
@@ -219,8 +213,24 @@ def delay(
     first
     second
     """
-    event = Event(get_loop(), callback, event_cb)
-    event._arm(0 if time is None else due_in(time))
+    loop = get_loop()
+    if event_cb is not None or not callable(callback):
+        event = Event(loop, callback, event_cb)
+    else:  # what Event(loop, callback) does
+        event = new_event(Event)
+        event._loop = loop
+        event._callback = callback
+        event._options = None
+    due = 0 if time is None else due_in(time)
+    # What event._arm(due) does: programs make very many of these.
+    deadlines = loop._deadlines
+    bucket = deadlines.buckets.get(due)
+    if bucket is None:
+        bucket = deadlines.open(due, event)
+    else:
+        bucket.append(event)
+    event._bucket = bucket
+    deadlines.armed += 1
     return event
 
 

@@ -253,24 +253,50 @@ def test_events_are_counted(run_between):
     assert after.events - before.events == 100
 
 
-def ten_operations():
-    for _ in range(4):
+def test_events_due_together_are_counted_one_by_one(run_between):
+    def start():
+        for _ in range(50):
+            pyasync.delay(nothing)
         pyasync.delay(nothing, time=HOUR).remove()
-    for _ in range(2):
-        pyasync.delay(nothing)
+
+    before, after = run_between(start)
+    assert after.events - before.events == 50
 
 
-def test_buffered_operations_cross_together_once_an_iteration(run_between):
-    before, after = run_between(lambda: repeat(100, ten_operations))
-    interval = after - before
-    # And once for the array of events when it has grown.
-    assert interval.iterations <= interval.crossings < interval.iterations + 10
+@pytest.fixture
+def a_thousand_operations(run_between):
+    """Give a function that runs a loop with ten operations in each of 100 iterations."""
+
+    def ten_operations(socket):
+        for _ in range(5):
+            socket.disable(read=True)
+            socket.enable(read=True)
+
+    def a_thousand_operations(**keywords):
+        def start():
+            def connected(socket):
+                repeat(100, partial(ten_operations, socket))
+                server.close()
+                pyasync.delay(socket.close, time=0.2)
+
+            server = pyasync.tcp_server("127.0.0.1", 0, nothing)
+            pyasync.tcp_connect(*server.address, nothing, connect_cb=connected)
+
+        before, after = run_between(start, **keywords)
+        return after - before
+
+    return a_thousand_operations
 
 
-def test_unbuffered_operations_cross_one_by_one(run_between):
-    before, after = run_between(lambda: repeat(100, ten_operations), buffer_writes=False)
-    interval = after - before
-    assert 1000 <= interval.crossings - interval.iterations < 1010
+def test_buffered_operations_cross_together_once_an_iteration(a_thousand_operations):
+    interval = a_thousand_operations()
+    # And a few times at the beginning and the end.
+    assert interval.iterations <= interval.crossings < interval.iterations + 30
+
+
+def test_unbuffered_operations_cross_one_by_one(a_thousand_operations):
+    interval = a_thousand_operations(buffer_writes=False)
+    assert 1000 <= interval.crossings - interval.iterations < 1030
 
 
 def test_to_read_the_stats_is_no_crossing(run):

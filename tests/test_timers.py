@@ -3,6 +3,7 @@
 import gc
 import random
 import time
+import weakref
 from functools import partial
 
 import pytest
@@ -12,6 +13,9 @@ from hypothesis import strategies as st
 import pyasync
 
 HOUR = 3600.0
+
+#: More events than this one iteration does not fire.
+LIMIT = 16384
 
 either_way = pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
 
@@ -158,6 +162,57 @@ def test_very_many_timers_due_together_do_not_keep_other_calls_waiting(run):
     run(start)
     assert len(fired) == 50_000
     assert fired_before_the_call[0] < 50_000
+
+
+def test_when_the_last_of_an_iterations_events_raises_the_others_fire_still(run):
+    fired = []
+
+    def callback(number):
+        fired.append(number)
+        if number == LIMIT - 1:
+            raise ZeroDivisionError
+
+    def start():
+        for number in range(LIMIT + 10):
+            pyasync.delay(partial(callback, number))
+
+    run(start, catch_app_errors=lambda error: fired.append(error))
+    assert len(fired) == LIMIT + 11
+
+
+def test_an_event_armed_again_for_the_same_time_fires_in_its_new_place(run):
+    fired = []
+
+    def start():
+        events = [pyasync.make_event(partial(fired.append, number)) for number in range(4)]
+        for event in events:
+            event.add()
+        events[0].add()
+        events[1].remove()
+        events[2].remove()
+        events[1].add()
+
+    run(start)
+    assert fired == [3, 0, 1]
+
+
+def test_cancelled_events_do_not_pile_up(run):
+    class Callback:
+        def __call__(self):
+            raise AssertionError("it was cancelled")
+
+    callbacks = weakref.WeakSet()
+
+    def start():
+        for number in range(20_000):
+            callback = Callback()
+            callbacks.add(callback)
+            pyasync.delay(callback, time=HOUR + number % 100).remove()
+        del callback
+        gc.collect()
+        assert len(callbacks) < 3_000
+
+    run(start)
 
 
 class Model:
