@@ -8,6 +8,7 @@ stands in. When too many do not count, they are all dropped at once.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from heapq import heappop, heappush
 from typing import Any
@@ -22,7 +23,17 @@ SLACK = 1024
 class Deadlines:
     """The armed events of a loop, in buckets."""
 
-    __slots__ = ("armed", "buckets", "dead", "dues", "firing", "left_over", "rest", "unreferenced")
+    __slots__ = (
+        "armed",
+        "buckets",
+        "dead",
+        "due",
+        "dues",
+        "firing",
+        "left_over",
+        "rest",
+        "unreferenced",
+    )
 
     def __init__(self) -> None:
         self.buckets: dict[int, Bucket] = {}
@@ -33,6 +44,8 @@ class Deadlines:
         self.unreferenced = 0
         #: Entries that do not count.
         self.dead = 0
+        #: Buckets that are due, and are to be walked.
+        self.due: deque[Bucket] = deque()
         #: The bucket that is being walked, what is still to come of it, and whether the walk was
         #: broken off.
         self.firing: Bucket = []
@@ -51,23 +64,30 @@ class Deadlines:
         bucket = self.buckets[due] = [due, event]
         return bucket
 
-    def take(self, now: int) -> bool:
-        """Let the next bucket that is due be ``firing``. Returns whether there was one.
+    def collect(self, now: int) -> None:
+        """Let the buckets that are due be walked: not those that the walk itself will make.
 
         In an order in which a signal's handler may raise at any point, and no event is lost.
         """
         dues, buckets = self.dues, self.buckets
-        if not dues or dues[0] > now:
+        while dues and dues[0] <= now:
+            bucket = buckets.get(dues[0])
+            if bucket is not None:
+                self.due.append(bucket)
+                del buckets[dues[0]]
+            heappop(dues)
+
+    def take(self) -> bool:
+        """Let the next bucket that was collected be ``firing``. Returns whether there was one."""
+        if not self.due:
             return False
-        bucket = buckets.get(dues[0])
-        if bucket is not None:
-            if self.dead:
-                self.drop_dead(bucket)
-            self.firing = bucket
-            self.rest = iter(bucket)
-            next(self.rest)
-            del buckets[dues[0]]
-        heappop(dues)
+        bucket = self.due[0]
+        if self.dead:
+            self.drop_dead(bucket)
+        rest = iter(bucket)
+        next(rest)
+        self.firing, self.rest = bucket, rest
+        self.due.popleft()
         return True
 
     def drop_dead(self, bucket: Bucket) -> None:
@@ -89,7 +109,7 @@ class Deadlines:
 
     def events(self) -> Iterator[Any]:
         """Yield the armed events."""
-        for bucket in [self.firing, *self.buckets.values()]:
+        for bucket in [self.firing, *self.due, *self.buckets.values()]:
             for event in dict.fromkeys(bucket[1:]):
                 if event._bucket is bucket:
                     yield event

@@ -508,6 +508,7 @@ class Loop:
         """Call the events that are due by ``now``, in milliseconds; when they are many, a part."""
         deadlines = self._deadlines
         deadlines.left_over = True
+        deadlines.collect(now)
         left = FIRE_LIMIT
         clock = perf_counter
         last, longest = clock(), self._max_callback_time
@@ -531,7 +532,7 @@ class Loop:
                     if self._stopping or not left:
                         break
                 else:
-                    if not deadlines.take(now):
+                    if not deadlines.take():
                         deadlines.left_over = False
                         break
             except Exception as error:

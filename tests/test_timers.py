@@ -180,6 +180,18 @@ def test_when_the_last_of_an_iterations_events_raises_the_others_fire_still(run)
     assert len(fired) == LIMIT + 11
 
 
+def test_an_event_armed_by_anothers_callback_waits_for_the_next_iteration(run):
+    iterations = []
+
+    def callback():
+        iterations.append(pyasync.stats().iterations)
+        if len(iterations) < 100:
+            pyasync.delay(callback)
+
+    run(lambda: pyasync.delay(callback))
+    assert len(set(iterations)) == 100
+
+
 def test_an_event_armed_again_for_the_same_time_fires_in_its_new_place(run):
     fired = []
 
