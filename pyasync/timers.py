@@ -18,8 +18,6 @@ from pyasync.loop import EventCallback, Loop, due_in, get_loop
 
 Callback = Callable[[], object]
 
-new_event = object.__new__
-
 #: The shortest `interval`, in seconds. It runs once a millisecond at most, as libuv's timers do.
 MIN_INTERVAL = 1e-6
 
@@ -213,24 +211,8 @@ def delay(
     first
     second
     """
-    loop = get_loop()
-    if event_cb is not None or not callable(callback):
-        event = Event(loop, callback, event_cb)
-    else:  # what Event(loop, callback) does
-        event = new_event(Event)
-        event._loop = loop
-        event._callback = callback
-        event._options = None
-    due = 0 if time is None else due_in(time)
-    # What event._arm(due) does: programs make very many of these.
-    deadlines = loop._deadlines
-    bucket = deadlines.buckets.get(due)
-    if bucket is None:
-        bucket = deadlines.open(due, event)
-    else:
-        bucket.append(event)
-    event._bucket = bucket
-    deadlines.armed += 1
+    event = Event(get_loop(), callback, event_cb)
+    event._arm(0 if time is None else due_in(time))
     return event
 
 
