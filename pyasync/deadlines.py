@@ -52,6 +52,11 @@ class Deadlines:
         self.rest: Iterator[Any] = iter(())
         self.left_over = False
 
+    @property
+    def referenced(self) -> bool:
+        """Whether an armed event keeps the loop running."""
+        return self.armed > self.unreferenced
+
     def first(self) -> int:
         """Return when the loop must look at the events again; -1: never."""
         if self.left_over:
@@ -80,6 +85,7 @@ class Deadlines:
     def take(self) -> bool:
         """Let the next bucket that was collected be ``firing``. Returns whether there was one."""
         if not self.due:
+            self.firing, self.rest = [], iter(())  # its callbacks are not to outlive their calls
             return False
         bucket = self.due[0]
         if self.dead:

@@ -401,8 +401,7 @@ class Loop:
             ready = self._ready
             self._woken = False  # before looking: a call that comes after it wakes the loop
             wait = not (written or ready or threadsafe or gathering)
-            referenced = deadlines.armed > deadlines.unreferenced
-            count = run(c, wait, deadlines.first(), referenced, *batch_out)
+            count = run(c, wait, deadlines.first(), deadlines.referenced, *batch_out)
             self._crossing = False
             alive = count >= 0
             if not alive:
@@ -493,7 +492,7 @@ class Loop:
                 or self._ready
                 or threadsafe
                 or gathering
-                or deadlines.armed > deadlines.unreferenced
+                or deadlines.referenced
             ):
                 return
         if self._forked:

@@ -208,6 +208,29 @@ def test_an_event_armed_again_for_the_same_time_fires_in_its_new_place(run):
     assert fired == [3, 0, 1]
 
 
+def test_a_callback_that_has_run_is_not_kept(run):
+    class Callback:
+        def __call__(self):
+            pass
+
+    callbacks, left = weakref.WeakSet(), []
+
+    def start():
+        for _ in range(10):
+            callback = Callback()
+            callbacks.add(callback)
+            pyasync.delay(callback)
+        del callback
+        pyasync.delay(lambda: pyasync.call_soon(look))
+
+    def look():
+        gc.collect()
+        left.append(len(callbacks))
+
+    run(start)
+    assert left == [0]
+
+
 def test_cancelled_events_do_not_pile_up(run):
     class Callback:
         def __call__(self):
