@@ -3,12 +3,17 @@
 import gc
 import io
 import os
+import signal
 import threading
 import time
 
 import pytest
 
 import pyasync
+
+# A shell that runs the tests in the background may ignore SIGINT, and children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # libuv makes a pipe for signals with the first loop, and keeps it as long as the process lives.
 pyasync.start_event_loop(lambda: None)

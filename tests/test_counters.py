@@ -275,9 +275,9 @@ def a_thousand_operations(run_between):
     def a_thousand_operations(**keywords):
         def start():
             def connected(socket):
-                repeat(100, partial(ten_operations, socket))
                 server.close()
-                pyasync.delay(socket.close, time=0.2)
+                steps = iter([partial(ten_operations, socket)] * 100 + [socket.close])
+                repeat(101, lambda: next(steps)())
 
             server = pyasync.tcp_server("127.0.0.1", 0, nothing)
             pyasync.tcp_connect(*server.address, nothing, connect_cb=connected)
