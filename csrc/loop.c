@@ -270,7 +270,7 @@ int pa_run(pa_loop *loop, int wait, int64_t due, int timers_referenced,
   /* uv_run does nothing at all where no handle is referenced. But what is not
    * referenced is served while something of Python's keeps the loop running. */
   if (wait)
-    counters->idle_ns -= (int64_t) uv_hrtime();
+    pa_change_idle(counters, -1);
   else
     uv_ref(async);
   loop->in_uv_run = 1;

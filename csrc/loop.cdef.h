@@ -82,6 +82,7 @@ typedef struct {
   uint64_t crossings;      /* calls from Python into C */
   int64_t idle_ns;         /* slept in the poll; less uv_hrtime() during a
                               sleep, and so negative */
+  uint64_t idle_changes;   /* odd while idle_ns is being changed */
   uint64_t incoming_tcp;   /* open connections */
   uint64_t outgoing_tcp;
   uint64_t incoming_pipe;

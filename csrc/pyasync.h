@@ -213,13 +213,21 @@ void pa_forget_abandoned(void);
 /* To be called after uv_close. */
 void pa_poller_close(uv_handle_t *handle);
 
+/* A sleep begins (-1) or ends (1). The thread may be preempted behind the look
+ * at the clock: who reads the counters meanwhile must not take the old value. */
+static inline void pa_change_idle(pa_counters *counters, int sign) {
+  uint64_t changes = counters->idle_changes;
+
+  __atomic_store_n(&counters->idle_changes, changes + 1, __ATOMIC_SEQ_CST);
+  counters->idle_ns += sign * (int64_t) uv_hrtime();
+  __atomic_store_n(&counters->idle_changes, changes + 2, __ATOMIC_RELEASE);
+}
+
 /* To be called first in each callback that libuv's poll makes: the sleep has
  * ended. */
 static inline void pa_awake(pa_loop *loop) {
-  pa_counters *counters = loop->counters;
-
-  if (counters->idle_ns < 0)
-    counters->idle_ns += (int64_t) uv_hrtime();
+  if (loop->counters->idle_ns < 0)
+    pa_change_idle(loop->counters, 1);
 }
 
 static inline pa_loop *pa_loop_of(const void *handle) {
