@@ -28,8 +28,6 @@ from workloads import all_workloads
 
 import pyasync
 
-REFERENCES = ("c", "uvloop")  # what the ratios are to
-
 FULL = {
     "rounds": 3,
     "seconds": 2.0,
@@ -39,6 +37,7 @@ FULL = {
     "timers": 1_000_000,
     "spread": 1.0,
     "most": 1_000_000,
+    "waiting": 1024,
 }
 QUICK = {
     "rounds": 1,
@@ -49,6 +48,7 @@ QUICK = {
     "timers": 5_000,
     "spread": 0.05,
     "most": 100,
+    "waiting": 8,
 }
 
 
@@ -102,10 +102,10 @@ def compare(workload, contenders, options):
                 else:
                     runs[case.title][contender.name].append(figures)
     progress("")
-    return {title: summarize(case_runs) for title, case_runs in runs.items()}
+    return {title: summarize(case_runs, workload.references) for title, case_runs in runs.items()}
 
 
-def summarize(runs):
+def summarize(runs, references):
     """Medians, spread and ratios of the runs of a case, by program."""
     summary = {}
     for name, figures in runs.items():
@@ -127,7 +127,7 @@ def summarize(runs):
                 run[compared] / other[compared] if other[compared] else 1.0
                 for run, other in zip(figures, runs[reference])
             )
-            for reference in REFERENCES
+            for reference in references
             if runs.get(reference)
         }
     return summary

@@ -124,7 +124,7 @@ class Attempt:
         if kind == lib.PA_CONNECTED:
             self.connector.on_connected(self, value)
 
-    def _on_read(self, data: bytes) -> None:
+    def _on_read(self, arena: Any, start: int, end: int) -> None:
         pass
 
     def _on_closed(self) -> None:

@@ -221,10 +221,12 @@ class Loop:
         """Return a snapshot of the counters; from any thread, also after the loop has ended."""
         counters = self._counters
         while True:
+            changes = counters.idle_changes
             idle = counters.idle_ns
             now = self._ended or monotonic_ns()
-            if counters.idle_ns == idle:  # the loop's thread has not changed it meanwhile
+            if (changes % 2 == 0 and counters.idle_changes == changes) or self._forked:
                 break
+            sleep(0)  # the loop's thread was changing it: let it
         if idle < 0:
             idle += now
         handles = {name: counters.handles[kind] for kind, name in _HANDLE_KINDS.items()}
@@ -425,7 +427,7 @@ class Loop:
                                 if kind == READ:
                                     owner = objects[slot]
                                     if owner._state:
-                                        owner._on_read(arena[value:data])
+                                        owner._on_read(arena, value, data)
                                     else:
                                         owner._settings.read_cb(owner, arena[value:data])
                                 elif kind == TIMER:

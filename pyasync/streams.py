@@ -396,17 +396,17 @@ class Stream(DescriptorHandle):
 
     # Events
 
-    def _on_read(self, data: bytes) -> None:
-        """Take data when the state is not zero."""
+    def _on_read(self, arena: Any, start: int, end: int) -> None:
+        """Take data, which the arena holds in this iteration, when the state is not zero."""
         state = self._state
         if state & CLOSED:
             return
         if state & TIMED:
             self._need_rare().read_timeout.read_at = monotonic()  # type: ignore[union-attr]
         if state & (READ_DISABLED | KEPT):
-            self._keep(data)
+            self._keep(arena[start:end])
         else:
-            self._deliver(data)
+            self._deliver(arena[start:end])
 
     def _deliver(self, data: bytes) -> None:
         if self._state & STREAMING:

@@ -16,6 +16,7 @@ from typing import Any
 
 from pyasync._ffi import lib
 from pyasync.errors import EventError, TcpSslError, socket_error
+from pyasync.loop import PYPY
 from pyasync.stream_state import (
     CLOSED,
     CONNECTING,
@@ -44,6 +45,7 @@ from pyasync.tls_state import (
     TlsState,
     make_error,
     tls_error,
+    write,
 )
 from pyasync.tls_state import CLOSED as OVER
 
@@ -175,9 +177,11 @@ class SslSocket(TcpSocket):
 
         And whether TLS can take no more before it has read something: a renegotiation runs.
         """
-        rare, write = self._rare, self._rare.tls.object.write
+        rare, tls = self._rare, self._rare.tls.object
         done: list[WriteCallback] = []
         room = BATCH_SIZE
+        if PYPY and rare.held_size > TURN_SIZE:
+            room = RECORD_SIZE  # as `bytes`, what is encrypted stays until a major collection
         while held and room > 0:
             data, write_cb = held.popleft()
             size = len(data)
@@ -196,7 +200,7 @@ class SslSocket(TcpSocket):
                         callbacks.append(write_cb)
                 data = b"".join(pieces)
             try:
-                written = write(data) if size else 0  # PyPy takes an empty write for an error
+                written = write(tls, data) if size else 0  # PyPy takes an empty write for an error
             except ssl.SSLWantReadError:
                 written = 0
             rare.held_size -= written
@@ -312,7 +316,7 @@ class SslSocket(TcpSocket):
         if not self._state & CONNECTING:  # the handshake reads
             super()._stop_reading()
 
-    def _on_read(self, data: bytes) -> None:
+    def _on_read(self, arena: Any, start: int, end: int) -> None:
         tls = self._rare.tls
         # None: there is no TLS, because of its settings, and the socket is closed.
         if tls is None or tls.ended or tls.phase >= OVER:
@@ -320,10 +324,10 @@ class SslSocket(TcpSocket):
         if self._state & TIMED:
             self._rare.read_timeout.read_at = monotonic()  # type: ignore[union-attr]
         if tls.phase == HANDSHAKE:
-            tls.incoming.write(data)
+            write(tls.incoming, memoryview(arena)[start:end])
             self._go_on()
         else:
-            self._take(tls.receive(data))
+            self._take(tls.receive(memoryview(arena)[start:end]))
 
     def _take(self, data: bytes) -> None:
         """Take what was decrypted, and the end that may be behind it."""

@@ -6,8 +6,11 @@ It is the standard library's: an `ssl.SSLObject` between two `ssl.MemoryBIO`.
 from __future__ import annotations
 
 import ssl
+from typing import Any
 
+from pyasync._ffi import ffi
 from pyasync.errors import TcpSslError
+from pyasync.loop import PYPY
 
 # The phases of a connection, in order.
 HANDSHAKE = 0  # also before there is a connection
@@ -22,7 +25,6 @@ RECORD_SIZE = 16 << 10
 #: How much is handed to OpenSSL at once, to decrypt and to encrypt: what is encrypted leaves with
 #: one system call. The buffer of a MemoryBIO never shrinks, so a connection that has seen as much
 #: keeps a buffer of that size, and a third.
-FEED_SIZE = 64 << 10
 BATCH_SIZE = 128 << 10
 
 
@@ -98,19 +100,14 @@ class TlsState:
         self.phase = OPEN
         return True
 
-    def receive(self, data: bytes) -> bytes:
+    def receive(self, data: bytes | memoryview) -> bytes:
         """Decrypt what has arrived. May set `ended`, and `error`, behind what it returns."""
         chunks: list[bytes] = []
-        if len(data) <= FEED_SIZE:
-            self.incoming.write(data)
+        for start in range(0, len(data), BATCH_SIZE) or (0,):
+            write(self.incoming, data[start : start + BATCH_SIZE])
             self._decrypt(chunks)
-        else:
-            view = memoryview(data)
-            for start in range(0, len(data), FEED_SIZE):
-                self.incoming.write(view[start : start + FEED_SIZE])
-                self._decrypt(chunks)
-                if self.ended or self.error is not None:
-                    break
+            if self.ended or self.error is not None:
+                break
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def _decrypt(self, chunks: list[bytes]) -> None:
@@ -143,6 +140,26 @@ class TlsState:
             # SSLWantReadError: it is sent, and the peer's has not arrived. What else is wrong
             # shows when more is read.
             pass
+
+
+def write(target: ssl.SSLObject | ssl.MemoryBIO, data: bytes | memoryview) -> int:
+    """Write at most `BATCH_SIZE` bytes to OpenSSL; return how many it has taken.
+
+    To give `bytes` to C, PyPy moves them to where only its major collections free them, which are
+    few beside much data; of a memoryview it makes such bytes first. So it gets memory of C.
+    """
+    if not PYPY:
+        return target.write(data)
+    memory = _spare.pop() if _spare else ffi.new("char[]", BATCH_SIZE)
+    try:
+        ffi.memmove(memory, data, len(data))
+        return target.write(ffi.buffer(memory, len(data)))
+    finally:
+        _spare.append(memory)
+
+
+#: Memory for `write` that nobody uses now, in any thread.
+_spare: list[Any] = []
 
 
 def tls_error(error: OSError | ValueError) -> TcpSslError:

@@ -330,17 +330,17 @@ class UdpSocket(Named, PlainHandle):
 
     # Called by the loop
 
-    def _on_read(self, record: bytes) -> None:
+    def _on_read(self, arena: Any, start: int, end: int) -> None:
         """Take a datagram behind its sender's address."""
         read_cb = self._read_cb
         if read_cb is None or self._slot < 0:
             return
-        size = self._header_size
-        header = record[:size]
+        data = start + self._header_size
+        header = arena[start:data]
         address = self._peers.get(header)
         if address is None:
             address = self._sender(header)
-        read_cb(self, record[size:], address)
+        read_cb(self, arena[data:end], address)
 
     def _sender(self, header: bytes) -> Any:
         """Return the address that goes before a datagram, and remember it."""

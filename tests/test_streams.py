@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -36,7 +37,7 @@ from peers import (
     when,
     within,
 )
-from tls_peers import TLS_LINKS
+from tls_peers import TLS_LINKS, TlsLink
 
 import pyasync
 
@@ -52,8 +53,8 @@ def link(request, run):
 #: For what a pipe does not have: resets, addresses, and TCP's large buffers.
 tcp_only = pytest.mark.parametrize("link", LINKS + TLS_LINKS, indirect=True)
 
-#: For counts of exactly the bytes that the application sends and gets, for peers that must be
-#: fast, and for how much the kernel keeps of what nobody reads.
+#: For peers in the loop's own thread, where none can answer a handshake, and for how much the
+#: kernel keeps of what nobody reads.
 plain_only = pytest.mark.parametrize("link", LINKS, indirect=True)
 
 
@@ -711,7 +712,10 @@ def test_pressure_has_watermarks_of_64_and_16_kib_by_default(link):
         after_iterations(3, lambda: fill(socket))
 
     def fill(socket):
-        assert sizes == [socket.write_queue_size]
+        # Still over the mark, and told once. The kernel may have taken some more meanwhile: the
+        # peer of a TLS client reads what comes with the handshake.
+        assert socket.write_queue_size > 64 << 10
+        assert len(sizes) == 1
         paused.set()
 
     def pressure_cb(socket, is_paused):
@@ -864,7 +868,7 @@ def test_a_peer_that_says_nothing_is_no_event(link):
     assert told == [pyasync.SocketEOF]
 
 
-@plain_only
+@tcp_only
 def test_more_than_the_arena_holds_in_one_iteration_is_read_whole(link):
     """40 times 256 KiB lie in the kernel when the loop begins to read; it takes 2 MiB."""
     size, count = 256 << 10, 40
@@ -903,21 +907,27 @@ def test_more_than_the_arena_holds_in_one_iteration_is_read_whole(link):
     ]
 
 
-@plain_only
+#: A process, as threads that encrypt would take the interpreter away from the loop.
+BLASTER = """
+import socket, ssl, sys
+host, port, tls = sys.argv[1:]
+sock = socket.create_connection((host, int(port)))
+if tls == "True":
+    sock = ssl._create_unverified_context().wrap_socket(sock)
+sock.sendall(b"blast")
+while True:
+    sock.sendall(bytes(8 << 20))
+"""
+
+
+@tcp_only
 def test_a_fast_peer_does_not_starve_a_ping_pong(link):
     """While others send without end, a round trip takes a few iterations, each of bounded size."""
-    stopped = threading.Event()
     trips, blasters = 200, 2
 
     def blast(address):
-        data = bytes(8 << 20)
-        with link.dial(address) as sock:
-            sock.sendall(b"blast")
-            while not stopped.is_set():
-                try:
-                    sock.sendall(data)
-                except ConnectionError:
-                    return
+        words = [link.host, str(address[1]), str(isinstance(link, TlsLink))]
+        return subprocess.Popen([sys.executable, "-c", BLASTER, *words], stderr=subprocess.DEVNULL)
 
     def serve(socket, data):
         if data == b"ping":
@@ -939,7 +949,6 @@ def test_a_fast_peer_does_not_starve_a_ping_pong(link):
             socket.write(b"ping")
             return
         marks.append(pyasync.stats())
-        stopped.set()
         server.close()
         for stream in streams:
             stream.close(force=True)
@@ -947,12 +956,15 @@ def test_a_fast_peer_does_not_starve_a_ping_pong(link):
     def start():
         nonlocal server
         server = link.serve(read_cb=serve, event_cb=nothing)
-        threads.extend(Background(blast, server.address) for _ in range(blasters))
+        processes.extend(blast(server.address) for _ in range(blasters))
 
-    server, streams, marks, threads = None, [], [], []
-    link.run(start)
-    for thread in threads:
-        thread.result()
+    server, streams, marks, processes = None, [], [], []
+    try:
+        link.run(start)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
     taken = marks[1] - marks[0]
     assert taken.bytes_read > 100 * (64 << 10), "the blasters were idle: this run proves nothing"
     assert taken.iterations <= 4 * trips
@@ -1676,14 +1688,15 @@ def test_asking_for_names_leaves_the_socket_non_blocking(link):
     link(connected, end_of)
 
 
-@plain_only
+@tcp_only
 def test_the_counters_are_right_at_quiet_moments(link):
     seen = []
 
     def peer(sock):
         data = exchange(sock, bytes(100_000))
         sock.shutdown(1)
-        return len(data) + len(read_all(sock))
+        assert len(data) + len(read_all(sock)) == 100_000
+        return getattr(sock, "wire", (100_000, 100_000))
 
     def connected(socket):
         seen.append(pyasync.stats())
@@ -1692,7 +1705,7 @@ def test_the_counters_are_right_at_quiet_moments(link):
     def read_cb(socket, data):
         socket.write(data)
 
-    assert link(connected, peer, read_cb=read_cb) == 100_000
+    sent, received = link(connected, peer, read_cb=read_cb)
     first, last = seen
     open_name, other_name, made_name = (
         ("incoming_tcp_connections", "outgoing_tcp_connections", "accepted")
@@ -1704,7 +1717,7 @@ def test_the_counters_are_right_at_quiet_moments(link):
     assert [getattr(stats, made_name) for stats in seen] == [1, 1]
     assert [first.closed, last.closed] == [0, 1]
     assert [last.accepted + last.connected, last.accept_errors] == [1, 0]
-    assert (last.bytes_read, last.bytes_written) == (100_000, 100_000)
+    assert (last.bytes_read, last.bytes_written) == (sent, received)
     assert first.handles["tcp"] == 1
     assert set(last.handles.values()) == {0}
 

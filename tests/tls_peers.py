@@ -138,10 +138,16 @@ class TlsPeer:
         self._lock = threading.RLock()  # of OpenSSL's object, and of the order of its records
         self._unsent = b""
         self._early = b""  # what was read before it was asked for
+        self._sent = self._received = 0
         #: Whether the peer has ended by a close_notify.
         self.ended_properly = False
         if handshake:
             self.handshake()
+
+    @property
+    def wire(self):
+        """How many bytes of TCP were sent and received."""
+        return self._sent, self._received
 
     def handshake(self, *, last=True):
         """Shake hands; without ``last`` the last message leaves together with what follows."""
@@ -164,7 +170,9 @@ class TlsPeer:
         with self._lock:
             self._unsent += self._outgoing.read()
             while self._unsent:
-                self._unsent = self._unsent[self.sock.send(self._unsent) :]
+                size = self.sock.send(self._unsent)
+                self._sent += size
+                self._unsent = self._unsent[size:]
 
     def _feed_record(self):
         """Read one record: what comes behind the handshake is left to the kernel."""
@@ -174,6 +182,7 @@ class TlsPeer:
             if not piece:
                 self._incoming.write_eof()
                 return
+            self._received += len(piece)
             self._incoming.write(piece)
             record += piece
             size = 5 + int.from_bytes(record[3:5], "big") if len(record) >= 5 else 5
@@ -181,6 +190,7 @@ class TlsPeer:
     def _feed(self):
         data = self.sock.recv(1 << 18)
         with self._lock:
+            self._received += len(data)
             if data:
                 self._incoming.write(data)
             else:

@@ -24,10 +24,10 @@ def forever(start):
     asyncio.run(run())
 
 
-def serve(protocol):
+def serve(protocol, **options):
     async def start():
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(protocol, HOST, 0, backlog=socket.SOMAXCONN)
+        server = await loop.create_server(protocol, HOST, 0, backlog=socket.SOMAXCONN, **options)
         peer.listening(server.sockets[0].getsockname())
 
     forever(start)
@@ -72,6 +72,20 @@ class EchoProtocol(asyncio.Protocol):
 
 def echo():
     serve(EchoProtocol)
+
+
+def tls(certificate, key):
+    serve(EchoProtocol, ssl=peer.server_context(certificate, key))
+
+
+def tls_source(certificate, key, size):
+    class SourceProtocol(asyncio.Protocol):
+        def connection_made(self, transport):
+            transport.write(data)
+            transport.close()
+
+    data = b"x" * size
+    serve(SourceProtocol, ssl=peer.server_context(certificate, key))
 
 
 class AcceptProtocol(asyncio.Protocol):

@@ -1,6 +1,8 @@
 """What the Python programs that bench/compare.py compares have in common: the command line.
 
     PROGRAM http DELAY_SECONDS | echo | accept | udp      a server: says where, runs until a signal
+    PROGRAM tls CERTIFICATE KEY                           an echo server over TLS
+    PROGRAM tls_source CERTIFICATE KEY BYTES              sends so much, and closes
     PROGRAM timers fire|cancel|pending COUNT SPREAD_SECONDS
     PROGRAM connect PORT CONNECTIONS SECONDS
     PROGRAM wakeups SECONDS                               these print one JSON object
@@ -13,6 +15,7 @@ import gc
 import json
 import os
 import resource
+import ssl
 import sys
 import threading
 import time
@@ -33,6 +36,8 @@ ARGUMENTS = {
     "echo": [],
     "accept": [],
     "udp": [],
+    "tls": [str, str],
+    "tls_source": [str, str, int],
     "timers": [str, int, float],
     "connect": [int, int, float],
     "wakeups": [float],
@@ -68,6 +73,12 @@ def listening(address):
     """Say where the server listens."""
     host, port = address[:2]
     print(f"listening on {host}:{port}", flush=True)
+
+
+def server_context(certificate, key):
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    return context
 
 
 def result(**figures):

@@ -54,6 +54,38 @@ def udp():
         peer.listening(socket.address)
 
 
+def tls(certificate, key):
+    context = peer.server_context(certificate, key)
+    with event_loop():
+        server = pyasync.tcp_ssl_server(
+            HOST,
+            0,
+            lambda socket, data: socket.write(data),
+            ssl_context=context,
+            event_cb=lambda event: None,  # the client ends without close_notify
+        )
+        peer.listening(server.address)
+
+
+def tls_source(certificate, key, size):
+    def send(socket):
+        socket.write(data)
+        socket.close()
+
+    context = peer.server_context(certificate, key)
+    data = b"x" * size
+    with event_loop():
+        server = pyasync.tcp_ssl_server(
+            HOST,
+            0,
+            lambda socket, data: None,
+            connect_cb=send,
+            ssl_context=context,
+            event_cb=on_event,
+        )
+        peer.listening(server.address)
+
+
 def timers(mode, count, spread):
     def on_timer():
         nonlocal fired

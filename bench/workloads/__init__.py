@@ -22,14 +22,15 @@ class Workload(NamedTuple):
     note: str  # which figure to trust, and what limits the others
     measure: Callable  # (contender, value of the case, options) -> figures by name
     cases: Callable = lambda options: [Case("")]
-    contenders: Callable = lambda contender: True  # whether it is meant for one
+    contenders: Callable = lambda contender: contender.name != "bare"  # whether it is meant for one
     once: bool = False  # one round is enough
     curve: str = ""  # what the cases' x is, if they make a curve
+    references: tuple = ("c", "uvloop")  # what the ratios are to
 
 
 def all_workloads():
     """Every workload, in the order of the tables."""
-    from workloads import connections, echo, http, memory, scale, timers, udp, wakeups
+    from workloads import connections, echo, http, memory, scale, timers, tls, udp, wakeups
 
-    modules = (http, memory, echo, timers, connections, wakeups, udp, scale)
+    modules = (http, memory, echo, timers, connections, wakeups, udp, tls, scale)
     return [workload for module in modules for workload in module.WORKLOADS]
