@@ -313,6 +313,12 @@ class Loop:
             return ffi.NULL, 0, b""
         batch = operations[:]
         size = len(batch)
+        if size == 5:  # one operation, as when few connections are busy: the same, at less cost
+            integers = ffi.new(_INT64_ARRAY, batch[:3])
+            del operations[:5]
+            if batch[4] is not None:
+                self._written.append(batch[4])
+            return integers, 1, batch[3]
         payload = b"".join(batch[3::5])
         callbacks = filter(None, batch[4::5])
         del batch[4::5], batch[3::4]
@@ -387,7 +393,8 @@ class Loop:
         arena, records = self._arena, self._records
         capacity = 0
         threadsafe, gathering = self._threadsafe, self._gathering
-        clock = perf_counter
+        clock, unpack_from = perf_counter, _RECORD.unpack_from
+        batch: Any
         owner: Any
         callback: Any
 
@@ -403,7 +410,8 @@ class Loop:
             ready = self._ready
             self._woken = False  # before looking: a call that comes after it wakes the loop
             wait = not (written or ready or threadsafe or gathering)
-            count = run(c, wait, deadlines.first(), deadlines.referenced, *batch_out)
+            due = deadlines.first() if deadlines.armed or deadlines.left_over else -1
+            count = run(c, wait, due, deadlines.armed > deadlines.unreferenced, *batch_out)
             self._crossing = False
             alive = count >= 0
             if not alive:
@@ -418,7 +426,10 @@ class Loop:
                 if count > capacity:
                     records = self._map_records(count)
                     capacity = len(records) // _RECORD.size
-                batch = _RECORD.iter_unpack(records[: count * _RECORD.size])
+                if count == 1:  # the same, at less cost
+                    batch = iter((unpack_from(records),))
+                else:
+                    batch = _RECORD.iter_unpack(records[: count * _RECORD.size])
                 owner = None
                 try:
                     while True:
