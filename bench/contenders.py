@@ -97,7 +97,7 @@ def known_contenders():
             "pypy", "pyasync on PyPy", [PYPY, *pyasync], [PYPY, *http_delay], missing=no_pypy
         ),
         Contender("pypy-asyncio", "asyncio on PyPy", [PYPY, *peer[1:]], missing=no_pypy),
-        Contender("bare", "a bare SSLObject", [python, PEERS / "tls_bare.py"]),
+        Contender("bare", "a bare SSLObject", [python, PEERS / "tls_bare.py"], busy=False),
     ]
 
 

@@ -12,6 +12,7 @@ is 0. A second one ends it at once.
 import functools
 import signal
 import sys
+from types import MethodType
 
 import certificates
 import harness
@@ -39,14 +40,15 @@ def serve(options, report):
     finished = 0
 
     def on_request(socket, data):
-        def respond():
-            if not socket.closed:
-                socket.write(RESPONSE, write_cb=on_written)
-
         if delay:
-            pyasync.delay(respond, time=delay)
+            # For each connection that waits: a bound method has 64 bytes, a closure some 250.
+            pyasync.delay(MethodType(respond, socket), time=delay)
         else:
-            respond()
+            respond(socket)
+
+    def respond(socket):
+        if not socket.closed:
+            socket.write(RESPONSE, write_cb=on_written)
 
     def on_written(socket):
         nonlocal finished
