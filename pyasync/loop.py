@@ -317,7 +317,7 @@ class Loop:
             integers = ffi.new(_INT64_ARRAY, batch[:3])
             del operations[:5]
             if batch[4] is not None:
-                self._written.append(batch[4])
+                self._written += batch[4:]
             return integers, 1, batch[3]
         payload = b"".join(batch[3::5])
         callbacks = filter(None, batch[4::5])
@@ -514,7 +514,11 @@ class Loop:
     def _flush_gathered(self) -> None:
         # Counted: a stream with much to send takes turns with the others, and gathers again.
         for _ in range(len(self._gathering)):
-            self._gathering.popleft()._flush()
+            stream = self._gathering.popleft()
+            try:
+                stream._flush()
+            except Exception as error:
+                self._app_error(error, stream)
 
     def _run_timers(self, now: int) -> None:
         """Call the events that are due by ``now``, in milliseconds; when they are many, a part."""

@@ -490,9 +490,11 @@ class Stream(DescriptorHandle):
         keep_callback(self, self._need_rare().waiting, index)
 
     def _on_written(self, kind: int, has_callback: int) -> None:
-        if has_callback and not self._state & FAILED:
-            call_kept_callback(self, self._need_rare().waiting)
-        self._check_pressure()
+        try:
+            if has_callback and not self._state & FAILED:
+                call_kept_callback(self, self._need_rare().waiting)
+        finally:
+            self._check_pressure()
 
     def _on_lingering(self) -> None:
         """Set a limit to a close that cannot end at once: it flushes, or awaits the peer's end."""
@@ -508,6 +510,7 @@ class Stream(DescriptorHandle):
             self._rare.stop_timeouts()
             if self._rare.linger is not None:
                 self._rare.linger.stop()
+                self._rare.linger = None
         if self._state & LIMITED:
             self._settings.server._on_connection_closed()
 

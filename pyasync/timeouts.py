@@ -11,6 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from pyasync.errors import SocketTimeout
+from pyasync.loop import STREAM_FAILED as FAILED
 from pyasync.timers import background_timer
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Linger:
         size = self._stream._waiting_size()
         if self._left < before and self._seconds > 0:
             self._timer.add(self._seconds)  # the peer still reads
-        elif size > 0:
+        elif size > 0 and not self._stream._state & FAILED:  # of which it has been told
             time_out(
                 self._stream,
                 f"closed, and the peer took nothing for {self._seconds:g} seconds: "

@@ -15,7 +15,6 @@ from pyasync.errors import socket_error
 from pyasync.handles import optional_callable
 from pyasync.loop import EventCallback, get_loop
 from pyasync.stream_state import (
-    CLOSED,
     CONNECTING,
     ENCRYPTED,
     ENDED,
@@ -38,8 +37,8 @@ from pyasync.tcp import (
     make_server,
     require_port,
 )
-from pyasync.tls_sockets import SslServer, SslSocket
-from pyasync.tls_state import TlsSettings, TlsState
+from pyasync.tls_sockets import BARRIER, SslServer, SslSocket
+from pyasync.tls_state import HANDSHAKE, TlsSettings, TlsState
 
 ReadCallback = Callable[[SslSocket, Any], object]
 SocketCallback = Callable[[SslSocket], object]
@@ -314,6 +313,8 @@ def start_tls(
     socket._stop_read_timeout()
     socket._state = socket._state & ~KEPT | ENCRYPTED | CONNECTING | state & WRITE_DISABLED
     socket.__class__ = SslSocket
+    if state & WRITE_DISABLED:
+        rare.held.append(BARRIER)
     rare.tls = tls
     tls.incoming.write(b"".join(belongs_to_tls))
     if state & READ_DISABLED:
@@ -327,7 +328,7 @@ def start_tls(
 def _go_on(socket: Any, ends: list[Any]) -> None:
     """Go on with what had arrived before `start_tls`: not inside it, as callbacks are called."""
     tls = socket._rare.tls
-    if not socket._state & CLOSED and tls.incoming.pending and socket._state & CONNECTING:
+    if tls.phase == HANDSHAKE and tls.incoming.pending:  # also of a socket that has been closed
         socket._go_on()
     for kind, value in ends:
         socket._on_end_event(kind, value)

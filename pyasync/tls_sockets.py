@@ -8,6 +8,7 @@ takes them: what a slow peer has not taken waits as the application's own object
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ssl
 from threading import get_ident
@@ -32,7 +33,6 @@ from pyasync.stream_state import (
     Settings,
     WriteCallback,
 )
-from pyasync.streams import Stream
 from pyasync.tcp import TcpServer, TcpSocket
 from pyasync.timers import background_timer
 from pyasync.tls_state import (
@@ -51,6 +51,13 @@ from pyasync.tls_state import CLOSED as OVER
 
 #: How much a socket encrypts before others have their turn, in bytes.
 TURN_SIZE = 1 << 20
+
+#: How many bytes may wait in C that are no data: answers to a peer that asks for new keys, and
+#: reads none of them.
+ANSWERS_SIZE = 1 << 20
+
+#: What stands among what is held where writing was disabled: what is behind it has to wait.
+BARRIER: tuple[Any, None] = (None, None)
 
 
 class SslSocket(TcpSocket):
@@ -117,17 +124,30 @@ class SslSocket(TcpSocket):
             self._gather()
 
     def disable(self, *, read: bool = False, write: bool = False) -> None:
-        if write and not self._state & CLOSED:
-            self._submit()  # what was written before is not held back
+        self._open_slot()
+        if write and not self._state & (WRITE_DISABLED | SHUT):
+            self._rare.held.append(BARRIER)
         super().disable(read=read, write=write)
 
+    def enable(self, *, read: bool = False, write: bool = False) -> None:
+        self._open_slot()
+        if write:
+            self._lift_barrier()
+        super().enable(read=read, write=write)
+
+    def _lift_barrier(self) -> None:
+        with contextlib.suppress(ValueError):
+            self._rare.held.remove(BARRIER)
+
     def _may_send(self) -> bool:
-        tls, state = self._rare.tls, self._state
+        rare = self._rare
+        tls, held = rare.tls, rare.held
         return (
             tls is not None
             and tls.phase == OPEN
             and not tls.blocked
-            and (not state & WRITE_DISABLED or state & (SHUT | CLOSED) != 0)
+            and len(held) > 0
+            and held[0] is not BARRIER
         )
 
     def _gather(self) -> None:
@@ -143,12 +163,26 @@ class SslSocket(TcpSocket):
 
     def _send(self) -> None:
         """Encrypt what was written, as much as the kernel takes, and hand it to C."""
-        rare = self._rare
-        tls, held = rare.tls, rare.held
+        tls = self._rare.tls
         if tls.phase >= OVER:
             return
+        if tls.sending:
+            self._gather()
+            return
+        tls.sending = True
+        try:
+            self._send_some()
+        except BaseException:
+            self._interrupted()
+            raise
+        finally:
+            tls.sending = False
+
+    def _send_some(self) -> None:
+        rare = self._rare
+        tls, held = rare.tls, rare.held
         end_of_turn = rare.held_size - TURN_SIZE
-        while held and self._may_send():
+        while self._may_send():
             if rare.held_size < end_of_turn:
                 self._gather()
                 break
@@ -156,7 +190,7 @@ class SslSocket(TcpSocket):
                 callbacks, waits = self._encrypt(held)
             except OSError as error:
                 # After an error that is kept back, OpenSSL only says that it goes on no more.
-                self._fail_with(tls.error or tls_error(error))
+                self._fail_soon(tls.error or tls_error(error))
                 return
             if tls.outgoing.pending or callbacks:
                 self._hand_over(tls.outgoing.read(), callbacks)
@@ -166,11 +200,29 @@ class SslSocket(TcpSocket):
             answer = tls.outgoing.read()
             if tls.phase != SHUTDOWN:  # after close_notify nothing may follow: RFC 8446, 6.1
                 self._hand_over(answer, [])
-        if not held:
-            if self._state & (CLOSED | SHUT):
-                self._finish()
-            if rare.paused:
-                self._loop._ready.append(self._check_pressure)
+                if tls.blocked and self._refused_size() > ANSWERS_SIZE:
+                    text = "the peer asks for new keys, and does not read the answers"
+                    self._fail_soon(make_error(errno.ENOBUFS, "TOO_MANY_KEY_UPDATES", text))
+                    return
+        if not held and self._state & (CLOSED | SHUT):
+            self._finish()
+        if rare.paused and rare.held_size <= rare.low:
+            self._loop._ready.append(self._tell_pressure)
+
+    def _fail_soon(self, error: EventError) -> None:
+        """Fail, but not now, as the application may be writing."""
+        self._loop._ready.append(lambda: self._fail_with(error))
+
+    def _interrupted(self) -> None:
+        """End the connection, as an exception has come in between, such as a signal handler's."""
+        text = "an exception has interrupted TLS, and what it has lost is not known"
+        self._fail_with(make_error(errno.EINTR, "INTERRUPTED", text))
+
+    def _tell_pressure(self) -> None:
+        try:
+            self._check_pressure()
+        except Exception as error:
+            self._loop._app_error(error, self)
 
     def _encrypt(self, held: Any) -> tuple[list[WriteCallback], bool]:
         """Encrypt the next part of what is held. Returns the callbacks of what it completes.
@@ -182,7 +234,7 @@ class SslSocket(TcpSocket):
         room = BATCH_SIZE
         if PYPY and rare.held_size > TURN_SIZE:
             room = RECORD_SIZE  # as `bytes`, what is encrypted stays until a major collection
-        while held and room > 0:
+        while held and held[0] is not BARRIER and room > 0:
             data, write_cb = held.popleft()
             size = len(data)
             callbacks = [] if write_cb is None else [write_cb]
@@ -190,9 +242,9 @@ class SslSocket(TcpSocket):
                 view = memoryview(data)
                 held.appendleft((view[room:], write_cb))
                 data, size, callbacks = view[:room], room, []
-            elif held and size + len(held[0][0]) <= RECORD_SIZE:
+            elif _fits(held, size):
                 pieces = [data]
-                while held and size + len(held[0][0]) <= RECORD_SIZE:
+                while _fits(held, size):
                     data, write_cb = held.popleft()
                     size += len(data)
                     pieces.append(data)
@@ -200,14 +252,13 @@ class SslSocket(TcpSocket):
                         callbacks.append(write_cb)
                 data = b"".join(pieces)
             try:
-                written = write(tls, data) if size else 0  # PyPy takes an empty write for an error
+                if size:  # PyPy takes an empty write for an error
+                    write(tls, data)
             except ssl.SSLWantReadError:
-                written = 0
-            rare.held_size -= written
-            if written < size:
                 held.extendleft((b"", write_cb) for write_cb in reversed(callbacks))
-                held.appendleft((memoryview(data)[written:], None))
+                held.appendleft((data, None))
                 return done, True
+            rare.held_size -= size
             room -= size
             done += callbacks
         return done, False
@@ -216,9 +267,19 @@ class SslSocket(TcpSocket):
         """Hand C what is encrypted, and behind it the callbacks of what it completes."""
         if not callbacks:
             self._write_encrypted(data, None)
+        elif len(callbacks) == 1:
+            self._write_encrypted(data, (self, callbacks[0]))
+        else:
+            self._write_encrypted(data, (self, lambda socket: socket._call_written(callbacks)))
+
+    def _call_written(self, callbacks: list[WriteCallback]) -> None:
         for write_cb in callbacks:
-            self._write_encrypted(data, (self, write_cb))
-            data = b""
+            if self._state & FAILED or self._loop._stopping:
+                return
+            try:
+                write_cb(self)
+            except Exception as error:
+                self._loop._app_error(error, self)
 
     def _write_encrypted(self, data: bytes, callback: Any) -> None:
         loop, size = self._settings.loop, len(data)
@@ -231,12 +292,14 @@ class SslSocket(TcpSocket):
                 self._rare.tls.blocked = True
 
     def _release(self) -> None:
+        self._lift_barrier()
         if self._rare.tls is not None:
             self._send()
 
     def _submit(self) -> None:
-        if self._state & CLOSED == 0 and self._loop._thread == get_ident():
-            self._release()
+        tls, here = self._rare.tls, self._loop._thread == get_ident()
+        if tls is not None and here and not self._state & CLOSED:
+            self._send()
         super()._submit()
 
     def _on_blocked(self, kind: int, size: int) -> None:
@@ -290,7 +353,11 @@ class SslSocket(TcpSocket):
         """Go on with the handshake; if it is over, with what comes behind it."""
         rare = self._rare
         tls = rare.tls
-        over = tls.handshake()
+        try:
+            over = tls.handshake()
+        except BaseException:
+            self._interrupted()
+            raise
         if tls.error is not None:
             self._fail_with(tls.error)
             return
@@ -301,7 +368,7 @@ class SslSocket(TcpSocket):
             rare.connect_timer.free()
             rare.connect_timer = None
         # First, as the callback may shut down: OpenSSL drops what it finds unread then.
-        data = tls.receive(b"") if tls.incoming.pending else b""
+        data = tls.receive_pending()
         if not self._state & CLOSED:
             try:
                 self._established()
@@ -323,16 +390,22 @@ class SslSocket(TcpSocket):
             return
         if self._state & TIMED:
             self._rare.read_timeout.read_at = monotonic()  # type: ignore[union-attr]
+        read = memoryview(arena)[start:end]
         if tls.phase == HANDSHAKE:
-            write(tls.incoming, memoryview(arena)[start:end])
+            tls.feed(read)
             self._go_on()
-        else:
-            self._take(tls.receive(memoryview(arena)[start:end]))
+            return
+        try:
+            data = tls.receive(read)
+        except BaseException:
+            self._interrupted()
+            raise
+        self._take(data)
 
     def _take(self, data: bytes) -> None:
         """Take what was decrypted, and the end that may be behind it."""
         tls = self._rare.tls
-        if tls.outgoing.pending or (self._rare.held and self._may_send()):
+        if tls.outgoing.pending or self._may_send():
             self._gather()
         over = tls.ended or tls.error is not None
         if data and not self._state & CLOSED:
@@ -393,6 +466,13 @@ class SslSocket(TcpSocket):
 
     # Closing
 
+    def set_timeouts(self, read: float | None, write: float | None) -> None:
+        """Set the time limits, as `Stream.set_timeouts`; that of `shutdown` remains."""
+        super().set_timeouts(read, write)
+        tls = self._rare.tls
+        if tls is not None and tls.phase == SHUTDOWN:
+            self._limit_shutdown()
+
     def shutdown(self) -> None:
         """Send what was written, then a close_notify, and end TCP's sending side; reading goes on.
 
@@ -416,8 +496,15 @@ class SslSocket(TcpSocket):
         """
         loop, rare = self._settings.loop, self._rare
         tls = rare.tls
+        if tls is not None and tls.phase == BROKEN:  # what is still under way is the alert
+            if not self._state & CLOSED:
+                super().close(force=force)
+            elif force and self._enter() and loop._objects[self._slot] is self:
+                loop._queue((lib.PA_CLOSE, self._slot, 1, b"", None))
+            return
         if (self._state & CLOSED or loop._thread != get_ident()) and not self._may_close(force):
             return
+        self._lift_barrier()
         on_its_way = self._slot >= 0 or rare.connector is not None
         if force or not on_its_way or not (rare.held or tls.phase != HANDSHAKE):
             if tls is not None:
@@ -428,7 +515,7 @@ class SslSocket(TcpSocket):
                 tls.phase = OVER
             super().close(force=force)
             return
-        self._state |= CLOSED
+        self._state = self._state & ~TIMED | CLOSED
         timer, rare.connect_timer = rare.connect_timer, None
         rare.stop_timeouts()
         rare.connect_timer = timer  # the handshake may still take its time
@@ -468,8 +555,10 @@ class SslSocket(TcpSocket):
         """Report the error, once, and close; of an error of TLS, tell the peer by an alert."""
         rare = self._rare
         tls = rare.tls
-        if tls is not None and tls.phase == BROKEN:
-            return  # such as that the alert could not be sent
+        if tls is not None:
+            if tls.phase == BROKEN:
+                return  # such as that the alert could not be sent
+            tls.error = None  # it knows the socket, once it is reported
         if tls is None or not isinstance(error, TcpSslError) or self._settings.linger is None:
             super()._fail_with(error)
             return
@@ -481,14 +570,18 @@ class SslSocket(TcpSocket):
             self._write_encrypted(alert, None)
         self._state |= FAILED
         self._loop._tell(self, error, self)
-        self._state &= ~FAILED
         rare.drop_held()
         rare.waiting.clear()
         if not self._state & CLOSED:
             # Not by force, which may make the kernel send a reset, and take the alert with it.
-            Stream.close(self)
+            super().close()
         else:
             self._loop._queue((lib.PA_CLOSE, self._slot, 0, b"", None))
+
+
+def _fits(held: Any, size: int) -> bool:
+    """Whether what is held next goes into a record with so many bytes before it."""
+    return held and held[0] is not BARRIER and size + len(held[0][0]) <= RECORD_SIZE
 
 
 class SslServer(TcpServer):

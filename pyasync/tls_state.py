@@ -6,6 +6,7 @@ It is the standard library's: an `ssl.SSLObject` between two `ssl.MemoryBIO`.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterable
 from typing import Any
 
 from pyasync._ffi import ffi
@@ -62,7 +63,7 @@ class TlsState:
     """The TLS of one connection."""
 
     __slots__ = ("blocked", "ended", "error", "gathering", "incoming", "object", "outgoing",
-                 "phase")  # fmt: skip
+                 "phase", "sending")  # fmt: skip
 
     def __init__(self, settings: TlsSettings, host: str | None = None) -> None:
         """Begin; ``host`` is the name of the server if the settings give none.
@@ -72,11 +73,13 @@ class TlsState:
         self.incoming = ssl.MemoryBIO()
         self.outgoing = ssl.MemoryBIO()
         name = settings.server_hostname
+        if name is None and host is not None:
+            name = host.partition("%")[0]  # a zone is none of the peer's business: RFC 6874, 1
         self.object = settings.context.wrap_bio(
             self.incoming,
             self.outgoing,
             server_side=settings.server_side,
-            server_hostname=None if settings.server_side else name or host,
+            server_hostname=None if settings.server_side else name,
             session=settings.session,
         )
         self.phase = HANDSHAKE
@@ -87,6 +90,8 @@ class TlsState:
         self.blocked = False
         #: What was written will be encrypted before the loop's next crossing.
         self.gathering = False
+        #: It is being encrypted: a signal's handler that writes has to wait.
+        self.sending = False
 
     def handshake(self) -> bool:
         """Go on with what has arrived; return whether the handshake is over. May set `error`."""
@@ -100,15 +105,26 @@ class TlsState:
         self.phase = OPEN
         return True
 
-    def receive(self, data: bytes | memoryview) -> bytes:
+    def feed(self, data: memoryview) -> None:
+        """Take what has arrived, for the handshake."""
+        for piece in _pieces(data):
+            write(self.incoming, piece)
+
+    def receive(self, data: memoryview) -> bytes:
         """Decrypt what has arrived. May set `ended`, and `error`, behind what it returns."""
         chunks: list[bytes] = []
-        for start in range(0, len(data), BATCH_SIZE) or (0,):
-            write(self.incoming, data[start : start + BATCH_SIZE])
+        for piece in _pieces(data):
+            write(self.incoming, piece)
             self._decrypt(chunks)
             if self.ended or self.error is not None:
                 break
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def receive_pending(self) -> bytes:
+        """Decrypt what came with the end of the handshake, as `receive` does."""
+        chunks: list[bytes] = []
+        self._decrypt(chunks)
+        return b"".join(chunks)
 
     def _decrypt(self, chunks: list[bytes]) -> None:
         incoming, read = self.incoming, self.object.read
@@ -142,6 +158,12 @@ class TlsState:
             pass
 
 
+def _pieces(data: memoryview) -> Iterable[memoryview]:
+    if len(data) <= BATCH_SIZE:
+        return (data,)
+    return (data[start : start + BATCH_SIZE] for start in range(0, len(data), BATCH_SIZE))
+
+
 def write(target: ssl.SSLObject | ssl.MemoryBIO, data: bytes | memoryview) -> int:
     """Write at most `BATCH_SIZE` bytes to OpenSSL; return how many it has taken.
 
@@ -150,7 +172,10 @@ def write(target: ssl.SSLObject | ssl.MemoryBIO, data: bytes | memoryview) -> in
     """
     if not PYPY:
         return target.write(data)
-    memory = _spare.pop() if _spare else ffi.new("char[]", BATCH_SIZE)
+    try:
+        memory = _spare.pop()
+    except IndexError:
+        memory = ffi.new("char[]", BATCH_SIZE)
     try:
         ffi.memmove(memory, data, len(data))
         return target.write(ffi.buffer(memory, len(data)))

@@ -729,6 +729,32 @@ def test_pressure_has_watermarks_of_64_and_16_kib_by_default(link):
     assert len(sizes) == 2
 
 
+def test_a_write_cb_that_raises_does_not_keep_the_end_of_pressure_back(link):
+    told = []
+
+    def connected(socket):
+        small_buffers(socket)
+        socket.write(bytes(MORE_THAN_FITS), write_cb=lambda socket: 1 / 0)
+
+    def pressure_cb(socket, is_paused):
+        told.append(is_paused)
+        if not is_paused:
+            socket.close()
+
+    def start(go):
+        pyasync.current_loop()._catch_app_errors = True
+        go()
+
+    errors = []
+    size = len(
+        link(
+            connected, read_all, pressure_cb=pressure_cb, begin=start,
+            event_cb=lambda event: errors.append(type(event)),
+        )
+    )  # fmt: skip
+    assert (size, told, errors) == (MORE_THAN_FITS, [True, False], [ZeroDivisionError])
+
+
 def test_a_source_that_stops_under_pressure_keeps_the_queue_short(link):
     chunk, total = bytes(32 << 10), 4 << 20
     sizes, paused_once = [], threading.Event()

@@ -1,9 +1,16 @@
 """TLS beside what it shares with every stream: handshakes, failures, upgrades, and its end."""
 
+import contextlib
 import errno
+import gc
+import signal
 import socket
 import ssl
+import subprocess
+import sys
 import threading
+import time
+import weakref
 
 import pytest
 from peers import (
@@ -19,6 +26,7 @@ from peers import (
     read_exactly,
     reset,
     small_buffers,
+    when,
     within,
 )
 from tls_peers import (
@@ -30,6 +38,7 @@ from tls_peers import (
     certificate,
     client_context,
     server_context,
+    wait_until,
     wrap,
 )
 
@@ -1016,3 +1025,471 @@ def test_counters_count_tcp_connections_and_bytes_on_the_wire(run):
     assert seen[-1].incoming_tcp_connections == 1
     assert seen[-1].bytes_read > 1000
     assert seen[-1].bytes_written > 1000
+
+
+# Failures while much is under way
+
+#: A record that no key decrypts.
+BAD_RECORD = b"\x17\x03\x03\x00\x20" + bytes(32)
+
+
+@pytest.mark.parametrize("how", ["a byte", "close_notify"])
+def test_what_arrives_during_a_close_that_flushes_meets_no_read_timeout(run, how):
+    closed = threading.Event()
+
+    def talk(address):
+        with connect(address) as sock:
+            assert closed.wait(PATIENCE)
+            if how == "a byte":
+                sock.sendall(b"x")
+            else:
+                sock.shutdown(socket.SHUT_WR)
+            return len(read_all(sock))
+
+    def connected(sock):
+        small_buffers(sock)
+        sock.write(bytes(MORE_THAN_FITS))
+        sock.close()
+        closed.set()
+
+    result, events = serve(run, talk, connect_cb=connected, read_timeout=PATIENCE, linger=PATIENCE)
+    assert (result, events) == (MORE_THAN_FITS, [])
+
+
+def test_a_handshake_takes_more_at_once_than_is_fed_to_openssl_at_once(run):
+    """Behind the client's last message there is more than BATCH_SIZE, in the same read."""
+    data, filled = bytes(400_000), threading.Event()
+    sizes, received = [], []
+
+    def peer(address):
+        with TlsPeer(
+            connect_plain(address), CLIENT(), server_side=False, server_hostname="localhost",
+            handshake=False,
+        ) as sock:  # fmt: skip
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            sock.handshake(last=False)
+            while sock.object.write(data[: 16 << 10]) and sock._outgoing.pending < len(data):
+                pass
+            sizes.append(sock._outgoing.pending)
+            sock.push()
+            filled.set()
+
+    def start():
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 << 20)
+            listener.bind((HOST, 0))
+            address = listener.getsockname()
+            server = pyasync.tcp_ssl_server(
+                None, 0, lambda socket, data: received.append(len(data)), fd=listener.fileno(),
+                ssl_context=SERVER(), event_cb=events.append,
+                connect_cb=lambda socket: server.close(),
+            )  # fmt: skip
+        threads.append(Background(peer, address))
+        pyasync.call_soon(wait_for_the_server_hello)
+
+    def wait_for_the_server_hello():
+        # When the answer is out, block the loop until all of the peer's flight is here.
+        if pyasync.stats().bytes_written > 0:
+            assert filled.wait(PATIENCE)
+        else:
+            pyasync.call_soon(wait_for_the_server_hello)
+
+    events, threads = [], []
+    run(start)
+    threads[0].result()
+    assert [type(event) for event in events] == [pyasync.SocketEOF]
+    assert sum(received) > 380_000
+    assert sizes[0] >= 400_000
+
+
+@pytest.mark.parametrize("kept_back", [False, True])
+def test_no_write_cb_follows_an_error(run, kept_back):
+    """The kernel takes the rest of a write in the iteration in which the peer's error comes."""
+    waiting, told = threading.Event(), []
+
+    def talk(address):
+        with connect(address) as sock:
+            assert waiting.wait(PATIENCE)
+            sock.object.write(b"go")
+            sock.sock.sendall(sock._outgoing.read() + BAD_RECORD)
+            with contextlib.suppress(OSError):
+                while sock.sock.recv(1 << 18):
+                    pass
+
+    def fill(sock):
+        if sock._rare.waiting and sock._rare.held:
+            waiting.set()
+            time.sleep(0.3)  # both come with one poll
+        elif not sock.closed:
+            sock.write(bytes(100_000), write_cb=lambda sock: told.append("written"))
+            pyasync.call_soon(lambda: fill(sock))
+
+    def connected(sock):
+        small_buffers(sock)
+        fill(sock)
+
+    def event_cb(event):
+        del told[:]
+        if isinstance(event, pyasync.TcpSslError):
+            told.append(type(event))
+            event.socket.close(force=not kept_back)
+            sockets.append(event.socket)
+
+    def read_cb(sock, data):
+        if kept_back:
+            sock.disable(read=True)
+
+    sockets = []
+    serve(run, talk, read_cb=read_cb, connect_cb=connected, event_cb=event_cb, linger=0.3)
+    assert told == [pyasync.TcpSslError]
+    assert sockets[0].closed
+
+
+def test_what_was_written_before_writing_was_disabled_is_sent(link):
+    sent = []
+
+    def connected(sock):
+        small_buffers(sock)
+        sock.write(bytes(MORE_THAN_FITS), write_cb=written)
+        sock.disable(write=True)
+        sock.write(b"tail", write_cb=lambda sock: sent.append("tail"))
+
+    def written(sock):
+        sent.append("head")
+        assert sock.write_queue_size == 4
+        after_iterations(3, lambda: go_on(sock))
+
+    def go_on(sock):
+        assert sent == ["head"]
+        sock.enable(write=True)
+        sock.close()
+
+    data = link(connected, read_all)
+    assert (len(data), data[-5:], sent) == (MORE_THAN_FITS + 4, b"\0tail", ["head", "tail"])
+
+
+def test_writing_disabled_during_the_handshake_holds_back_what_follows(link):
+    sent = []
+
+    def made(sock):
+        sock.write(b"before", write_cb=lambda sock: sent.append("before"))
+        sock.disable(write=True)
+        sock.write(b" behind", write_cb=lambda sock: sent.append("behind"))
+
+    def connected(sock):
+        if link.incoming:
+            made(sock)
+        after_iterations(5, lambda: go_on(sock))
+
+    def go_on(sock):
+        assert sent == ["before"]
+        sock.close()
+
+    assert link(connected, read_all, made=made) == b"before behind"
+    assert sent == ["before", "behind"]
+
+
+def test_writing_may_be_disabled_and_enabled_before_connecting(run):
+    def talk(listener):
+        with listener:
+            sock, _ = listener.accept()
+        sock.settimeout(PATIENCE)
+        with wrap(sock, SERVER(), server_side=True) as peer:
+            return read_all(peer)
+
+    def start():
+        listener = socket.create_server((HOST, 0))
+        threads.append(Background(talk, listener))
+        sock = pyasync.init_tcp_ssl_socket(nothing, ssl_context=CLIENT(), event_cb=nothing)
+        sock.disable(write=True)
+        sock.write(b"data")
+        sock.enable(write=True)
+        pyasync.connect_tcp_socket(sock, HOST, listener.getsockname()[1])
+        sock.close()
+
+    threads = []
+    run(start)
+    assert threads[0].result() == b"data"
+
+
+def test_an_upgrade_that_is_closed_at_once_sends_what_was_written(run):
+    """All of the peer's first flight came before the upgrade."""
+    context = server_context()
+
+    def on_line(sock, data):
+        pyasync.start_tls(
+            sock, server_side=True, ssl_context=context, received=data.partition(b"\n")[2]
+        )
+        sock.write(b"bye")
+        sock.close()
+
+    def talk(address):
+        peer = TlsPeer(
+            connect_plain(address), CLIENT(), server_side=False, server_hostname="localhost",
+            handshake=False,
+        )  # fmt: skip
+        with peer:
+            with pytest.raises(ssl.SSLWantReadError):
+                peer.object.do_handshake()
+            peer.sock.sendall(b"STARTTLS\n" + peer._outgoing.read())
+            peer.handshake()
+            return read_all(peer)
+
+    def start():
+        server = pyasync.tcp_server(
+            HOST, 0, on_line, event_cb=events.append, connect_cb=lambda sock: server.close()
+        )
+        threads.append(Background(talk, server.address))
+
+    events, threads = [], []
+    run(start)
+    assert threads[0].result() == b"bye"
+    assert events == []
+
+
+def test_many_write_cbs_of_one_batch_keep_their_order(run):
+    count, called = 4000, []
+
+    def talk(address):
+        with connect(address) as sock:
+            assert written.wait(PATIENCE)
+            return len(read_all(sock))
+
+    def connected(sock):
+        small_buffers(sock)
+        for number in range(count):
+            sock.write(bytes(1000), write_cb=lambda sock, number=number: called.append(number))
+        sock.close()
+        written.set()
+
+    written = threading.Event()
+    assert serve(run, talk, connect_cb=connected, linger=PATIENCE)[0] == count * 1000
+    assert called == list(range(count))
+
+
+def test_a_write_cb_that_raises_stops_no_other_of_its_batch(run):
+    called = []
+
+    def read_cb(sock, data):
+        sock.write(b"a", write_cb=lambda sock: called.append("a"))
+        sock.write(b"b", write_cb=lambda sock: 1 / 0)
+        sock.write(b"c", write_cb=lambda sock: called.append("c"))
+
+    def talk(address):
+        with connect(address) as sock:
+            sock.sendall(b"go")
+            return read_exactly(sock, 3)
+
+    events = []
+    result, _ = serve(
+        lambda start: run(start, catch_app_errors=True), talk, read_cb=read_cb,
+        event_cb=lambda event: events.append(type(event)),
+    )  # fmt: skip
+    assert result == b"abc"
+    assert called == ["a", "c"]
+    assert events == [ZeroDivisionError, pyasync.SocketEOF]
+
+
+def test_a_failure_while_much_waits_is_reported_once(run):
+    """The alert cannot be sent either, as the peer reads nothing."""
+    ready, told = threading.Event(), []
+
+    def talk(address):
+        with connect(address) as sock:
+            assert ready.wait(PATIENCE)
+            sock.sock.sendall(BAD_RECORD)
+            wait_until(lambda: loop.stats().closed)
+
+    def connected(sock):
+        nonlocal loop
+        loop = pyasync.current_loop()
+        small_buffers(sock)
+        sock.write(bytes(MORE_THAN_FITS))
+        when(lambda: sock.write_queue_size < MORE_THAN_FITS and sock._refused_size(), ready.set)
+
+    loop = None
+    serve(
+        run, talk, connect_cb=connected, linger=0.2,
+        event_cb=lambda event: told.append(type(event)),
+    )  # fmt: skip
+    assert told == [pyasync.TcpSslError]
+
+
+def test_a_peer_that_reads_no_answer_to_its_key_updates_is_ended(run, monkeypatch):
+    """With a limit of nothing, the first answer that the kernel does not take is over it."""
+    monkeypatch.setattr("pyasync.tls_sockets.ANSWERS_SIZE", 0)
+    monkeypatch.delenv("LD_PRELOAD", raising=False)  # a sanitizer's
+    ready = threading.Event()
+
+    def update_keys(port):
+        with subprocess.Popen(
+            ["openssl", "s_client", "-connect", f"{HOST}:{port}", "-tls1_3"],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        ) as process:  # fmt: skip
+            try:
+                assert ready.wait(PATIENCE)
+                while not told:
+                    process.stdin.write(b"K\n")
+                    process.stdin.flush()
+                    time.sleep(0.01)
+            finally:
+                process.kill()
+
+    def connected(sock):
+        server.close()
+        small_buffers(sock)
+        write_more(sock, False)
+        ready.set()
+
+    def write_more(sock, paused):
+        if not paused and not told:
+            sock.write(bytes(8 << 20))
+
+    def event_cb(event):
+        told.append(getattr(event, "reason", event))
+
+    def start():
+        nonlocal server
+        server = pyasync.tcp_ssl_server(
+            HOST, 0, nothing, connect_cb=connected, event_cb=event_cb, pressure_cb=write_more,
+            ssl_context=SERVER(), linger=0.1,
+        )  # fmt: skip
+        threads.append(Background(update_keys, server.address[1]))
+
+    server, told, threads = None, [], []
+    run(start)
+    threads[0].result()
+    assert told == ["TOO_MANY_KEY_UPDATES"]
+
+
+@pytest.mark.parametrize("data", [b"GET / HTTP/1.0\r\n\r\n", BAD_RECORD])
+def test_a_socket_that_has_failed_is_freed_without_the_collector(run, data):
+    def talk(address):
+        with connect_plain(address) as sock:
+            sock.sendall(data)
+            end_of(sock)
+
+    def event_cb(event):
+        told.append(event.reason)
+        sockets.append(weakref.ref(event.socket))
+
+    told, sockets = [], []
+    gc.collect()
+    gc.disable()
+    try:
+        serve(run, talk, event_cb=event_cb, linger=0.1)
+        if sys.implementation.name == "pypy":
+            gc.collect()
+        assert sockets[0]() is None
+    finally:
+        gc.enable()
+    assert len(told) == 1
+
+
+def test_a_signals_handler_that_writes_in_between_keeps_the_order(run):
+    """Each write is of one letter: the handler's are capital, and the application's rise."""
+    count, size = 3000, 20_000
+
+    def talk(address):
+        with connect(address) as sock:
+            return read_all(sock)
+
+    def connected(sock):
+        before = signal.signal(signal.SIGALRM, lambda *_: sock.closed or sock.write(b"S" * 9000))
+        restore.append(before)
+        signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+        more(sock, 0)
+
+    def more(sock, number):
+        if number == count:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            sock.close()
+            return
+        sock.write(number.to_bytes(4, "big") * (size // 4))
+        pyasync.call_soon(lambda: more(sock, number + 1))
+
+    restore = []
+    try:
+        data, events = serve(run, talk, connect_cb=connected, linger=PATIENCE)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, restore[0])
+    assert [type(event) for event in events] in ([], [pyasync.SocketEOF])
+    assert b"S" * 9000 in data
+    data = data.replace(b"S" * 9000, b"")
+    assert data == b"".join(number.to_bytes(4, "big") * (size // 4) for number in range(count))
+
+
+@pytest.mark.skipif(sys.implementation.name == "pypy", reason="PyPy has no such callback")
+@pytest.mark.parametrize("moment", ["handshake", "read", "write"])
+def test_an_exception_amid_tls_ends_the_connection_with_an_error(run, moment):
+    """What a signal's handler raises there may have lost data; here the context's callback does."""
+    context = server_context()
+
+    def raise_in(connection, direction, version, content_type, message_type, data):
+        if armed and (moment == "handshake" or direction == moment):
+            armed.clear()
+            raise LookupError("in between")
+
+    def talk(address):
+        with contextlib.suppress(OSError), connect(address) as sock:
+            sock.sendall(b"go")
+            end_of(sock)
+
+    def connected(sock):
+        armed.append(True)
+        if moment == "write":
+            sock.write(b"data")
+
+    def event_cb(event):
+        told.append(getattr(event, "reason", type(event)))
+
+    context._msg_callback = raise_in
+    armed, told = [True] if moment == "handshake" else [], []
+    serve(
+        lambda start: run(start, catch_app_errors=True), talk, ssl_context=context,
+        connect_cb=connected, event_cb=event_cb, linger=0.2,
+    )  # fmt: skip
+    assert told[0] == "INTERRUPTED"
+    assert set(told[1:]) <= {LookupError}
+
+
+def test_a_pressure_cb_that_raises_is_told_to_the_event_cb(run):
+    def talk(address):
+        with connect(address) as sock:
+            return len(read_all(sock))
+
+    def connected(sock):
+        small_buffers(sock)
+        sock.write(bytes(MORE_THAN_FITS))
+
+    def pressure_cb(sock, paused):
+        if not paused:
+            sock.close()
+            raise LookupError("in pressure_cb")
+
+    told = []
+    serve(
+        lambda start: run(start, catch_app_errors=True),
+        talk, connect_cb=connected, pressure_cb=pressure_cb,
+        event_cb=lambda event: told.append(type(event)),
+    )  # fmt: skip
+    assert LookupError in told
+
+
+def test_the_limit_after_shutdown_outlives_set_timeouts(run):
+    def talk(address):
+        with connect(address) as sock:
+            read_all(sock)
+            wait_until(lambda: told)
+
+    def connected(sock):
+        sock.shutdown()
+        after_iterations(2, lambda: sock.set_timeouts(None, None))
+
+    told = []
+    serve(
+        run, talk, connect_cb=connected, shutdown_timeout=0.2,
+        event_cb=lambda event: told.append(type(event)),
+    )  # fmt: skip
+    assert told == [pyasync.SocketTimeout]
