@@ -52,8 +52,7 @@ from pyasync.tls_state import CLOSED as OVER
 #: How much a socket encrypts before others have their turn, in bytes.
 TURN_SIZE = 1 << 20
 
-#: How many bytes may wait in C that are no data: answers to a peer that asks for new keys, and
-#: reads none of them.
+#: How many bytes of answers may wait for a peer that asks for new keys, and reads nothing.
 ANSWERS_SIZE = 1 << 20
 
 #: What stands among what is held where writing was disabled: what is behind it has to wait.
@@ -200,7 +199,8 @@ class SslSocket(TcpSocket):
             answer = tls.outgoing.read()
             if tls.phase != SHUTDOWN:  # after close_notify nothing may follow: RFC 8446, 6.1
                 self._hand_over(answer, [])
-                if tls.blocked and self._refused_size() > ANSWERS_SIZE:
+                tls.answers_size += len(answer) if tls.blocked and tls.phase == OPEN else 0
+                if tls.answers_size > ANSWERS_SIZE:
                     text = "the peer asks for new keys, and does not read the answers"
                     self._fail_soon(make_error(errno.ENOBUFS, "TOO_MANY_KEY_UPDATES", text))
                     return
@@ -312,6 +312,7 @@ class SslSocket(TcpSocket):
             return  # what waits for it was dropped
         if tls.blocked and not self._refused_size():
             tls.blocked = False
+            tls.answers_size = 0
             self._send()
         super()._on_written(kind, has_callback)
 

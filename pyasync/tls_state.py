@@ -62,8 +62,8 @@ class TlsSettings:
 class TlsState:
     """The TLS of one connection."""
 
-    __slots__ = ("blocked", "ended", "error", "gathering", "incoming", "object", "outgoing",
-                 "phase", "sending")  # fmt: skip
+    __slots__ = ("answers_size", "blocked", "ended", "error", "gathering", "incoming", "object",
+                 "outgoing", "phase", "sending")  # fmt: skip
 
     def __init__(self, settings: TlsSettings, host: str | None = None) -> None:
         """Begin; ``host`` is the name of the server if the settings give none.
@@ -88,6 +88,8 @@ class TlsState:
         self.error: TcpSslError | None = None
         #: The kernel takes no more for now: nothing is encrypted meanwhile.
         self.blocked = False
+        #: Bytes of answers to key updates that have been sent since then.
+        self.answers_size = 0
         #: What was written will be encrypted before the loop's next crossing.
         self.gathering = False
         #: It is being encrypted: a signal's handler that writes has to wait.

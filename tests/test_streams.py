@@ -738,19 +738,22 @@ def test_a_write_cb_that_raises_does_not_keep_the_end_of_pressure_back(link):
 
     def pressure_cb(socket, is_paused):
         told.append(is_paused)
+        paused.set()
         if not is_paused:
             socket.close()
+
+    def peer(sock):
+        assert paused.wait(PATIENCE)
+        return len(read_all(sock))
 
     def start(go):
         pyasync.current_loop()._catch_app_errors = True
         go()
 
-    errors = []
-    size = len(
-        link(
-            connected, read_all, pressure_cb=pressure_cb, begin=start,
-            event_cb=lambda event: errors.append(type(event)),
-        )
+    errors, paused = [], threading.Event()
+    size = link(
+        connected, peer, pressure_cb=pressure_cb, begin=start,
+        event_cb=lambda event: errors.append(type(event)),
     )  # fmt: skip
     assert (size, told, errors) == (MORE_THAN_FITS, [True, False], [ZeroDivisionError])
 

@@ -1,12 +1,13 @@
 """TLS beside what it shares with every stream: handshakes, failures, upgrades, and its end."""
 
 import contextlib
+import ctypes
+import ctypes.util
 import errno
 import gc
 import signal
 import socket
 import ssl
-import subprocess
 import sys
 import threading
 import time
@@ -1315,50 +1316,59 @@ def test_a_failure_while_much_waits_is_reported_once(run):
     assert told == [pyasync.TcpSslError]
 
 
-def test_a_peer_that_reads_no_answer_to_its_key_updates_is_ended(run, monkeypatch):
-    """With a limit of nothing, the first answer that the kernel does not take is over it."""
-    monkeypatch.setattr("pyasync.tls_sockets.ANSWERS_SIZE", 0)
-    monkeypatch.delenv("LD_PRELOAD", raising=False)  # a sanitizer's
-    ready = threading.Event()
+def request_key_update(tls):
+    """Send a KeyUpdate that asks for one: the module ssl cannot, but CPython's SSL * is known."""
+    pointer = ctypes.c_void_p.from_address(id(tls._sslobj) + 3 * ctypes.sizeof(ctypes.c_void_p))
+    libssl = ctypes.CDLL("libssl.so.3")
+    libssl.SSL_key_update.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    assert libssl.SSL_key_update(pointer.value, 1) == 1  # SSL_KEY_UPDATE_REQUESTED
+    tls.do_handshake()
 
-    def update_keys(port):
-        with subprocess.Popen(
-            ["openssl", "s_client", "-connect", f"{HOST}:{port}", "-tls1_3"],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        ) as process:  # fmt: skip
-            try:
-                assert ready.wait(PATIENCE)
-                while not told:
-                    process.stdin.write(b"K\n")
-                    process.stdin.flush()
-                    time.sleep(0.01)
-            finally:
-                process.kill()
+
+key_updates = pytest.mark.skipif(
+    sys.implementation.name != "cpython"
+    or not ssl.OPENSSL_VERSION.startswith("OpenSSL 3")
+    or ctypes.util.find_library("ssl") != "libssl.so.3",
+    reason="reaches into CPython's SSLObject",
+)
+
+
+@key_updates
+def test_key_updates_keep_the_order_of_the_data(run):
+    def talk(address):
+        with connect(address) as sock:
+            for number in range(100):
+                request_key_update(sock.object)
+                sock.sendall(b"%d " % number)
+            end_sending(sock)
+            return read_all(sock)
+
+    assert serve(run, talk)[0] == b"".join(b"%d " % number for number in range(100))
+
+
+@key_updates
+def test_a_peer_that_reads_no_answer_to_its_key_updates_is_ended(run, monkeypatch):
+    monkeypatch.setattr("pyasync.tls_sockets.ANSWERS_SIZE", 10_000)
+    blocked, told = threading.Event(), []
+
+    def talk(address):
+        with connect(address) as sock:
+            assert blocked.wait(PATIENCE)
+            with contextlib.suppress(ConnectionError):
+                for _ in range(1000):
+                    request_key_update(sock.object)
+                    sock.push()
+            wait_until(lambda: told)
 
     def connected(sock):
-        server.close()
         small_buffers(sock)
-        write_more(sock, False)
-        ready.set()
+        sock.write(bytes(MORE_THAN_FITS))
+        when(sock._refused_size, blocked.set)
 
-    def write_more(sock, paused):
-        if not paused and not told:
-            sock.write(bytes(8 << 20))
-
-    def event_cb(event):
-        told.append(getattr(event, "reason", event))
-
-    def start():
-        nonlocal server
-        server = pyasync.tcp_ssl_server(
-            HOST, 0, nothing, connect_cb=connected, event_cb=event_cb, pressure_cb=write_more,
-            ssl_context=SERVER(), linger=0.1,
-        )  # fmt: skip
-        threads.append(Background(update_keys, server.address[1]))
-
-    server, told, threads = None, [], []
-    run(start)
-    threads[0].result()
+    serve(
+        run, talk, connect_cb=connected, linger=0.1,
+        event_cb=lambda event: told.append(getattr(event, "reason", event)),
+    )  # fmt: skip
     assert told == ["TOO_MANY_KEY_UPDATES"]
 
 
