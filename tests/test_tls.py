@@ -1288,7 +1288,8 @@ def test_a_write_cb_that_raises_stops_no_other_of_its_batch(run):
     )  # fmt: skip
     assert result == b"abc"
     assert called == ["a", "c"]
-    assert events == [ZeroDivisionError, pyasync.SocketEOF]
+    # The peer may have ended before the callbacks had their turn.
+    assert sorted(event.__name__ for event in events) == ["SocketEOF", "ZeroDivisionError"]
 
 
 def test_a_failure_while_much_waits_is_reported_once(run):
