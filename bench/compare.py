@@ -1,6 +1,6 @@
 """Runs the same programs written on pyasync, C and its peers side by side, and compares the cost.
 
-    make compare                                       sets up everything, then all of it: an hour
+    make compare                                       sets it up, and runs all: an hour or two
     python bench/compare.py --workloads http echo --servers pyasync c uvloop --rounds 5
     python bench/compare.py --svg docs/img             draws what it has measured, too
     python bench/compare.py --quick                    everything once, in tiny: does it work here?

@@ -410,8 +410,7 @@ class Loop:
             ready = self._ready
             self._woken = False  # before looking: a call that comes after it wakes the loop
             wait = not (written or ready or threadsafe or gathering)
-            due = deadlines.first() if deadlines.armed or deadlines.left_over else -1
-            count = run(c, wait, due, deadlines.armed > deadlines.unreferenced, *batch_out)
+            count = run(c, wait, deadlines.first(), deadlines.referenced, *batch_out)
             self._crossing = False
             alive = count >= 0
             if not alive:

@@ -135,8 +135,9 @@ class SslSocket(TcpSocket):
         super().enable(read=read, write=write)
 
     def _lift_barrier(self) -> None:
-        with contextlib.suppress(ValueError):
-            self._rare.held.remove(BARRIER)
+        if self._state & WRITE_DISABLED:
+            with contextlib.suppress(ValueError):  # it was disabled after shutdown
+                self._rare.held.remove(BARRIER)
 
     def _may_send(self) -> bool:
         rare = self._rare
@@ -356,10 +357,12 @@ class SslSocket(TcpSocket):
         tls = rare.tls
         try:
             over = tls.handshake()
+            # At once, as the callback may shut down: OpenSSL drops what it finds unread then.
+            data = tls.receive_pending() if over else b""
         except BaseException:
             self._interrupted()
             raise
-        if tls.error is not None:
+        if tls.error is not None and not over:
             self._fail_with(tls.error)
             return
         self._gather()
@@ -368,8 +371,6 @@ class SslSocket(TcpSocket):
         if rare.connect_timer is not None:
             rare.connect_timer.free()
             rare.connect_timer = None
-        # First, as the callback may shut down: OpenSSL drops what it finds unread then.
-        data = tls.receive_pending()
         if not self._state & CLOSED:
             try:
                 self._established()
@@ -392,16 +393,16 @@ class SslSocket(TcpSocket):
         if self._state & TIMED:
             self._rare.read_timeout.read_at = monotonic()  # type: ignore[union-attr]
         read = memoryview(arena)[start:end]
-        if tls.phase == HANDSHAKE:
-            tls.feed(read)
-            self._go_on()
-            return
+        shaking = tls.phase == HANDSHAKE
         try:
-            data = tls.receive(read)
+            data = tls.feed(read) if shaking else tls.receive(read)
         except BaseException:
             self._interrupted()
             raise
-        self._take(data)
+        if shaking:
+            self._go_on()
+        else:
+            self._take(data)
 
     def _take(self, data: bytes) -> None:
         """Take what was decrypted, and the end that may be behind it."""

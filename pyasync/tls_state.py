@@ -107,10 +107,11 @@ class TlsState:
         self.phase = OPEN
         return True
 
-    def feed(self, data: memoryview) -> None:
-        """Take what has arrived, for the handshake."""
+    def feed(self, data: memoryview) -> bytes:
+        """Take what has arrived, for the handshake: there is nothing to deliver."""
         for piece in _pieces(data):
             write(self.incoming, piece)
+        return b""
 
     def receive(self, data: memoryview) -> bytes:
         """Decrypt what has arrived. May set `ended`, and `error`, behind what it returns."""
@@ -166,21 +167,22 @@ def _pieces(data: memoryview) -> Iterable[memoryview]:
     return (data[start : start + BATCH_SIZE] for start in range(0, len(data), BATCH_SIZE))
 
 
-def write(target: ssl.SSLObject | ssl.MemoryBIO, data: bytes | memoryview) -> int:
-    """Write at most `BATCH_SIZE` bytes to OpenSSL; return how many it has taken.
+def write(target: ssl.SSLObject | ssl.MemoryBIO, data: bytes | memoryview) -> None:
+    """Write at most `BATCH_SIZE` bytes to OpenSSL, which takes all or raises.
 
     To give `bytes` to C, PyPy moves them to where only its major collections free them, which are
     few beside much data; of a memoryview it makes such bytes first. So it gets memory of C.
     """
     if not PYPY:
-        return target.write(data)
+        target.write(data)
+        return
     try:
         memory = _spare.pop()
     except IndexError:
         memory = ffi.new("char[]", BATCH_SIZE)
     try:
         ffi.memmove(memory, data, len(data))
-        return target.write(ffi.buffer(memory, len(data)))
+        target.write(ffi.buffer(memory, len(data)))
     finally:
         _spare.append(memory)
 

@@ -52,14 +52,21 @@ def receive(sock, size):
         size -= len(data)
 
 
-def cost(pid, act, options):
-    """Do it over and over; return how often, in how many seconds, and the server's CPU time."""
+def cost(pid, act, options, what, each=1):
+    """Do it over and over, with so many of what it does each time; return the server's figures."""
     for seconds in (options.warm_up, options.seconds):
         count, began, before = 0, time.monotonic(), measuring.cpu(pid)
         while time.monotonic() < began + seconds:
             act()
             count += 1
-    return count, time.monotonic() - began, measuring.cpu(pid), before
+    seconds, count = time.monotonic() - began, count * each
+    total, user, system = measuring.cpu(pid).for_each(count, since=before)
+    return {
+        f"CPU µs/{what}": total,
+        "user": user,
+        "system": system,
+        f"{what}s/s": count / seconds,
+    }
 
 
 def measure_echo(contender, size, options):
@@ -73,15 +80,7 @@ def measure_echo(contender, size, options):
             for sock in socks:
                 receive(sock, size)
 
-        rounds, seconds, after, before = cost(pid, round_trips, options)
-    messages = rounds * CONNECTIONS
-    each, user, system = after.for_each(messages, since=before)
-    return {
-        "CPU µs/message": each,
-        "user": user,
-        "system": system,
-        "messages/s": messages / seconds,
-    }
+        return cost(pid, round_trips, options, "message", CONNECTIONS)
 
 
 def measure_handshake(contender, resume, options):
@@ -98,14 +97,7 @@ def measure_handshake(contender, resume, options):
                 session = sock.session
 
     with serving(contender, options) as (pid, client):
-        count, seconds, after, before = cost(pid, connect, options)
-    each, user, system = after.for_each(count, since=before)
-    return {
-        "CPU µs/connection": each,
-        "user": user,
-        "system": system,
-        "connections/s": count / seconds,
-    }
+        return cost(pid, connect, options, "connection")
 
 
 def measure_idle(contender, value, options):
