@@ -313,12 +313,6 @@ class Loop:
             return ffi.NULL, 0, b""
         batch = operations[:]
         size = len(batch)
-        if size == 5:  # one operation, as when few connections are busy: the same, at less cost
-            integers = ffi.new(_INT64_ARRAY, batch[:3])
-            del operations[:5]
-            if batch[4] is not None:
-                self._written += batch[4:]
-            return integers, 1, batch[3]
         payload = b"".join(batch[3::5])
         callbacks = filter(None, batch[4::5])
         del batch[4::5], batch[3::4]
@@ -393,8 +387,7 @@ class Loop:
         arena, records = self._arena, self._records
         capacity = 0
         threadsafe, gathering = self._threadsafe, self._gathering
-        clock, unpack_from = perf_counter, _RECORD.unpack_from
-        batch: Any
+        clock = perf_counter
         owner: Any
         callback: Any
 
@@ -425,10 +418,7 @@ class Loop:
                 if count > capacity:
                     records = self._map_records(count)
                     capacity = len(records) // _RECORD.size
-                if count == 1:  # the same, at less cost
-                    batch = iter((unpack_from(records),))
-                else:
-                    batch = _RECORD.iter_unpack(records[: count * _RECORD.size])
+                batch = _RECORD.iter_unpack(records[: count * _RECORD.size])
                 owner = None
                 try:
                     while True:
