@@ -649,7 +649,8 @@ def test_write_queue_size_counts_what_the_kernel_has_not_taken(link):
         after_iterations(3, lambda: look(socket, size + 7))
 
     def look(socket, size):
-        assert socket.write_queue_size == size
+        # The kernel may have taken more: what it was sent is not acknowledged at once.
+        assert 0 < socket.write_queue_size <= size
         looked.set()
         when(lambda: socket.write_queue_size == 0, socket.close)
 
