@@ -8,10 +8,9 @@
 #include <string.h>
 #include <unistd.h>
 
-/* All reads of one iteration share this much address space; pages of it are
- * touched as they are needed. What does not fit stays in the kernel until the
- * next iteration: much more would outgrow the processor's caches. */
-#define ARENA_SIZE ((size_t) 2 << 20)
+/* An iteration polls unless there are handles that have been found readable,
+ * and have not had their turns; then at least each so many. */
+#define POLLS_SKIPPED_MAX 15
 
 /* realloc, for arrays without which the loop cannot go on. */
 void *pa_grow(void *array, size_t size) {
@@ -65,6 +64,14 @@ static void take_late_events(pa_loop *loop) {
 
 /* Slots */
 
+void pa_add_slot(int **slots, int *count, int *capacity, int slot) {
+  if (*count == *capacity) {
+    *capacity = *capacity == 0 ? 64 : 2 * *capacity;
+    *slots = pa_grow(*slots, *capacity * sizeof(int));
+  }
+  (*slots)[(*count)++] = slot;
+}
+
 int pa_slot_new(pa_loop *loop, uv_handle_t *handle, int kind, int flags) {
   int slot = loop->free_slot;
   pa_slot *entry;
@@ -83,9 +90,8 @@ int pa_slot_new(pa_loop *loop, uv_handle_t *handle, int kind, int flags) {
   entry = &loop->slots[slot];
   entry->handle = handle;
   entry->writes = 0;
-  entry->kind = (uint8_t) kind;
-  entry->round = (uint8_t) (loop->round - 1);
-  entry->flags = flags;
+  entry->kind = (uint16_t) kind;
+  entry->flags = (uint16_t) flags;
   handle->data = (void *) (intptr_t) slot;
   loop->counters->handles[kind]++;
   return slot;
@@ -131,32 +137,51 @@ static void free_retired_slots(pa_loop *loop) {
   loop->retired_slot = -1;
 }
 
-/* Turns at the arena */
+/* Turns at the arena. libuv would read each handle where the poll names it, and
+ * all before Python has any of it; and the poll names those that stay readable
+ * in the same order each time, so that the last might never be read. */
 
-/* The kernel names handles that stay readable in the same order each time:
- * when the arena is full after the first of them, the others come first in the
- * next iteration. A handle that has been quiet for so long that its round's
- * number has come again waits for a round; so be it. */
-int pa_take_turn(pa_loop *loop, const uv_handle_t *handle, int has_room) {
-  pa_slot *entry = &loop->slots[pa_slot_of(handle)];
+void pa_readable(uv_handle_t *handle) {
+  pa_loop *loop = pa_loop_of(handle);
+  int slot = pa_slot_of(handle);
 
-  if (loop->crowded && entry->round == loop->round)
-    return 0;
-  if (!has_room) {
-    loop->arena_full = 1;
-    return 0;
-  }
-  entry->round = loop->round;
-  return 1;
+  pa_awake(loop);
+  if (loop->slots[slot].flags & PA_READABLE)
+    return;
+  loop->slots[slot].flags |= PA_READABLE;
+  pa_add_slot(&loop->readable, &loop->readable_count, &loop->readable_capacity,
+              slot);
 }
 
-static void empty_arena(pa_loop *loop) {
-  loop->crowded = loop->arena_full;
-  if (!loop->crowded)
-    loop->round++;
-  loop->arena_full = 0;
-  loop->arena_used = 0;
-  loop->last_read = NULL;
+/* A handle whose flag is gone has stopped reading since, or has had its turn
+ * already. */
+static void take_turn(pa_loop *loop, int slot) {
+  pa_slot *entry = &loop->slots[slot];
+
+  if (entry->handle == NULL || !(entry->flags & PA_READABLE) ||
+      uv_is_closing(entry->handle))
+    return;
+  if (entry->kind == PA_UDP)
+    pa_udp_receive(loop, slot);
+  else
+    pa_stream_receive(loop, slot);
+}
+
+static void take_turns(pa_loop *loop) {
+  while (loop->turns_taken < loop->readable_count &&
+         loop->arena_used < ARENA_SHARE)
+    take_turn(loop, loop->readable[loop->turns_taken++]);
+}
+
+static int has_readable(const pa_loop *loop) {
+  return loop->turns_taken < loop->readable_count;
+}
+
+static void forget_turns_taken(pa_loop *loop) {
+  loop->readable_count -= loop->turns_taken;
+  memmove(loop->readable, loop->readable + loop->turns_taken,
+          loop->readable_count * sizeof(int));
+  loop->turns_taken = 0;
 }
 
 /* Timers: Python has them all, and one uv_timer_t drives them */
@@ -212,7 +237,7 @@ static void perform_on_handle(pa_loop *loop, enum pa_operation operation,
       pa_stream_read(handle);
       break;
     case PA_READ_STOP:
-      loop->slots[slot].flags &= ~PA_UNPOLLED;
+      loop->slots[slot].flags &= ~(PA_UNPOLLED | PA_READABLE);
       uv_read_stop((uv_stream_t *) handle);
       break;
     case PA_ACCEPT:
@@ -246,17 +271,33 @@ static void perform(pa_loop *loop, const int64_t *operations, int count,
   }
 }
 
-int pa_run(pa_loop *loop, int wait, int64_t due, int timers_referenced,
-           const int64_t *operations, int count, const char *payload) {
-  pa_counters *counters = loop->counters;
+static void run_libuv(pa_loop *loop, int wait) {
   uv_handle_t *async = (uv_handle_t *) &loop->async;
   int referenced = uv_has_ref(async);
+
+  forget_turns_taken(loop);
+  loop->polls_skipped = 0;
+  /* uv_run does nothing at all where no handle is referenced. But what is not
+   * referenced is served while something of Python's keeps the loop running. */
+  if (wait)
+    pa_change_idle(loop->counters, -1);
+  else
+    uv_ref(async);
+  loop->in_uv_run = 1;
+  uv_run(&loop->uv, wait ? UV_RUN_ONCE : UV_RUN_NOWAIT);
+  loop->in_uv_run = 0;
+  if (!referenced)
+    uv_unref(async);
+}
+
+int pa_run(pa_loop *loop, int wait, int64_t due, int timers_referenced,
+           const int64_t *operations, int count, const char *payload) {
   int alive;
 
-  counters->crossings++;
-  counters->iterations++;
+  loop->counters->crossings++;
+  loop->counters->iterations++;
   take_late_events(loop);
-  empty_arena(loop);
+  loop->arena_used = 0;
   loop->text_used = 0;
 
   loop->in_pa_run = 1;
@@ -266,23 +307,16 @@ int pa_run(pa_loop *loop, int wait, int64_t due, int timers_referenced,
   loop->callback_count = 0;
   free_retired_slots(loop);
   drive_timers(loop, due, timers_referenced);
-  wait = wait && loop->events.count == 0;
-  /* uv_run does nothing at all where no handle is referenced. But what is not
-   * referenced is served while something of Python's keeps the loop running. */
-  if (wait)
-    pa_change_idle(counters, -1);
-  else
-    uv_ref(async);
-  loop->in_uv_run = 1;
-  uv_run(&loop->uv, wait ? UV_RUN_ONCE : UV_RUN_NOWAIT);
-  loop->in_uv_run = 0;
-  if (!referenced)
-    uv_unref(async);
+  if (!has_readable(loop))
+    run_libuv(loop, wait && loop->events.count == 0);
+  else if (++loop->polls_skipped > POLLS_SKIPPED_MAX)
+    run_libuv(loop, 0);
+  take_turns(loop);
   alive = uv_loop_alive(&loop->uv);
   loop->in_pa_run = 0;
   pa_awake(loop);
 
-  counters->events += loop->events.count;
+  loop->counters->events += loop->events.count;
   return alive ? loop->events.count : ~loop->events.count;
 }
 
@@ -548,6 +582,7 @@ int pa_loop_close(pa_loop *loop) {
   free(loop->arena);
   free(loop->text);
   free(loop->slots);
+  free(loop->readable);
   free(loop->unpolled);
   free(loop->parts);
   free(loop->buffers);

@@ -21,6 +21,14 @@
 #include "fs.cdef.h"
 #include "fs_events.cdef.h"
 
+/* All that is read in one iteration lies in the arena. It shares address space
+ * only: pages are touched as they are needed. */
+#define ARENA_SIZE ((size_t) 2 << 20)
+/* While less of it is used, the next handle has its turn, for which there is
+ * room enough left, then. What is read is to be in the processor's caches still
+ * when Python gets it. */
+#define ARENA_SHARE ((size_t) 128 << 10)
+
 #define CONTAINER_OF(pointer, type, member) \
   ((type *) ((char *) (pointer) - offsetof(type, member)))
 
@@ -35,7 +43,8 @@ enum pa_flags {
   PA_FLUSHED = 128,  /* the shutdown is done, and so every write */
   PA_WROTE = 256,    /* has written */
   PA_LARGE = 512,    /* may have written more than is sent at once */
-  PA_UNPOLLED = 1024 /* has been read once, and is not polled yet */
+  PA_UNPOLLED = 1024, /* has been read once, and is not polled yet */
+  PA_READABLE = 2048 /* is to be read: see pa_readable */
 };
 
 /* What C knows of a handle beside libuv's own memory. handle->data is the
@@ -46,8 +55,7 @@ typedef struct {
     uint32_t writes;    /* 1 + index of the first pa_write_part of the batch */
     int32_t next_free;
   };
-  uint8_t kind;         /* enum pa_handle_kind */
-  uint8_t round;        /* in which it has read last, modulo 256 */
+  uint16_t kind;        /* enum pa_handle_kind */
   uint16_t flags;       /* enum pa_flags */
 } pa_slot;
 
@@ -99,10 +107,11 @@ struct pa_loop {
   char *text;       /* names of files that have changed in this iteration */
   size_t text_used;
   size_t text_capacity;
-  uv_handle_t *last_read;
-  uint8_t round;    /* ends with an iteration that has room for everybody */
-  int crowded;      /* the last iteration had not, so this round goes on */
-  int arena_full;   /* this one has not */
+  int *readable;    /* slots, in the order in which they have their turns */
+  int readable_count;
+  int readable_capacity;
+  int turns_taken;  /* of the readable */
+  int polls_skipped;
   int *unpolled;    /* slots: to be polled from the next iteration on */
   int unpolled_count;
   int unpolled_capacity;
@@ -135,20 +144,23 @@ void *pa_grow(void *array, size_t size);
 void pa_push(pa_loop *loop, int kind, int slot, int64_t value, int64_t data);
 /* Gives the handle a slot, after its uv_*_init; free(handle) is the loop's. */
 int pa_slot_new(pa_loop *loop, uv_handle_t *handle, int kind, int flags);
-/* Whether the handle may read into the arena now; has_room: so much as it
- * needs is left there. */
-int pa_take_turn(pa_loop *loop, const uv_handle_t *handle, int has_room);
+/* To be called in place of reading: the handle gets its turn after the poll. */
+void pa_readable(uv_handle_t *handle);
+/* Adds the slot to an array of slots. */
+void pa_add_slot(int **slots, int *count, int *capacity, int slot);
 /* uv_close, and what the kind needs with it. */
 void pa_handle_close(pa_loop *loop, uv_handle_t *handle);
 
 /* streams.c */
 void pa_stream_read(uv_handle_t *handle);
+/* Its turn: reads once, into the arena. */
+void pa_stream_receive(pa_loop *loop, int slot);
 void pa_stream_close(pa_loop *loop, int slot);
 void pa_stream_shutdown(pa_loop *loop, int slot);
 /* The stream has been accepted, or has connected: count it. */
 void pa_stream_open(pa_loop *loop, int slot);
 /* Reads what a new connection has brought along, if anything. */
-void pa_stream_read_first(pa_loop *loop, int slot, int fd);
+void pa_stream_read_first(pa_loop *loop, int slot);
 /* Polls the streams that were read first and are open still. */
 void pa_streams_poll(pa_loop *loop);
 void pa_stream_connected(uv_connect_t *request, int status);
@@ -168,6 +180,8 @@ int pa_parse_address(const char *text, int port,
 socklen_t pa_address_size(const struct sockaddr_storage *address);
 
 /* udp.c */
+/* Its turn: reads a batch of datagrams into the arena. */
+void pa_udp_receive(pa_loop *loop, int slot);
 /* Sends the parts from index on, each a datagram. */
 void pa_udp_send(pa_loop *loop, int slot, uint32_t index);
 void pa_udp_close(pa_loop *loop, int slot);

@@ -7,12 +7,12 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <unistd.h>
 #ifdef __linux__
 #include <linux/sockios.h>
 #endif
 
 #define READ_SIZE_MAX ((size_t) 256 << 10)
-#define READ_SIZE_MIN ((size_t) 4 << 10)
 
 /* Less than the initial window of TCP (RFC 6928). */
 #define SENT_AT_ONCE ((size_t) 8 << 10)
@@ -27,23 +27,17 @@ typedef struct {
 
 /* Reading */
 
+/* Without a buffer libuv reports UV_ENOBUFS, and reads nothing. */
 static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer) {
-  pa_loop *loop = pa_loop_of(handle);
-  size_t size = pa_arena_size() - loop->arena_used;
-
   (void) suggested;
-  pa_awake(loop);
-  if (size > READ_SIZE_MAX)
-    size = READ_SIZE_MAX;
-  /* A buffer of no size makes libuv report UV_ENOBUFS and read no more, for
-   * now. libuv asks again for the same stream when it has filled the last
-   * buffer: one is enough for an iteration, or a fast peer starves the
-   * others. */
-  if (loop->last_read == handle ||
-      !pa_take_turn(loop, handle, size >= READ_SIZE_MIN))
-    size = 0;
-  loop->last_read = handle;
-  *buffer = uv_buf_init(loop->arena + loop->arena_used, (unsigned) size);
+  pa_readable(handle);
+  *buffer = uv_buf_init(NULL, 0);
+}
+
+static void on_read(uv_stream_t *stream, ssize_t size, const uv_buf_t *buffer) {
+  (void) stream;
+  (void) size;
+  (void) buffer;
 }
 
 /* Whether all that was written has been handed to the kernel. The size of
@@ -67,27 +61,12 @@ static void discard(pa_loop *loop, uv_stream_t *stream, ssize_t status) {
   }
 }
 
-/* When the poll says that the stream has hung up, libuv reports an EOF that it
- * has not read, also of a connection that was reset. */
-static ssize_t hung_up(uv_stream_t *stream) {
-  uv_os_fd_t fd;
-  int error = 0;
-  socklen_t size = sizeof(error);
-
-  if (uv_fileno((uv_handle_t *) stream, &fd) != 0 ||
-      getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0 || error == 0)
-    return UV_EOF;
-  return uv_translate_sys_error(error);
-}
-
-static void push_read(pa_loop *loop, int slot, char *base, ssize_t size) {
-  int64_t start = base - loop->arena;
+static void push_read(pa_loop *loop, int slot, ssize_t size) {
+  int64_t start = (int64_t) loop->arena_used;
 
   pa_push(loop, PA_READ, slot, start, start + size);
   /* The next read begins at a multiple of 16, for the copies' sake. */
   loop->arena_used = ((size_t) (start + size) + 15) & ~(size_t) 15;
-  if (loop->arena_used > pa_arena_size())
-    loop->arena_used = pa_arena_size();
 }
 
 static void push_end(pa_loop *loop, int slot, ssize_t status) {
@@ -95,23 +74,47 @@ static void push_end(pa_loop *loop, int slot, ssize_t status) {
   pa_push(loop, status == UV_EOF ? PA_EOF : PA_READ_ERROR, slot, status, 0);
 }
 
-static void on_read(uv_stream_t *stream, ssize_t size, const uv_buf_t *buffer) {
-  pa_loop *loop = pa_loop_of(stream);
-  int slot = pa_slot_of(stream);
+/* Reads into the arena, once. Returns how much, 0 if there was nothing yet, or
+ * an error, UV_EOF too. */
+static ssize_t receive(pa_loop *loop, int slot) {
+  uv_os_fd_t fd;
+  ssize_t size;
 
-  if (size == 0 || size == UV_ENOBUFS)
-    return;
-  if (size == UV_EOF && buffer->base == NULL)
-    size = hung_up(stream);
+  loop->slots[slot].flags &= ~PA_READABLE;
+  if (uv_fileno(loop->slots[slot].handle, &fd) != 0)
+    return 0;
+  do
+    size = read(fd, loop->arena + loop->arena_used, READ_SIZE_MAX);
+  while (size < 0 && errno == EINTR);
+  if (size > 0)
+    return size;
+  if (size == 0)
+    return UV_EOF;
+  return errno == EAGAIN || errno == EWOULDBLOCK
+             ? 0
+             : uv_translate_sys_error(errno);
+}
+
+static void received(pa_loop *loop, int slot, ssize_t size) {
+  uv_stream_t *stream = (uv_stream_t *) loop->slots[slot].handle;
+
   if (size > 0)
     loop->counters->bytes_read += (uint64_t) size;
-  if (loop->slots[slot].flags & PA_CLOSING) {
+  else
+    uv_read_stop(stream);
+  if (loop->slots[slot].flags & PA_CLOSING)
     discard(loop, stream, size);
-  } else if (size > 0) {
-    push_read(loop, slot, buffer->base, size);
-  } else {
+  else if (size > 0)
+    push_read(loop, slot, size);
+  else
     push_end(loop, slot, size);
-  }
+}
+
+void pa_stream_receive(pa_loop *loop, int slot) {
+  ssize_t size = receive(loop, slot);
+
+  if (size != 0)
+    received(loop, slot, size);
 }
 
 void pa_stream_read(uv_handle_t *handle) {
@@ -125,35 +128,20 @@ void pa_stream_read(uv_handle_t *handle) {
 }
 
 /* A request often comes with its connection, and its answer ends it: then the
- * stream is never polled, which spares two calls of epoll_ctl. Half of the
- * arena is left to streams that are, and may have to wait behind the server. */
-void pa_stream_read_first(pa_loop *loop, int slot, int fd) {
-  char *base = loop->arena + loop->arena_used;
-  ssize_t size = -1;
+ * stream is never polled, which spares two calls of epoll_ctl. */
+void pa_stream_read_first(pa_loop *loop, int slot) {
+  ssize_t size = loop->arena_used < ARENA_SHARE ? receive(loop, slot) : 0;
 
-  errno = EAGAIN;
-  if (loop->arena_used + READ_SIZE_MAX <= pa_arena_size() / 2)
-    size = recv(fd, base, READ_SIZE_MAX, 0);
-  if (size <= 0) {
-    if (size == 0)
-      push_end(loop, slot, UV_EOF);
-    else if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)
-      pa_stream_read(loop->slots[slot].handle);
-    else
-      push_end(loop, slot, uv_translate_sys_error(errno));
+  if (size == 0) {
+    pa_stream_read(loop->slots[slot].handle);
     return;
   }
-  loop->counters->bytes_read += (uint64_t) size;
-  push_read(loop, slot, base, size);
-  if (loop->unpolled_count == loop->unpolled_capacity) {
-    int capacity = loop->unpolled_capacity == 0 ? 64
-                                                : 2 * loop->unpolled_capacity;
-
-    loop->unpolled = pa_grow(loop->unpolled, capacity * sizeof(int));
-    loop->unpolled_capacity = capacity;
+  received(loop, slot, size);
+  if (size > 0) {
+    loop->slots[slot].flags |= PA_UNPOLLED;
+    pa_add_slot(&loop->unpolled, &loop->unpolled_count,
+                &loop->unpolled_capacity, slot);
   }
-  loop->unpolled[loop->unpolled_count++] = slot;
-  loop->slots[slot].flags |= PA_UNPOLLED;
 }
 
 void pa_streams_poll(pa_loop *loop) {
@@ -246,6 +234,11 @@ void pa_write_add(pa_loop *loop, int slot, const char *base, size_t size,
   }
 }
 
+static void write_failed(pa_loop *loop, int slot, int error) {
+  loop->slots[slot].flags |= PA_BROKEN;
+  pa_push(loop, PA_WRITE_ERROR, slot, error, 0);
+}
+
 static void on_written(uv_write_t *request, int status) {
   pa_queued_write *write = CONTAINER_OF(request, pa_queued_write, request);
   uv_stream_t *stream = request->handle;
@@ -258,17 +251,21 @@ static void on_written(uv_write_t *request, int status) {
     loop->counters->bytes_written += write->size;
     pa_push(loop, PA_WRITTEN, slot, write->callback, 0);
   } else if (status != UV_ECANCELED && !(entry->flags & PA_BROKEN)) {
-    entry->flags |= PA_BROKEN;
-    pa_push(loop, PA_WRITE_ERROR, slot, status, 0);
+    /* What the peer has sent before it went comes before, and may say why. */
+    if ((entry->flags & PA_READABLE) &&
+        loop->arena_used + READ_SIZE_MAX <= ARENA_SIZE) {
+      ssize_t size = receive(loop, slot);
+
+      if (size > 0)
+        received(loop, slot, size);
+      else if (size != 0 && size != UV_EOF)
+        status = (int) size;
+    }
+    write_failed(loop, slot, status);
   }
   free(write);
   if ((entry->flags & PA_CLOSING) && (entry->flags & PA_BROKEN))
     pa_handle_close(loop, (uv_handle_t *) stream);
-}
-
-static void write_failed(pa_loop *loop, int slot, int error) {
-  loop->slots[slot].flags |= PA_BROKEN;
-  pa_push(loop, PA_WRITE_ERROR, slot, error, 0);
 }
 
 /* Queues a copy of size bytes, which begin at offset of the part index. */

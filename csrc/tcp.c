@@ -126,7 +126,7 @@ static void on_acceptable(uv_poll_t *poll, int status, int events) {
       if (listener->limit > 0)
         listener->limit--;
       pa_push(loop, PA_ACCEPTED, slot, pa_slot_of(listener), 0);
-      pa_stream_read_first(loop, slot, fd);
+      pa_stream_read_first(loop, slot);
     } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
       return;
     } else if (!is_passing(errno)) {

@@ -1,6 +1,6 @@
 /* UDP sockets: receiving in batches into the arena, sending at once or queued.
  */
-#define _GNU_SOURCE  /* sendmmsg */
+#define _GNU_SOURCE  /* recvmmsg, sendmmsg */
 #include "pyasync.h"
 
 #include <errno.h>
@@ -10,12 +10,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* libuv gives each datagram of a batch a place of this size, more than the
- * largest takes, and calls recvmmsg for 20 of them at most. */
+/* Each datagram of a batch has a place of this size, more than the largest
+ * takes. */
 #define PLACE_SIZE ((size_t) 64 << 10)
 #define BATCH_MAX 20
 /* After a batch with more data than this, the next one is for fewer: four
- * places are what a stream may read in an iteration. */
+ * places are what a stream may read in a turn. */
 #define BATCH_LARGE ((size_t) 128 << 10)
 #define BATCH_OF_LARGE 4
 
@@ -93,50 +93,94 @@ static size_t unpack_address(const char *header,
 
 /* Receiving */
 
+/* Without a buffer libuv reports UV_ENOBUFS, and reads nothing. */
 static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer) {
-  pa_loop *loop = pa_loop_of(handle);
-  pa_udp *udp = (pa_udp *) handle;
-  size_t left = pa_arena_size() - loop->arena_used;
-  size_t places = left < AHEAD ? 0 : (left - AHEAD) / PLACE_SIZE;
-  size_t most = udp->received > BATCH_LARGE ? BATCH_OF_LARGE : BATCH_MAX;
-
   (void) suggested;
-  pa_awake(loop);
-  if (places > most)
-    places = most;
-  /* One batch an iteration, or a fast peer starves others: what is left waits
-   * in the kernel. Without recvmmsg libuv asks for one datagram at a time, and
-   * at most 32 times. */
-  if ((loop->last_read == handle && uv_udp_using_recvmmsg(&udp->udp)) ||
-      !pa_take_turn(loop, handle, places > 0))
-    places = 0;
-  loop->last_read = handle;
-  udp->received = 0;
-  *buffer = uv_buf_init(loop->arena + loop->arena_used + AHEAD,
-                        (unsigned) (places * PLACE_SIZE));
+  pa_readable(handle);
+  *buffer = uv_buf_init(NULL, 0);
 }
 
 static void on_receive(uv_udp_t *udp, ssize_t size, const uv_buf_t *buffer,
                        const struct sockaddr *address, unsigned flags) {
-  pa_loop *loop = pa_loop_of(udp);
-  int slot = pa_slot_of(udp);
+  (void) udp;
+  (void) size;
+  (void) buffer;
+  (void) address;
+  (void) flags;
+}
+
+#ifdef __linux__
+typedef struct mmsghdr pa_datagram;
+
+static int receive_batch(int fd, pa_datagram *batch, unsigned count) {
+  return recvmmsg(fd, batch, count, 0, NULL);
+}
+#else
+typedef struct {
+  struct msghdr msg_hdr;
+  unsigned msg_len;
+} pa_datagram;
+
+static int receive_batch(int fd, pa_datagram *batch, unsigned count) {
+  ssize_t size = recvmsg(fd, &batch->msg_hdr, 0);
+
+  (void) count;
+  if (size < 0)
+    return -1;
+  batch->msg_len = (unsigned) size;
+  return 1;
+}
+#endif
+
+static void push_datagram(pa_loop *loop, int slot, const pa_datagram *datagram) {
+  const struct msghdr *message = &datagram->msg_hdr;
+  size_t size = datagram->msg_len;
   size_t start = loop->arena_used;
   size_t end;
 
-  if (size == UV_ENOBUFS || (size == 0 && address == NULL))
-    return;
-  if (size >= 0 && (flags & UV_UDP_PARTIAL))
-    size = UV_EMSGSIZE;
-  if (size < 0) {
-    pa_push(loop, PA_READ_ERROR, slot, size, 0);
+  if (message->msg_flags & MSG_TRUNC) {
+    pa_push(loop, PA_READ_ERROR, slot, UV_EMSGSIZE, 0);
     return;
   }
-  end = start + pack_address(loop->arena + start, address) + (size_t) size;
-  memmove(loop->arena + end - size, buffer->base, (size_t) size);
+  end = start + pack_address(loop->arena + start, message->msg_name) + size;
+  memmove(loop->arena + end - size, message->msg_iov->iov_base, size);
   loop->arena_used = (end + ALIGNMENT - 1) & ~(size_t) (ALIGNMENT - 1);
   loop->counters->bytes_read += (uint64_t) size;
-  ((pa_udp *) udp)->received += (size_t) size;
+  ((pa_udp *) loop->slots[slot].handle)->received += size;
   pa_push(loop, PA_READ, slot, (int64_t) start, (int64_t) end);
+}
+
+void pa_udp_receive(pa_loop *loop, int slot) {
+  pa_udp *udp = (pa_udp *) loop->slots[slot].handle;
+  int most = udp->received > BATCH_LARGE ? BATCH_OF_LARGE : BATCH_MAX;
+  struct sockaddr_storage addresses[BATCH_MAX];
+  struct iovec places[BATCH_MAX];
+  pa_datagram batch[BATCH_MAX];
+  uv_os_fd_t fd;
+  int count;
+  int i;
+
+  loop->slots[slot].flags &= ~PA_READABLE;
+  if (uv_fileno((uv_handle_t *) udp, &fd) != 0)
+    return;
+  memset(batch, 0, most * sizeof(*batch));
+  for (i = 0; i < most; i++) {
+    places[i].iov_base =
+        loop->arena + loop->arena_used + AHEAD + i * PLACE_SIZE;
+    places[i].iov_len = PLACE_SIZE;
+    batch[i].msg_hdr.msg_name = &addresses[i];
+    batch[i].msg_hdr.msg_namelen = sizeof(addresses[i]);
+    batch[i].msg_hdr.msg_iov = &places[i];
+    batch[i].msg_hdr.msg_iovlen = 1;
+  }
+  do
+    count = receive_batch(fd, batch, (unsigned) most);
+  while (count < 0 && errno == EINTR);
+  if (count < 0 && errno != EAGAIN && errno != EWOULDBLOCK)
+    pa_push(loop, PA_READ_ERROR, slot, uv_translate_sys_error(errno), 0);
+  udp->received = 0;
+  for (i = 0; i < count; i++)
+    push_datagram(loop, slot, &batch[i]);
 }
 
 static void free_failed(uv_handle_t *handle) {
@@ -149,7 +193,7 @@ int pa_udp_open(pa_loop *loop, int fd) {
 
   loop->counters->crossings++;
   udp->received = 0;
-  uv_udp_init_ex(&loop->uv, &udp->udp, AF_UNSPEC | UV_UDP_RECVMMSG);
+  uv_udp_init(&loop->uv, &udp->udp);
   error = uv_udp_open(&udp->udp, fd);
   if (error != 0)
     close(fd);

@@ -997,7 +997,8 @@ def test_a_fast_peer_does_not_starve_a_ping_pong(link):
             process.wait()
     taken = marks[1] - marks[0]
     assert taken.bytes_read > 100 * (64 << 10), "the blasters were idle: this run proves nothing"
-    assert taken.iterations <= 4 * trips
+    # Each way, those that are readable have their turns, in an iteration each if they fill it.
+    assert taken.iterations <= 2 * (blasters + 2) * trips
     assert taken.bytes_read <= taken.iterations * (blasters + 1) * (256 << 10)
 
 

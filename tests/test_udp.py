@@ -1121,11 +1121,8 @@ KERNEL = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 /* There is no room for a long time; but libuv 1.44 sends its queue by syscall(). */
 static int refused(void) {
@@ -1149,34 +1146,15 @@ int sendmmsg(int fd, struct mmsghdr *messages, unsigned number, int flags) {
   return refused() ? -1 : next(fd, messages, number, flags);
 }
 
-static int cut(int fd, struct mmsghdr *messages, unsigned number, int flags, void *timeout) {
+int recvmmsg(int fd, struct mmsghdr *messages, unsigned number, int flags, struct timespec *timeout) {
+  int (*next)(int, struct mmsghdr *, unsigned, int, struct timespec *);
   unsigned index;
 
   if (getenv("CUT") != NULL)
     for (index = 0; index < number; index++)
       messages[index].msg_hdr.msg_iov->iov_len = 8;
-  return recvmmsg(fd, messages, number, flags, timeout);
-}
-
-int uv__recvmmsg(int fd, struct mmsghdr *messages, unsigned number, int flags, void *timeout) {
-  return cut(fd, messages, number, flags, timeout);
-}
-
-/* By which libuv 1.44 calls recvmmsg. */
-long syscall(long number, ...) {
-  long (*next)(long, ...);
-  long a[6];
-  va_list arguments;
-  int index;
-
-  va_start(arguments, number);
-  for (index = 0; index < 6; index++)
-    a[index] = va_arg(arguments, long);
-  va_end(arguments);
-  if (number == SYS_recvmmsg)
-    return cut((int) a[0], (struct mmsghdr *) a[1], (unsigned) a[2], (int) a[3], (void *) a[4]);
-  *(void **) &next = dlsym(RTLD_NEXT, "syscall");
-  return next(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+  *(void **) &next = dlsym(RTLD_NEXT, "recvmmsg");
+  return next(fd, messages, number, flags, timeout);
 }
 """
 
