@@ -22,6 +22,10 @@ BASELINE = BENCH / "baseline"
 PEERS = BENCH / "peers"
 PYPY = BENCH.parent / ".venv-pypy3" / "bin" / "python"
 
+# In which PyPy makes new objects: half of the largest cache, if it is not told, which would make
+# the figures depend on that.
+PYPY_NURSERY = "4M"
+
 PATIENCE = 120.0  # seconds for anything that should take a few
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -69,6 +73,7 @@ def known_contenders():
     pyasync = [PEERS / "pyasync_peer.py"]
     http_delay = [BENCH / "http_delay.py", "--port=0", "--no-stats"]
     peer = [python, PEERS / "asyncio_peer.py"]
+    pypy = ["env", f"PYPY_GC_NURSERY={PYPY_NURSERY}", PYPY]
     no_pypy = "" if PYPY.exists() else "no .venv-pypy3: make .venv-pypy3/.built PYTHON=pypy3"
     no_node = "" if shutil.which("node") else "not installed"
     unbuffered = "--unbuffered"
@@ -94,9 +99,9 @@ def known_contenders():
             missing=no_node,
         ),
         Contender(
-            "pypy", "pyasync on PyPy", [PYPY, *pyasync], [PYPY, *http_delay], missing=no_pypy
+            "pypy", "pyasync on PyPy", [*pypy, *pyasync], [*pypy, *http_delay], missing=no_pypy
         ),
-        Contender("pypy-asyncio", "asyncio on PyPy", [PYPY, *peer[1:]], missing=no_pypy),
+        Contender("pypy-asyncio", "asyncio on PyPy", [*pypy, *peer[1:]], missing=no_pypy),
         Contender("bare", "a bare SSLObject", [python, PEERS / "tls_bare.py"], busy=False),
     ]
 

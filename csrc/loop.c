@@ -327,9 +327,15 @@ void pa_submit(pa_loop *loop, const int64_t *operations, int count,
   pa_write_flush_all(loop);
 }
 
-void pa_write(pa_loop *loop, const int64_t *operations, int count,
-              const char *payload, int slot, const char *data, size_t size,
-              int callback) {
+void pa_write(pa_loop *loop, int slot, const char *data, size_t size) {
+  loop->counters->crossings++;
+  pa_write_add(loop, slot, data, size, 0);
+  pa_write_flush_all(loop);
+}
+
+void pa_submit_and_write(pa_loop *loop, const int64_t *operations, int count,
+                         const char *payload, int slot, const char *data,
+                         size_t size, int callback) {
   loop->counters->crossings++;
   perform(loop, operations, count, payload);
   pa_write_add(loop, slot, data, size, callback);
