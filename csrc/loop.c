@@ -327,9 +327,10 @@ void pa_submit(pa_loop *loop, const int64_t *operations, int count,
   pa_write_flush_all(loop);
 }
 
-void pa_write(pa_loop *loop, int slot, const char *data, size_t size) {
+void pa_write(pa_loop *loop, int slot, const char *data, size_t size,
+              int callback) {
   loop->counters->crossings++;
-  pa_write_add(loop, slot, data, size, 0);
+  pa_write_add(loop, slot, data, size, callback);
   pa_write_flush_all(loop);
 }
 

@@ -1,7 +1,8 @@
 /* Connected streams, of whatever kind. */
 
 /* Writes size bytes of data to the stream, now. */
-void pa_write(pa_loop *loop, int slot, const char *data, size_t size);
+void pa_write(pa_loop *loop, int slot, const char *data, size_t size,
+              int callback);
 /* The same, when the operations are done: together with what they have written
  * to the stream. */
 void pa_submit_and_write(pa_loop *loop, const int64_t *operations, int count,

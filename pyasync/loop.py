@@ -291,11 +291,7 @@ class Loop:
     def _write_now(self, slot: int, data: Any, callback: WrittenCallback | None) -> None:
         """Perform the pending operations and a write, whose data is not copied, in one call."""
         size = len(data)
-        crossing = self._crossing
-        if callback is None and not (self._operations or crossing) and type(data) is bytes:
-            lib.pa_write(self._c, slot, data, size)
-            return
-        if crossing:
+        if self._crossing:
             kind = lib.PA_WRITE if callback is None else lib.PA_WRITE_CALLBACK
             self._operations.extend((kind, slot, size, bytes(data), callback))
             return
@@ -303,10 +299,13 @@ class Loop:
         try:
             if type(data) is not bytes:
                 data = ffi.from_buffer(data)
-            batch = self._take_operations()
+            batch = self._take_operations() if self._operations else None
             if callback is not None:
                 self._written.append(callback)
-            lib.pa_submit_and_write(self._c, *batch, slot, data, size, callback is not None)
+            if batch is None:
+                lib.pa_write(self._c, slot, data, size, callback is not None)
+            else:
+                lib.pa_submit_and_write(self._c, *batch, slot, data, size, callback is not None)
         finally:
             self._crossing = False
 

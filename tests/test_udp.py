@@ -1146,7 +1146,8 @@ int sendmmsg(int fd, struct mmsghdr *messages, unsigned number, int flags) {
   return refused() ? -1 : next(fd, messages, number, flags);
 }
 
-int recvmmsg(int fd, struct mmsghdr *messages, unsigned number, int flags, struct timespec *timeout) {
+int recvmmsg(int fd, struct mmsghdr *messages, unsigned number, int flags,
+             struct timespec *timeout) {
   int (*next)(int, struct mmsghdr *, unsigned, int, struct timespec *);
   unsigned index;
 
