@@ -178,6 +178,8 @@ static int has_readable(const pa_loop *loop) {
 }
 
 static void forget_turns_taken(pa_loop *loop) {
+  if (loop->turns_taken == 0)
+    return;
   loop->readable_count -= loop->turns_taken;
   memmove(loop->readable, loop->readable + loop->turns_taken,
           loop->readable_count * sizeof(int));
