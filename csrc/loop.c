@@ -8,9 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
-/* An iteration polls unless there are handles that have been found readable,
- * and have not had their turns; then at least each so many. */
-#define POLLS_SKIPPED_MAX 15
+/* While handles wait for their turns an iteration does not poll, for so long. */
+#define POLL_INTERVAL_NS 5000000
 
 /* realloc, for arrays without which the loop cannot go on. */
 void *pa_grow(void *array, size_t size) {
@@ -90,7 +89,8 @@ int pa_slot_new(pa_loop *loop, uv_handle_t *handle, int kind, int flags) {
   entry = &loop->slots[slot];
   entry->handle = handle;
   entry->writes = 0;
-  entry->kind = (uint16_t) kind;
+  entry->kind = (uint8_t) kind;
+  entry->error = 0;
   entry->flags = (uint16_t) flags;
   handle->data = (void *) (intptr_t) slot;
   loop->counters->handles[kind]++;
@@ -137,39 +137,52 @@ static void free_retired_slots(pa_loop *loop) {
   loop->retired_slot = -1;
 }
 
-/* Turns at the arena. libuv would read each handle where the poll names it, and
- * all before Python has any of it; and the poll names those that stay readable
- * in the same order each time, so that the last might never be read. */
+/* Turns at the arena. libuv would read each handle where the poll names it, all
+ * before Python has anything, and what comes first would have left the caches.
+ * And the poll names handles that stay readable in the same order each time:
+ * some might never be read. So handles with much to read have their turns after
+ * the poll, one after the other; those with little are read at once. */
 
-void pa_readable(uv_handle_t *handle) {
-  pa_loop *loop = pa_loop_of(handle);
-  int slot = pa_slot_of(handle);
-
-  pa_awake(loop);
-  if (loop->slots[slot].flags & PA_READABLE)
-    return;
-  loop->slots[slot].flags |= PA_READABLE;
-  pa_add_slot(&loop->readable, &loop->readable_count, &loop->readable_capacity,
-              slot);
-}
-
-/* A handle whose flag is gone has stopped reading since, or has had its turn
- * already. */
-static void take_turn(pa_loop *loop, int slot) {
-  pa_slot *entry = &loop->slots[slot];
-
-  if (entry->handle == NULL || !(entry->flags & PA_READABLE) ||
-      uv_is_closing(entry->handle))
-    return;
-  if (entry->kind == PA_UDP)
+static void read_handle(pa_loop *loop, int slot) {
+  if (loop->slots[slot].kind == PA_UDP)
     pa_udp_receive(loop, slot);
   else
     pa_stream_receive(loop, slot);
 }
 
+void pa_readable(uv_handle_t *handle) {
+  pa_loop *loop = pa_loop_of(handle);
+  int slot = pa_slot_of(handle);
+  pa_slot *entry = &loop->slots[slot];
+
+  pa_awake(loop);
+  if (entry->flags & PA_LISTED)
+    return;
+  if (!(entry->flags & PA_MUCH) &&
+      loop->arena_used + TURN_SIZE_MAX <= ARENA_SIZE) {
+    read_handle(loop, slot);
+    return;
+  }
+  entry->flags |= PA_LISTED;
+  pa_add_slot(&loop->readable, &loop->readable_count, &loop->readable_capacity,
+              slot);
+}
+
+/* The slot may be another handle's by now, which is not listed, or has its turn
+ * earlier than it would. */
+static void take_turn(pa_loop *loop, int slot) {
+  pa_slot *entry = &loop->slots[slot];
+
+  if (entry->handle == NULL || !(entry->flags & PA_LISTED))
+    return;
+  entry->flags &= ~PA_LISTED;
+  if (!uv_is_closing(entry->handle))
+    read_handle(loop, slot);
+}
+
 static void take_turns(pa_loop *loop) {
   while (loop->turns_taken < loop->readable_count &&
-         loop->arena_used < ARENA_SHARE)
+         loop->arena_used < TURNS_SIZE)
     take_turn(loop, loop->readable[loop->turns_taken++]);
 }
 
@@ -239,7 +252,7 @@ static void perform_on_handle(pa_loop *loop, enum pa_operation operation,
       pa_stream_read(handle);
       break;
     case PA_READ_STOP:
-      loop->slots[slot].flags &= ~(PA_UNPOLLED | PA_READABLE);
+      loop->slots[slot].flags &= ~(PA_UNPOLLED | PA_READING);
       uv_read_stop((uv_stream_t *) handle);
       break;
     case PA_ACCEPT:
@@ -278,7 +291,6 @@ static void run_libuv(pa_loop *loop, int wait) {
   int referenced = uv_has_ref(async);
 
   forget_turns_taken(loop);
-  loop->polls_skipped = 0;
   /* uv_run does nothing at all where no handle is referenced. But what is not
    * referenced is served while something of Python's keeps the loop running. */
   if (wait)
@@ -290,6 +302,14 @@ static void run_libuv(pa_loop *loop, int wait) {
   loop->in_uv_run = 0;
   if (!referenced)
     uv_unref(async);
+  if (has_readable(loop))
+    loop->polled = uv_hrtime();
+}
+
+/* Idlers run in each iteration. */
+static int may_skip_poll(const pa_loop *loop) {
+  return has_readable(loop) && loop->counters->handles[PA_IDLER] == 0 &&
+         uv_hrtime() - loop->polled < POLL_INTERVAL_NS;
 }
 
 int pa_run(pa_loop *loop, int wait, int64_t due, int timers_referenced,
@@ -309,10 +329,10 @@ int pa_run(pa_loop *loop, int wait, int64_t due, int timers_referenced,
   loop->callback_count = 0;
   free_retired_slots(loop);
   drive_timers(loop, due, timers_referenced);
-  if (!has_readable(loop))
-    run_libuv(loop, wait && loop->events.count == 0);
-  else if (++loop->polls_skipped > POLLS_SKIPPED_MAX)
-    run_libuv(loop, 0);
+  if (may_skip_poll(loop))
+    uv_update_time(&loop->uv);
+  else
+    run_libuv(loop, wait && loop->events.count == 0 && !has_readable(loop));
   take_turns(loop);
   alive = uv_loop_alive(&loop->uv);
   loop->in_pa_run = 0;

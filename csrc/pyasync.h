@@ -23,11 +23,14 @@
 
 /* All that is read in one iteration lies in the arena. It shares address space
  * only: pages are touched as they are needed. */
-#define ARENA_SIZE ((size_t) 2 << 20)
-/* While less of it is used, the next handle has its turn, for which there is
- * room enough left, then. What is read is to be in the processor's caches still
- * when Python gets it. */
-#define ARENA_SHARE ((size_t) 128 << 10)
+#define ARENA_SIZE ((size_t) 4 << 20)
+/* What one handle may use of it, in one iteration. */
+#define TURN_SIZE_MAX ((size_t) 3 << 19)
+/* Where so much is read already, no handle has its turn. What is read is to be
+ * in the processor's caches still when Python gets it. */
+#define TURNS_SIZE ((size_t) 128 << 10)
+/* Handles that last had less than this to read do not wait for a turn. */
+#define MUCH ((size_t) 4 << 10)
 
 #define CONTAINER_OF(pointer, type, member) \
   ((type *) ((char *) (pointer) - offsetof(type, member)))
@@ -44,7 +47,9 @@ enum pa_flags {
   PA_WROTE = 256,    /* has written */
   PA_LARGE = 512,    /* may have written more than is sent at once */
   PA_UNPOLLED = 1024, /* has been read once, and is not polled yet */
-  PA_READABLE = 2048 /* is to be read: see pa_readable */
+  PA_READING = 2048,  /* is read, when it has something */
+  PA_LISTED = 4096,   /* has a place in pa_loop.readable */
+  PA_MUCH = 8192      /* has had so much that it was read in a turn */
 };
 
 /* What C knows of a handle beside libuv's own memory. handle->data is the
@@ -55,7 +60,8 @@ typedef struct {
     uint32_t writes;    /* 1 + index of the first pa_write_part of the batch */
     int32_t next_free;
   };
-  uint16_t kind;        /* enum pa_handle_kind */
+  uint8_t kind;         /* enum pa_handle_kind */
+  uint8_t error;        /* of a write, negated: to be told after its turn */
   uint16_t flags;       /* enum pa_flags */
 } pa_slot;
 
@@ -111,7 +117,7 @@ struct pa_loop {
   int readable_count;
   int readable_capacity;
   int turns_taken;  /* of the readable */
-  int polls_skipped;
+  uint64_t polled;  /* when, in nanoseconds, if some are readable since */
   int *unpolled;    /* slots: to be polled from the next iteration on */
   int unpolled_count;
   int unpolled_capacity;
@@ -144,7 +150,8 @@ void *pa_grow(void *array, size_t size);
 void pa_push(pa_loop *loop, int kind, int slot, int64_t value, int64_t data);
 /* Gives the handle a slot, after its uv_*_init; free(handle) is the loop's. */
 int pa_slot_new(pa_loop *loop, uv_handle_t *handle, int kind, int flags);
-/* To be called in place of reading: the handle gets its turn after the poll. */
+/* To be called where libuv would read: the handle is read, or gets a place in
+ * the list of those that are to be. */
 void pa_readable(uv_handle_t *handle);
 /* Adds the slot to an array of slots. */
 void pa_add_slot(int **slots, int *count, int *capacity, int slot);
@@ -153,7 +160,7 @@ void pa_handle_close(pa_loop *loop, uv_handle_t *handle);
 
 /* streams.c */
 void pa_stream_read(uv_handle_t *handle);
-/* Its turn: reads once, into the arena. */
+/* Reads once, into the arena. */
 void pa_stream_receive(pa_loop *loop, int slot);
 void pa_stream_close(pa_loop *loop, int slot);
 void pa_stream_shutdown(pa_loop *loop, int slot);
@@ -180,7 +187,7 @@ int pa_parse_address(const char *text, int port,
 socklen_t pa_address_size(const struct sockaddr_storage *address);
 
 /* udp.c */
-/* Its turn: reads a batch of datagrams into the arena. */
+/* Reads a batch of datagrams into the arena. */
 void pa_udp_receive(pa_loop *loop, int slot);
 /* Sends the parts from index on, each a datagram. */
 void pa_udp_send(pa_loop *loop, int slot, uint32_t index);

@@ -27,17 +27,17 @@ typedef struct {
 
 /* Reading */
 
-/* Without a buffer libuv reports UV_ENOBUFS, and reads nothing. */
+/* Without a buffer libuv reads nothing, and reports UV_ENOBUFS. */
 static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer) {
+  (void) handle;
   (void) suggested;
-  pa_readable(handle);
   *buffer = uv_buf_init(NULL, 0);
 }
 
 static void on_read(uv_stream_t *stream, ssize_t size, const uv_buf_t *buffer) {
-  (void) stream;
   (void) size;
   (void) buffer;
+  pa_readable((uv_handle_t *) stream);
 }
 
 /* Whether all that was written has been handed to the kernel. The size of
@@ -80,7 +80,6 @@ static ssize_t receive(pa_loop *loop, int slot) {
   uv_os_fd_t fd;
   ssize_t size;
 
-  loop->slots[slot].flags &= ~PA_READABLE;
   if (uv_fileno(loop->slots[slot].handle, &fd) != 0)
     return 0;
   do
@@ -95,26 +94,63 @@ static ssize_t receive(pa_loop *loop, int slot) {
              : uv_translate_sys_error(errno);
 }
 
-static void received(pa_loop *loop, int slot, ssize_t size) {
-  uv_stream_t *stream = (uv_stream_t *) loop->slots[slot].handle;
+static void stop_reading(pa_loop *loop, int slot) {
+  loop->slots[slot].flags &= ~PA_READING;
+  uv_read_stop((uv_stream_t *) loop->slots[slot].handle);
+}
 
-  if (size > 0)
+static void received(pa_loop *loop, int slot, ssize_t size) {
+  pa_slot *entry = &loop->slots[slot];
+
+  if (size < 0) {
+    stop_reading(loop, slot);
+  } else {
     loop->counters->bytes_read += (uint64_t) size;
-  else
-    uv_read_stop(stream);
-  if (loop->slots[slot].flags & PA_CLOSING)
-    discard(loop, stream, size);
+    if ((size_t) size < MUCH)
+      entry->flags &= ~PA_MUCH;
+    else
+      entry->flags |= PA_MUCH;
+  }
+  if (entry->flags & PA_CLOSING)
+    discard(loop, (uv_stream_t *) entry->handle, size);
   else if (size > 0)
     push_read(loop, slot, size);
   else
     push_end(loop, slot, size);
 }
 
-void pa_stream_receive(pa_loop *loop, int slot) {
-  ssize_t size = receive(loop, slot);
+/* What the peer has sent before a write failed is told before that is. */
+static void write_failed(pa_loop *loop, int slot, int error) {
+  pa_slot *entry = &loop->slots[slot];
 
-  if (size != 0)
+  entry->flags |= PA_BROKEN;
+  if ((entry->flags & PA_LISTED) && !(entry->flags & PA_CLOSING))
+    entry->error = (uint8_t) -error;
+  else
+    pa_push(loop, PA_WRITE_ERROR, slot, error, 0);
+}
+
+static void tell_failure(pa_loop *loop, int slot) {
+  pa_slot *entry = &loop->slots[slot];
+
+  if (entry->error != 0)
+    pa_push(loop, PA_WRITE_ERROR, slot, -(int) entry->error, 0);
+  entry->error = 0;
+}
+
+void pa_stream_receive(pa_loop *loop, int slot) {
+  pa_slot *entry = &loop->slots[slot];
+  ssize_t size = entry->flags & PA_READING ? receive(loop, slot) : 0;
+
+  if (size < 0 && entry->error != 0) {
+    /* One end is enough, and the failed write may have taken the reason. */
+    stop_reading(loop, slot);
+    if (size != UV_EOF)
+      entry->error = (uint8_t) -size;
+  } else if (size != 0) {
     received(loop, slot, size);
+  }
+  tell_failure(loop, slot);
 }
 
 void pa_stream_read(uv_handle_t *handle) {
@@ -123,14 +159,16 @@ void pa_stream_read(uv_handle_t *handle) {
   entry->flags &= ~PA_UNPOLLED;
   /* After its end there is nothing to read; libuv would report EOF again. A
    * pipe's writing end it refuses to read. */
-  if (!(entry->flags & (PA_END_SEEN | PA_CONNECTING)))
-    uv_read_start((uv_stream_t *) handle, on_alloc, on_read);
+  if (entry->flags & (PA_END_SEEN | PA_CONNECTING))
+    return;
+  if (uv_read_start((uv_stream_t *) handle, on_alloc, on_read) == 0)
+    entry->flags |= PA_READING;
 }
 
 /* A request often comes with its connection, and its answer ends it: then the
  * stream is never polled, which spares two calls of epoll_ctl. */
 void pa_stream_read_first(pa_loop *loop, int slot) {
-  ssize_t size = loop->arena_used < ARENA_SHARE ? receive(loop, slot) : 0;
+  ssize_t size = loop->arena_used < TURNS_SIZE ? receive(loop, slot) : 0;
 
   if (size == 0) {
     pa_stream_read(loop->slots[slot].handle);
@@ -234,11 +272,6 @@ void pa_write_add(pa_loop *loop, int slot, const char *base, size_t size,
   }
 }
 
-static void write_failed(pa_loop *loop, int slot, int error) {
-  loop->slots[slot].flags |= PA_BROKEN;
-  pa_push(loop, PA_WRITE_ERROR, slot, error, 0);
-}
-
 static void on_written(uv_write_t *request, int status) {
   pa_queued_write *write = CONTAINER_OF(request, pa_queued_write, request);
   uv_stream_t *stream = request->handle;
@@ -251,16 +284,6 @@ static void on_written(uv_write_t *request, int status) {
     loop->counters->bytes_written += write->size;
     pa_push(loop, PA_WRITTEN, slot, write->callback, 0);
   } else if (status != UV_ECANCELED && !(entry->flags & PA_BROKEN)) {
-    /* What the peer has sent before it went comes before, and may say why. */
-    if ((entry->flags & PA_READABLE) &&
-        loop->arena_used + READ_SIZE_MAX <= ARENA_SIZE) {
-      ssize_t size = receive(loop, slot);
-
-      if (size > 0)
-        received(loop, slot, size);
-      else if (size != 0 && size != UV_EOF)
-        status = (int) size;
-    }
     write_failed(loop, slot, status);
   }
   free(write);
@@ -519,6 +542,7 @@ void pa_stream_close(pa_loop *loop, int slot) {
   uv_stream_t *stream = (uv_stream_t *) entry->handle;
 
   pa_write_flush(loop, slot);
+  tell_failure(loop, slot);
   entry->flags |= PA_CLOSING;
   if ((entry->flags & PA_BROKEN) ||
       (is_flushed(entry) && !must_discard(loop, stream)) ||

@@ -26,6 +26,9 @@
 #define ALIGNMENT 16
 #define AHEAD ((size_t) BATCH_MAX * (HEADER_MAX + ALIGNMENT))
 
+_Static_assert(AHEAD + BATCH_MAX * PLACE_SIZE <= TURN_SIZE_MAX,
+               "a batch of datagrams needs room");
+
 typedef struct {
   uv_udp_t udp;
   size_t received;  /* bytes of the last batch */
@@ -93,20 +96,20 @@ static size_t unpack_address(const char *header,
 
 /* Receiving */
 
-/* Without a buffer libuv reports UV_ENOBUFS, and reads nothing. */
+/* Without a buffer libuv reads nothing, and reports UV_ENOBUFS. */
 static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer) {
+  (void) handle;
   (void) suggested;
-  pa_readable(handle);
   *buffer = uv_buf_init(NULL, 0);
 }
 
 static void on_receive(uv_udp_t *udp, ssize_t size, const uv_buf_t *buffer,
                        const struct sockaddr *address, unsigned flags) {
-  (void) udp;
   (void) size;
   (void) buffer;
   (void) address;
   (void) flags;
+  pa_readable((uv_handle_t *) udp);
 }
 
 #ifdef __linux__
@@ -160,7 +163,8 @@ void pa_udp_receive(pa_loop *loop, int slot) {
   int count;
   int i;
 
-  loop->slots[slot].flags &= ~PA_READABLE;
+  if (!(loop->slots[slot].flags & PA_READING))
+    return;
   if (uv_fileno((uv_handle_t *) udp, &fd) != 0)
     return;
   memset(batch, 0, most * sizeof(*batch));
@@ -181,6 +185,10 @@ void pa_udp_receive(pa_loop *loop, int slot) {
   udp->received = 0;
   for (i = 0; i < count; i++)
     push_datagram(loop, slot, &batch[i]);
+  if (udp->received < MUCH)
+    loop->slots[slot].flags &= ~PA_MUCH;
+  else
+    loop->slots[slot].flags |= PA_MUCH;
 }
 
 static void free_failed(uv_handle_t *handle) {
@@ -206,7 +214,7 @@ int pa_udp_open(pa_loop *loop, int fd) {
   /* libuv has set it: others could bind to the same port, and take what
    * comes. */
   setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){0}, sizeof(int));
-  return pa_slot_new(loop, (uv_handle_t *) &udp->udp, PA_UDP, 0);
+  return pa_slot_new(loop, (uv_handle_t *) &udp->udp, PA_UDP, PA_READING);
 }
 
 /* Sending */
@@ -380,6 +388,7 @@ void pa_udp_close(pa_loop *loop, int slot) {
 
   pa_write_flush(loop, slot);
   entry->flags |= PA_CLOSING;
+  entry->flags &= ~PA_READING;
   uv_udp_recv_stop(udp);
   if (uv_udp_get_send_queue_count(udp) == 0)
     pa_handle_close(loop, (uv_handle_t *) udp);

@@ -1,5 +1,7 @@
 """Idlers: a callback in each iteration of the loop."""
 
+import contextlib
+import socket
 from functools import partial
 
 import pytest
@@ -101,6 +103,39 @@ def test_sockets_are_served_beside_idlers(run, idlers):
 
 
 # Its end
+
+
+def test_an_idler_runs_in_each_iteration_that_reads_much(run):
+    """More than an iteration reads is there from the first peer on."""
+    counts, read = [], []
+
+    def read_cb(socket, data):
+        read.append(len(data))
+        with contextlib.suppress(BlockingIOError):
+            for peer in peers:
+                peer.send(bytes(1 << 20))
+
+    def count():
+        counts.append(pyasync.stats().iterations)
+        if len(counts) == 200:
+            pyasync.exit_event_loop()
+
+    def start():
+        server = pyasync.tcp_server("127.0.0.1", 0, read_cb)
+        for _ in range(8):
+            peers.append(socket.create_connection(server.address))
+            peers[-1].setblocking(False)
+            peers[-1].send(bytes(1 << 20))
+        pyasync.idle(count)
+
+    peers = []
+    try:
+        run(start)
+    finally:
+        for peer in peers:
+            peer.close()
+    assert counts == list(range(counts[0], counts[0] + 200))
+    assert sum(read) > 20 << 20
 
 
 def test_an_idler_that_another_one_closes_is_not_called(run):

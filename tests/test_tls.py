@@ -1140,7 +1140,7 @@ def test_no_write_cb_follows_an_error(run, kept_back):
     def read_cb(sock, data):
         if kept_back:
             sock.disable(read=True)
-            after_iterations(2, lambda: sock.enable(read=True))
+            after_iterations(2, lambda: sock.closed or sock.enable(read=True))
 
     sockets = []
     serve(run, talk, read_cb=read_cb, connect_cb=connected, event_cb=event_cb, linger=0.3)
