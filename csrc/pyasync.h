@@ -21,9 +21,10 @@
 #include "fs.cdef.h"
 #include "fs_events.cdef.h"
 
-/* All that is read in one iteration lies in the arena. It shares address space
- * only: pages are touched as they are needed. */
-#define ARENA_SIZE ((size_t) 4 << 20)
+/* All that is read in one iteration lies in the arena. Its pages are touched as
+ * they are needed, and few programs need many: so much is for 10,000 peers that
+ * send 1 KiB each at the same time. */
+#define ARENA_SIZE ((size_t) 16 << 20)
 /* What one handle may use of it, in one iteration. */
 #define TURN_SIZE_MAX ((size_t) 3 << 19)
 /* Where so much is read already, no handle has its turn. What is read is to be
