@@ -100,8 +100,8 @@ def target():
 
 @pytest.fixture
 def proxy(target, monkeypatch):
-    # PyPy's garbage fills half of the processor's largest cache, unless it is told.
-    monkeypatch.setenv("PYPY_GC_NURSERY", "4M")
+    # Before PyPy collects anything, garbage fills half of the largest cache, unless it is told.
+    monkeypatch.setenv("PYPY_GC_NURSERY", "1M")
     with serving("proxy.py", *target.getsockname()) as server:
         yield server
 
