@@ -143,6 +143,12 @@ static void free_retired_slots(pa_loop *loop) {
  * some might never be read. So handles with much to read have their turns after
  * the poll, one after the other; those with little are read at once. */
 
+void pa_alloc_nothing(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer) {
+  (void) handle;
+  (void) suggested;
+  *buffer = uv_buf_init(NULL, 0);
+}
+
 static void read_handle(pa_loop *loop, int slot) {
   if (loop->slots[slot].kind == PA_UDP)
     pa_udp_receive(loop, slot);
@@ -351,9 +357,7 @@ void pa_submit(pa_loop *loop, const int64_t *operations, int count,
 
 void pa_write(pa_loop *loop, int slot, const char *data, size_t size,
               int callback) {
-  loop->counters->crossings++;
-  pa_write_add(loop, slot, data, size, callback);
-  pa_write_flush_all(loop);
+  pa_submit_and_write(loop, NULL, 0, NULL, slot, data, size, callback);
 }
 
 void pa_submit_and_write(pa_loop *loop, const int64_t *operations, int count,

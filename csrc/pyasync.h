@@ -50,7 +50,7 @@ enum pa_flags {
   PA_UNPOLLED = 1024, /* has been read once, and is not polled yet */
   PA_READING = 2048,  /* is read, when it has something */
   PA_LISTED = 4096,   /* has a place in pa_loop.readable */
-  PA_MUCH = 8192      /* has had so much that it was read in a turn */
+  PA_MUCH = 8192      /* had much to read, the last time: see MUCH */
 };
 
 /* What C knows of a handle beside libuv's own memory. handle->data is the
@@ -151,7 +151,9 @@ void *pa_grow(void *array, size_t size);
 void pa_push(pa_loop *loop, int kind, int slot, int64_t value, int64_t data);
 /* Gives the handle a slot, after its uv_*_init; free(handle) is the loop's. */
 int pa_slot_new(pa_loop *loop, uv_handle_t *handle, int kind, int flags);
-/* To be called where libuv would read: the handle is read, or gets a place in
+/* A uv_alloc_cb: without a buffer libuv reads nothing, and reports UV_ENOBUFS. */
+void pa_alloc_nothing(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer);
+/* To be called when it does, in place of reading: the handle is read, or gets a place in
  * the list of those that are to be. */
 void pa_readable(uv_handle_t *handle);
 /* Adds the slot to an array of slots. */

@@ -27,13 +27,6 @@ typedef struct {
 
 /* Reading */
 
-/* Without a buffer libuv reads nothing, and reports UV_ENOBUFS. */
-static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer) {
-  (void) handle;
-  (void) suggested;
-  *buffer = uv_buf_init(NULL, 0);
-}
-
 static void on_read(uv_stream_t *stream, ssize_t size, const uv_buf_t *buffer) {
   (void) size;
   (void) buffer;
@@ -161,7 +154,7 @@ void pa_stream_read(uv_handle_t *handle) {
    * pipe's writing end it refuses to read. */
   if (entry->flags & (PA_END_SEEN | PA_CONNECTING))
     return;
-  if (uv_read_start((uv_stream_t *) handle, on_alloc, on_read) == 0)
+  if (uv_read_start((uv_stream_t *) handle, pa_alloc_nothing, on_read) == 0)
     entry->flags |= PA_READING;
 }
 

@@ -96,13 +96,6 @@ static size_t unpack_address(const char *header,
 
 /* Receiving */
 
-/* Without a buffer libuv reads nothing, and reports UV_ENOBUFS. */
-static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer) {
-  (void) handle;
-  (void) suggested;
-  *buffer = uv_buf_init(NULL, 0);
-}
-
 static void on_receive(uv_udp_t *udp, ssize_t size, const uv_buf_t *buffer,
                        const struct sockaddr *address, unsigned flags) {
   (void) size;
@@ -206,7 +199,7 @@ int pa_udp_open(pa_loop *loop, int fd) {
   if (error != 0)
     close(fd);
   else
-    error = uv_udp_recv_start(&udp->udp, on_alloc, on_receive);
+    error = uv_udp_recv_start(&udp->udp, pa_alloc_nothing, on_receive);
   if (error != 0) {
     uv_close((uv_handle_t *) &udp->udp, free_failed);
     return error;

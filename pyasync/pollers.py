@@ -86,8 +86,8 @@ def poll(
 
     ``fd`` is a number, or an object that has a ``fileno()``, such as a socket; it may be anything
     that epoll(7) takes: sockets, pipes, terminals, eventfd, pidfd and others. ``readable`` and
-    ``writable`` say what is waited for; `Poller.modify` changes it. The callback runs in each
-    iteration in which the descriptor is ready, so until it has read what is there, or waits for
+    ``writable`` say what is waited for; `Poller.modify` changes it. The callback runs each
+    time the loop polls and finds the descriptor ready, so until it has read what is there, or waits for
     less: most descriptors are writable most of the time. It should not count on more than one
     read or write, which may block if the descriptor is not non-blocking; that is left as it was.
 

@@ -102,9 +102,6 @@ def test_sockets_are_served_beside_idlers(run, idlers):
     assert received == [b"ping"] * 100
 
 
-# Its end
-
-
 def test_an_idler_runs_in_each_iteration_that_reads_much(run):
     """More than an iteration reads is there from the first peer on."""
     counts, read = [], []
@@ -136,6 +133,9 @@ def test_an_idler_runs_in_each_iteration_that_reads_much(run):
             peer.close()
     assert counts == list(range(counts[0], counts[0] + 200))
     assert sum(read) > 20 << 20
+
+
+# Its end
 
 
 def test_an_idler_that_another_one_closes_is_not_called(run):
