@@ -86,9 +86,9 @@ def poll(
 
     ``fd`` is a number, or an object that has a ``fileno()``, such as a socket; it may be anything
     that epoll(7) takes: sockets, pipes, terminals, eventfd, pidfd and others. ``readable`` and
-    ``writable`` say what is waited for; `Poller.modify` changes it. The callback runs each
-    time the loop polls and finds the descriptor ready, so until it has read what is there, or waits for
-    less: most descriptors are writable most of the time. It should not count on more than one
+    ``writable`` say what is waited for; `Poller.modify` changes it. The callback runs each time
+    the loop polls and finds the descriptor ready, so until it has read what is there, or waits
+    for less: most descriptors are writable most of the time. It should not count on more than one
     read or write, which may block if the descriptor is not non-blocking; that is left as it was.
 
     An end of file, a hang-up (see `Poller.disconnected`) and an error of the descriptor are
