@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -164,8 +165,7 @@ void pa_readable(uv_handle_t *handle) {
   pa_awake(loop);
   if (entry->flags & PA_LISTED)
     return;
-  if (!(entry->flags & PA_MUCH) &&
-      loop->arena_used + TURN_SIZE_MAX <= ARENA_SIZE) {
+  if (!(entry->flags & PA_MUCH) && loop->arena_used <= POLL_READS_SIZE) {
     read_handle(loop, slot);
     return;
   }
@@ -187,8 +187,9 @@ static void take_turn(pa_loop *loop, int slot) {
 }
 
 static void take_turns(pa_loop *loop) {
-  while (loop->turns_taken < loop->readable_count &&
-         loop->arena_used < TURNS_SIZE)
+  size_t end = loop->arena_used + TURNS_SIZE;
+
+  while (loop->turns_taken < loop->readable_count && loop->arena_used < end)
     take_turn(loop, loop->readable[loop->turns_taken++]);
 }
 
@@ -406,6 +407,26 @@ uint64_t pa_now(pa_loop *loop) {
 void pa_update_time(pa_loop *loop) {
   loop->counters->crossings++;
   uv_update_time(&loop->uv);
+}
+
+pa_times pa_read_times(const pa_counters *counters, int running) {
+  pa_times times;
+  uint64_t changes;
+
+  for (;;) {
+    changes = __atomic_load_n(&counters->idle_changes, __ATOMIC_ACQUIRE);
+    times.idle = __atomic_load_n(&counters->idle_ns, __ATOMIC_RELAXED);
+    times.now = (int64_t) uv_hrtime();
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    if (!running || (changes % 2 == 0 &&
+                     changes == __atomic_load_n(&counters->idle_changes,
+                                                __ATOMIC_RELAXED)))
+      break;
+    sched_yield();  /* the loop's thread was preempted in a change */
+  }
+  if (times.idle < 0)
+    times.idle += times.now;
+  return times;
 }
 
 /* Waking up */

@@ -81,7 +81,7 @@ typedef struct {
   uint64_t events;
   uint64_t crossings;      /* calls from Python into C */
   int64_t idle_ns;         /* slept in the poll; less uv_hrtime() during a
-                              sleep, and so negative */
+                              sleep, and so negative: see pa_read_times */
   uint64_t idle_changes;   /* odd while idle_ns is being changed */
   uint64_t incoming_tcp;   /* open connections */
   uint64_t outgoing_tcp;
@@ -92,12 +92,20 @@ typedef struct {
 } pa_counters;
 
 typedef struct {
+  int64_t now;   /* uv_hrtime() */
+  int64_t idle;  /* nanoseconds slept in the poll until then */
+} pa_times;
+
+typedef struct {
   int32_t kind;
   int32_t slot;
   int32_t active;
   int32_t referenced;
   int32_t closing;
 } pa_handle_status;
+
+/* For any thread. running: a thread may be changing the counters now. */
+pa_times pa_read_times(const pa_counters *counters, int running);
 
 /* Returns 0 and sets *place, or returns an error. */
 int pa_loop_new(pa_counters *counters, pa_loop **place);

@@ -27,9 +27,14 @@
 #define ARENA_SIZE ((size_t) 16 << 20)
 /* What one handle may use of it, in one iteration. */
 #define TURN_SIZE_MAX ((size_t) 3 << 19)
-/* Where so much is read already, no handle has its turn. What is read is to be
- * in the processor's caches still when Python gets it. */
+/* When the turns of an iteration have read this much, the others wait for the
+ * next iteration, because what is read is to be in the processor's caches still
+ * when Python gets it. What was read in the poll does not count: else many
+ * small readers would keep those with much to read from ever having a turn. */
 #define TURNS_SIZE ((size_t) 128 << 10)
+/* What reads in the poll leave of the arena: room for one more of them and for
+ * the turns, the last of which may begin just below TURNS_SIZE. */
+#define POLL_READS_SIZE (ARENA_SIZE - 2 * TURN_SIZE_MAX - TURNS_SIZE)
 /* Handles that last had less than this to read do not wait for a turn. */
 #define MUCH ((size_t) 4 << 10)
 
@@ -237,13 +242,20 @@ void pa_forget_abandoned(void);
 /* To be called after uv_close. */
 void pa_poller_close(uv_handle_t *handle);
 
-/* A sleep begins (-1) or ends (1). The thread may be preempted behind the look
- * at the clock: who reads the counters meanwhile must not take the old value. */
+/* A sleep begins (-1) or ends (1). Any thread may read idle_ns meanwhile: see
+ * pa_read_times. The changes are the sequence number of a seqlock with one
+ * writer, in C11's memory model (Boehm, "Can seqlocks get along with
+ * programming language memory models?", 2012). */
 static inline void pa_change_idle(pa_counters *counters, int sign) {
   uint64_t changes = counters->idle_changes;
+  int64_t idle;
 
-  __atomic_store_n(&counters->idle_changes, changes + 1, __ATOMIC_SEQ_CST);
-  counters->idle_ns += sign * (int64_t) uv_hrtime();
+  __atomic_store_n(&counters->idle_changes, changes + 1, __ATOMIC_RELAXED);
+  __atomic_thread_fence(__ATOMIC_RELEASE);
+  /* The clock is read behind the mark, because the thread may be preempted
+   * after the look at it: a reader must not take the old value then. */
+  idle = counters->idle_ns + sign * (int64_t) uv_hrtime();
+  __atomic_store_n(&counters->idle_ns, idle, __ATOMIC_RELAXED);
   __atomic_store_n(&counters->idle_changes, changes + 2, __ATOMIC_RELEASE);
 }
 

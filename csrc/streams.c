@@ -1,8 +1,10 @@
 /* Connected streams: reading into the arena, writing at once or queued, and
  * the ways in which they end. */
+#define _GNU_SOURCE  /* IOV_MAX */
 #include "pyasync.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -112,7 +114,8 @@ static void received(pa_loop *loop, int slot, ssize_t size) {
     push_end(loop, slot, size);
 }
 
-/* What the peer has sent before a write failed is told before that is. */
+/* Deliver data that arrived before the failed write first; report the failure
+ * after it. */
 static void write_failed(pa_loop *loop, int slot, int error) {
   pa_slot *entry = &loop->slots[slot];
 
@@ -315,6 +318,19 @@ static int queue_write(pa_loop *loop, uv_stream_t *stream, uint32_t index,
   return error;
 }
 
+/* Python calls the callback of each write that no PA_HELD has named. These
+ * writes are lost, from the part at index - 1 on: their callbacks wait, until
+ * Python has walked the error and drops them. */
+static void lose_writes(pa_loop *loop, int slot, uint32_t index) {
+  while (index != 0) {
+    const pa_write_part *part = &loop->parts[index - 1];
+
+    if (part->callback)
+      pa_push(loop, PA_HELD, slot, part->callback - 1, 0);
+    index = part->next;
+  }
+}
+
 /* Queues what the kernel has not taken: all but the first sent bytes of the
  * parts from first on. A write with a callback ends its request. An empty
  * write is done when what was written before it is. */
@@ -347,13 +363,41 @@ static void queue_rest(pa_loop *loop, uv_stream_t *stream, uint32_t first,
     error = queue_write(loop, stream, start, offset, size - offset,
                         callback != 0);
   }
-  if (error != 0)
+  if (error != 0) {
+    lose_writes(loop, slot, index);
     write_failed(loop, slot, error);
+  }
+}
+
+/* Hands the kernel as much of the buffers as it takes. Returns how much, or an
+ * error. libuv takes IOV_MAX buffers at a time and drops the rest of the array:
+ * that is no sign that the kernel is full. */
+static ssize_t try_write(uv_stream_t *stream, const uv_buf_t *buffers,
+                         size_t count) {
+  ssize_t total = 0;
+
+  while (count > 0) {
+    unsigned some = count < IOV_MAX ? (unsigned) count : IOV_MAX;
+    int sent = uv_try_write(stream, buffers, some);
+    size_t size = 0;
+
+    if (sent == UV_EAGAIN)
+      break;
+    if (sent < 0)
+      return sent;
+    total += sent;
+    count -= some;
+    while (some-- > 0)
+      size += (buffers++)->len;
+    if ((size_t) sent < size)
+      break;
+  }
+  return total;
 }
 
 /* Fills loop->buffers with the parts from index on, and joins those that lie
  * side by side; returns the number of buffers. */
-static unsigned gather(pa_loop *loop, uint32_t index, size_t *total) {
+static size_t gather(pa_loop *loop, uint32_t index, size_t *total) {
   size_t count = 0;
 
   *total = 0;
@@ -375,23 +419,25 @@ static unsigned gather(pa_loop *loop, uint32_t index, size_t *total) {
     *total += part->size;
     index = part->next;
   }
-  return (unsigned) count;
+  return count;
 }
 
 void pa_write_flush(pa_loop *loop, int slot) {
   pa_slot *entry = &loop->slots[slot];
   uv_stream_t *stream = (uv_stream_t *) entry->handle;
   uint32_t first = entry->writes;
-  unsigned count;
+  size_t count;
   size_t total;
   int must_wait;
-  int sent = 0;
+  ssize_t sent = 0;
 
   if (first == 0)
     return;
   entry->writes = 0;
-  if ((entry->flags & PA_BROKEN) || uv_is_closing((uv_handle_t *) stream))
+  if ((entry->flags & PA_BROKEN) || uv_is_closing((uv_handle_t *) stream)) {
+    lose_writes(loop, slot, first);
     return;
+  }
   if (entry->kind == PA_UDP) {
     pa_udp_send(loop, slot, first);
     return;
@@ -402,11 +448,10 @@ void pa_write_flush(pa_loop *loop, int slot) {
     entry->flags |= PA_LARGE;
   entry->flags |= PA_WROTE;
   if (total > 0 && !must_wait)
-    sent = uv_try_write(stream, loop->buffers, count);
-  if (sent == UV_EAGAIN)
-    sent = 0;
+    sent = try_write(stream, loop->buffers, count);
   if (sent < 0) {
-    write_failed(loop, slot, sent);
+    lose_writes(loop, slot, first);
+    write_failed(loop, slot, (int) sent);
     return;
   }
   loop->counters->bytes_written += (uint64_t) sent;

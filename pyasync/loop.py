@@ -220,15 +220,8 @@ class Loop:
     def stats(self) -> Stats:
         """Return a snapshot of the counters; from any thread, also after the loop has ended."""
         counters = self._counters
-        while True:
-            changes = counters.idle_changes
-            idle = counters.idle_ns
-            now = self._ended or monotonic_ns()
-            if (changes % 2 == 0 and counters.idle_changes == changes) or self._forked:
-                break
-            sleep(0)  # the loop's thread was changing it: let it
-        if idle < 0:
-            idle += now
+        times = lib.pa_read_times(counters, not (self._ended or self._forked))
+        now, idle = self._ended or times.now, times.idle
         handles = {name: counters.handles[kind] for kind, name in _HANDLE_KINDS.items()}
         handles["timer"] = self._deadlines.armed
         handles.update((kind, len(found)) for kind, found in self._python_handles.items())
