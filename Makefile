@@ -9,7 +9,7 @@ C1M_ARGS   ?=
 TEST_ARGS  ?=
 
 BUILT_FROM := setup.py pyproject.toml build_libuv.py $(wildcard csrc/*)
-MODULES    := $(wildcard pyasync/*.py)
+MODULES    := $(wildcard pyasync/*.py pyasync/*/*.py)
 
 # What the machine must have, and what some tests use when it is there: a check, and the Debian
 # packages to install when it fails.

@@ -323,6 +323,7 @@ int pa_run(pa_loop *loop, int wait, int64_t due, int timers_referenced,
            const int64_t *operations, int count, const char *payload) {
   int alive;
 
+  loop->crossings++;
   loop->counters->crossings++;
   loop->counters->iterations++;
   take_late_events(loop);
@@ -349,11 +350,17 @@ int pa_run(pa_loop *loop, int wait, int64_t due, int timers_referenced,
   return alive ? loop->events.count : ~loop->events.count;
 }
 
-void pa_submit(pa_loop *loop, const int64_t *operations, int count,
-               const char *payload) {
+static void submit(pa_loop *loop, const int64_t *operations, int count,
+                   const char *payload) {
   loop->counters->crossings++;
   perform(loop, operations, count, payload);
   pa_write_flush_all(loop);
+}
+
+void pa_submit(pa_loop *loop, const int64_t *operations, int count,
+               const char *payload) {
+  loop->crossings++;
+  submit(loop, operations, count, payload);
 }
 
 void pa_write(pa_loop *loop, int slot, const char *data, size_t size,
@@ -364,6 +371,7 @@ void pa_write(pa_loop *loop, int slot, const char *data, size_t size,
 void pa_submit_and_write(pa_loop *loop, const int64_t *operations, int count,
                          const char *payload, int slot, const char *data,
                          size_t size, int callback) {
+  loop->crossings++;
   loop->counters->crossings++;
   perform(loop, operations, count, payload);
   pa_write_add(loop, slot, data, size, callback);
@@ -375,7 +383,7 @@ void pa_submit_and_write(pa_loop *loop, const int64_t *operations, int count,
   void name(pa_loop *loop, int slot, int64_t value) {     \
     int64_t operations[] = {operation, slot, value};      \
                                                           \
-    pa_submit(loop, operations, 1, NULL);                 \
+    submit(loop, operations, 1, NULL);                    \
   }
 
 OPERATION(pa_close, PA_CLOSE)
@@ -383,6 +391,14 @@ OPERATION(pa_shutdown, PA_SHUTDOWN)
 OPERATION(pa_read_start, PA_READ_START)
 OPERATION(pa_read_stop, PA_READ_STOP)
 OPERATION(pa_accept, PA_ACCEPT)
+
+uint64_t pa_crossings(pa_loop *loop) {
+  return loop->crossings;
+}
+
+int pa_event_count(pa_loop *loop) {
+  return loop->events.count;
+}
 
 int pa_events(pa_loop *loop, pa_event **items) {
   loop->counters->crossings++;
@@ -614,7 +630,7 @@ static void close_walked(uv_handle_t *handle, void *loop) {
 #define CLOSE_WAIT_MS 1000
 
 /* Depends on nothing that Python has seen or not seen. */
-int pa_loop_close(pa_loop *loop) {
+static int close_loop(pa_loop *loop) {
   int waited;
 
   loop->closing = 1;
@@ -642,4 +658,12 @@ int pa_loop_close(pa_loop *loop) {
   free(loop->buffers);
   free(loop);
   return 0;
+}
+
+int pa_loop_close(pa_loop **place) {
+  pa_loop *loop = *place;
+
+  /* Here, so that no exception of Python's can come in between. */
+  *place = NULL;
+  return loop == NULL ? 0 : close_loop(loop);
 }

@@ -109,9 +109,10 @@ pa_times pa_read_times(const pa_counters *counters, int running);
 
 /* Returns 0 and sets *place, or returns an error. */
 int pa_loop_new(pa_counters *counters, pa_loop **place);
-/* Closes every handle and frees the loop. Returns nonzero if it could not free
- * all, because a thread of libuv's pool still works on a request of it. */
-int pa_loop_close(pa_loop *loop);
+/* Closes every handle and frees the loop, and sets *place to NULL: where that
+ * is NULL already, it does nothing. Returns nonzero if it could not free all,
+ * because a thread of libuv's pool still works on a request of it. */
+int pa_loop_close(pa_loop **place);
 
 /* Performs the operations and runs one iteration, which sleeps for events
  * only if wait is nonzero, and until due, in milliseconds of uv_now() (-1: no
@@ -129,9 +130,13 @@ void pa_read_start(pa_loop *loop, int slot, int64_t value);
 void pa_read_stop(pa_loop *loop, int slot, int64_t value);
 void pa_accept(pa_loop *loop, int slot, int64_t value);
 
+/* How often pa_run, pa_submit, pa_write and pa_submit_and_write have been called. */
+uint64_t pa_crossings(pa_loop *loop);
 /* Where the events of the last pa_run are; returns for how many there is
  * room. It moves only in a pa_run that returns more events than that. */
 int pa_events(pa_loop *loop, pa_event **items);
+/* How many they are, for a caller that has lost what pa_run returned. */
+int pa_event_count(pa_loop *loop);
 char *pa_arena(pa_loop *loop);
 size_t pa_arena_size(void);
 

@@ -107,6 +107,7 @@ typedef struct pa_signal_use {
 struct pa_loop {
   uv_loop_t uv;
   pa_counters *counters;
+  uint64_t crossings;  /* see pa_crossings */
   int in_pa_run;
   int in_uv_run;
   int closing;

@@ -8,6 +8,7 @@ from pyasync.async_stream import AsyncStream
 from pyasync.counters import Stats
 from pyasync.dns import dns_lookup, dns_lookup_all, reverse_dns_lookup
 from pyasync.errors import (
+    CallbackError,
     DnsError,
     EventError,
     EventFreed,
@@ -107,6 +108,7 @@ __all__ = [
     "PIPE",
     "STREAM",
     "AsyncStream",
+    "CallbackError",
     "DnsError",
     "Event",
     "EventError",

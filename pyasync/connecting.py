@@ -12,7 +12,7 @@ from typing import Any
 from pyasync._ffi import ffi, lib
 from pyasync.dns import Address, Lookup
 from pyasync.errors import SocketError, message, socket_error
-from pyasync.timers import Event, background_timer
+from pyasync._core.deadlines import Timer, background_timer
 
 #: RFC 8305, section 5: Connection Attempt Delay, in seconds.
 ATTEMPT_DELAY = 0.25
@@ -43,7 +43,7 @@ class Connector:
         self.addresses: list[Address] = []
         self.attempts: list[Attempt] = []
         self.failures: list[tuple[str, int]] = []
-        self.timer: Event | None = None
+        self.timer: Timer | None = None
         self.lookup: Lookup | None = Lookup(self.loop, host, 0, self._on_found, self._on_not_found)
 
     def close(self) -> None:
@@ -51,7 +51,7 @@ class Connector:
         if self.lookup is not None:
             self.lookup.close()
         if self.timer is not None:
-            self.timer.free()
+            self.timer.stop()
         for attempt in self.attempts:
             attempt.close()
         self.attempts.clear()
@@ -68,7 +68,7 @@ class Connector:
 
     def _try_next(self) -> None:
         if self.timer is not None:
-            self.timer.free()
+            self.timer.stop()
             self.timer = None
         while self.addresses:
             _, address = self.addresses.pop(0)
@@ -115,10 +115,10 @@ class Attempt:
         self.connector = connector
         self.slot = slot
         self.address = address
-        connector.loop._register(slot, self)
+        connector.loop.register(slot, self)
 
     def close(self) -> None:
-        self.connector.loop._queue((lib.PA_CLOSE, self.slot, 1, b"", None))
+        self.connector.loop.queue((lib.PA_CLOSE, self.slot, 1, b"", None))
 
     def _on_event(self, kind: int, value: int, data: int) -> None:
         if kind == lib.PA_CONNECTED:
@@ -138,5 +138,5 @@ def connect(loop: Any, address: str, port: int, local: tuple[str | None, int]) -
     """Begin to connect to a numeric address; return the slot, or libuv's error."""
     host, local_port = local
     local_host = ffi.NULL if host is None else host.encode()
-    slot: int = lib.pa_tcp_connect(loop._c, address.encode(), port, local_host, local_port)
+    slot: int = lib.pa_tcp_connect(loop.c, address.encode(), port, local_host, local_port)
     return slot

@@ -35,6 +35,20 @@ class EventError(EventInfo):
         return getattr(self, "strerror", None) or str(self)
 
 
+class CallbackError(EventError):
+    """A callback has raised, and ``catch_app_errors=True`` lets the loop go on.
+
+    ``error`` (also ``__cause__``) is the exception, ``owner`` the handle, timer or request whose
+    callback it was, and ``socket`` the same if that is a socket or server, else None.
+    """
+
+    def __init__(self, error: Exception, owner: Any) -> None:
+        super().__init__(f"{type(error).__name__}: {error}")
+        self.error = self.__cause__ = error
+        self.owner = owner
+        self.socket = owner if hasattr(owner, "sockname") else None
+
+
 class EventLoopNotRunning(EventError, RuntimeError):
     """The call needs a running event loop in this thread, or its own is over."""
 

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 from pyasync._ffi import ffi, lib
 from pyasync.errors import FilesystemError, filesystem_error
 from pyasync.handles import StrOrBytesPath, c_string, optional_callable, require_callable
-from pyasync.loop import PYPY, EventCallback, get_loop
+from pyasync._core.engine import PYPY
+from pyasync.loop import EventCallback, get_loop
 from pyasync.requests import Request
 
 __all__ = [
@@ -108,7 +109,7 @@ class CloseRequest(FsRequest):
     def close(self) -> None:
         """Forget the request: its callback is not called. The descriptor is closed all the same."""
         if not self.closed:
-            self._loop._check_thread()
+            self._loop.check_thread()
             self._callback = None
 
 

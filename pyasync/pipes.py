@@ -16,7 +16,7 @@ from pyasync.loop import EventCallback, get_loop, logger
 from pyasync.sockets import Server, Socket
 from pyasync.stream_state import UNCONNECTED, Data, Settings, WriteCallback, require_timeout
 from pyasync.tcp import adopt, listen, require_max_connections
-from pyasync.timers import Event
+from pyasync._core.deadlines import Timer
 
 ReadCallback = Callable[["PipeSocket", Any], object]
 SocketCallback = Callable[["PipeSocket"], object]
@@ -118,7 +118,7 @@ def pipe_server(
         read_timeout=read_timeout,
         write_timeout=write_timeout,
     )
-    loop._submit()
+    loop.submit()
     if fd is None:
         if name is None:
             raise TypeError("a name is needed, or a descriptor")
@@ -234,11 +234,11 @@ class _PipeConnector:
     def __init__(self, socket: PipeSocket, path: str | bytes) -> None:
         self._socket = socket
         self._path = path
-        self._timer = Event(socket._loop, self._connect)
-        self._timer.add()
+        self._timer = Timer(socket._loop, self._connect)
+        self._timer.start()
 
     def close(self) -> None:
-        self._timer.free()
+        self._timer.stop()
 
     def _connect(self) -> None:
         loop = self._socket._loop
@@ -246,9 +246,9 @@ class _PipeConnector:
             with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as sock:
                 sock.setblocking(False)
                 sock.connect(self._path)
-                slot = check(lib.pa_open(loop._c, sock.detach(), lib.PA_PIPE))
+                slot = check(lib.pa_open(loop.c, sock.detach(), lib.PA_PIPE))
         except BlockingIOError:
-            self._timer.add(CONNECT_RETRY)
+            self._timer.start(CONNECT_RETRY)
         except OSError as error:
             self._socket._fail_with(_pipe_error(error, self._path))
         else:

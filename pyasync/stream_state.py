@@ -7,16 +7,17 @@ from collections.abc import Callable
 from typing import Any, Union
 
 from pyasync.handles import optional_callable, require_callable
-from pyasync.loop import MAX_TIME, STREAM_CLOSED, STREAM_FAILED, EventCallback, Loop
+from pyasync._core.deadlines import MAX_TIME, Timer
+from pyasync._core.engine import CLOSED, FAILED
+from pyasync.loop import EventCallback, Loop
 from pyasync.timeouts import Linger, ReadTimeout, WriteTimeout
-from pyasync.timers import Event
 
 Data = Union[bytes, bytearray, memoryview, str]
 WriteCallback = Callable[[Any], object]
 
 # The flags of Stream._state.
-CLOSED = STREAM_CLOSED  # close() was called, or pyasync has closed it
-FAILED = STREAM_FAILED  # what was written is lost
+# CLOSED, 1: close() was called, or pyasync has closed it
+# FAILED, 16: what was written is lost
 ENDED = 2  # the peer's end of stream has been reported
 SHUT = 4  # shutdown() was called
 CONNECTING = 8
@@ -138,7 +139,7 @@ class Rare:
         #: What has been written and is held back, and its size in bytes.
         self.held: deque[tuple[bytes | memoryview, WriteCallback | None]] = deque()
         self.held_size = 0
-        self.connect_timer: Event | None = None
+        self.connect_timer: Timer | None = None
         #: What is trying to connect an unconnected socket: it has a close().
         self.connector: Any = None
         #: Of a socket without a handle: whether that will keep the loop running.
@@ -160,7 +161,7 @@ class Rare:
 
     def stop_timeouts(self) -> None:
         if self.connect_timer is not None:
-            self.connect_timer.free()
+            self.connect_timer.stop()
         if self.read_timeout is not None:
             self.read_timeout.stop()
         if self.write_timeout is not None:

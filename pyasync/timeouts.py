@@ -11,8 +11,8 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from pyasync.errors import SocketTimeout
-from pyasync.loop import STREAM_FAILED as FAILED
-from pyasync.timers import background_timer
+from pyasync._core.deadlines import background_timer
+from pyasync._core.engine import FAILED
 
 if TYPE_CHECKING:
     from pyasync.streams import Stream
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def time_out(stream: Stream, reason: str, *, force: bool) -> None:
     """Report a `SocketTimeout`, and close the stream."""
-    stream._loop._tell(stream, SocketTimeout(errno.ETIMEDOUT, reason), stream)
+    stream._loop.report(stream, SocketTimeout(errno.ETIMEDOUT, reason), stream)
     stream.close(force=force)
 
 
@@ -37,12 +37,12 @@ class ReadTimeout:
         self._timer = background_timer(stream._loop, self._fired, timeout)
 
     def stop(self) -> None:
-        self._timer.free()
+        self._timer.stop()
 
     def _fired(self) -> None:
         left = self.read_at + self._timeout - monotonic()
         if left > 0:
-            self._timer.add(left)
+            self._timer.start(left)
         else:
             time_out(self._stream, f"nothing was read for {self._timeout:g} seconds", force=False)
 
@@ -60,7 +60,7 @@ class WriteTimeout:
         self._timer = background_timer(stream._loop, self._fired, timeout)
 
     def stop(self) -> None:
-        self._timer.free()
+        self._timer.stop()
 
     def _fired(self) -> None:
         size = self._stream._refused_size()
@@ -68,7 +68,7 @@ class WriteTimeout:
             self._stream._stop_write_timeout()
         elif size < self.size:
             self.size = size
-            self._timer.add(self._timeout)
+            self._timer.start(self._timeout)
         else:
             time_out(
                 self._stream, f"the peer took nothing for {self._timeout:g} seconds", force=True
@@ -87,7 +87,7 @@ class Linger:
         self._timer = background_timer(stream._loop, self._fired, seconds)
 
     def stop(self) -> None:
-        self._timer.free()
+        self._timer.stop()
 
     def _size_left(self) -> int:
         return self._stream._waiting_size() + self._stream._unsent_size()
@@ -96,7 +96,7 @@ class Linger:
         before, self._left = self._left, self._size_left()
         size = self._stream._waiting_size()
         if self._left < before and self._seconds > 0:
-            self._timer.add(self._seconds)  # the peer still reads
+            self._timer.start(self._seconds)  # the peer still reads
         elif size > 0 and not self._stream._state & FAILED:  # of which it has been told
             time_out(
                 self._stream,

@@ -11,10 +11,10 @@ from threading import get_ident
 from time import monotonic
 from typing import Any
 
-from pyasync.deadlines import SLACK, Bucket
+from pyasync._core.deadlines import Timer, due_in
 from pyasync.errors import EventFreed
 from pyasync.handles import optional_callable, require_callable
-from pyasync.loop import EventCallback, Loop, due_in, get_loop
+from pyasync.loop import EventCallback, Loop, get_loop
 
 Callback = Callable[[], object]
 
@@ -22,29 +22,24 @@ Callback = Callable[[], object]
 MIN_INTERVAL = 1e-6
 
 
-class Event:
+class Event(Timer):
     """A callback that can be armed to run once, after a time, any number of times.
 
     Events due at the same time run in the order in which they were armed; none runs early.
     """
 
-    # Four fields, since programs hold very many of these. _options is a pair of event_cb and
-    # whether the event is referenced, where these are not None and True.
-    __slots__ = ("_bucket", "_callback", "_loop", "_options")
+    __slots__ = ()
+
+    _loop: Loop
 
     def __init__(
         self, loop: Loop, callback: Callback, event_cb: EventCallback | None = None
     ) -> None:
         if not callable(callback):
             require_callable("callback", callback)
-        self._loop = loop
-        self._callback: Callback | None = callback
-        #: Where the event waits while it is armed.
-        self._bucket: Bucket | None = None
-        self._options: tuple[EventCallback | None, bool] | None = None
         if event_cb is not None:
             require_callable("event_cb", event_cb)
-            self._options = (event_cb, True)
+        super().__init__(loop, callback, event_cb)
 
     def add(self, timeout: float | None = None) -> None:
         """Arm the event to run its callback after ``timeout`` seconds; None: as soon as possible.
@@ -52,51 +47,24 @@ class Event:
         An event that is armed already is armed anew. Raises `EventFreed`, `EventLoopNotRunning`
         when its loop has ended, and `ValueError` for a time that is negative or no number.
         """
-        self._loop._check_thread()
+        self._loop.check_thread()
         if self._callback is None:
             raise EventFreed("the event has been freed")
-        due = 0 if timeout is None else due_in(timeout)
-        self._disarm()
-        self._arm(due)
-
-    def _arm(self, due: int) -> None:
-        deadlines = self._loop._deadlines
-        bucket = deadlines.buckets.get(due)
-        if bucket is None:
-            bucket = deadlines.open(due, self)
-        else:
-            bucket.append(self)
-        self._bucket = bucket
-        deadlines.armed += 1
-        if self._options is not None and not self._options[1]:
-            deadlines.unreferenced += 1
-
-    def _disarm(self) -> None:
-        if self._bucket is not None:
-            deadlines = self._loop._deadlines
-            self._bucket = None
-            deadlines.armed -= 1
-            deadlines.dead += 1
-            if self._options is not None and not self._options[1]:
-                deadlines.unreferenced -= 1
-            if deadlines.dead > deadlines.armed + SLACK:
-                deadlines.compact()
+        self.start(timeout)
 
     def remove(self) -> None:
         """Disarm the event; it can be added again. Raises `EventFreed`."""
-        self._loop._check_thread()
+        self._loop.check_thread()
         if self._callback is None:
             raise EventFreed("the event has been freed")
-        self._disarm()
+        self._loop.deadlines.disarm(self)
 
     def free(self) -> None:
         """Disarm the event for good. Freeing twice does nothing."""
         loop = self._loop
-        if loop._thread == get_ident():
-            self._disarm()
-        elif loop._thread is not None:
-            loop._refuse()
-        self._callback = None
+        if loop.thread != get_ident() and loop.thread is not None:
+            loop.refuse()
+        self.stop()
 
     close = free
 
@@ -108,12 +76,12 @@ class Event:
     @property
     def closed(self) -> bool:
         """Whether the event has been freed, or its loop has ended."""
-        return self._callback is None or self._loop._thread is None
+        return self._callback is None or self._loop.thread is None
 
     @property
     def remaining(self) -> float | None:
         """Seconds until the callback runs, at the earliest; None if the event is not armed."""
-        self._loop._check_thread()
+        self._loop.check_thread()
         if self._bucket is None:
             return None
         due: int = self._bucket[0]
@@ -128,22 +96,17 @@ class Event:
         self._reference(False)
 
     def _reference(self, referenced: bool) -> None:
-        self._loop._check_thread()
+        self._loop.check_thread()
         if self._callback is None:
             raise EventFreed("the event has been freed")
-        if self._bucket is not None:
-            self._loop._deadlines.unreferenced += self.has_ref - referenced
         event_cb = self._event_cb
-        self._options = None if event_cb is None and referenced else (event_cb, referenced)
+        options = None if event_cb is None and referenced else (event_cb, referenced)
+        self._loop.deadlines.set_options(self, options)
 
     @property
     def has_ref(self) -> bool:
         """Whether the event keeps the loop running while it is armed."""
         return self._options is None or self._options[1]
-
-    @property
-    def _event_cb(self) -> EventCallback | None:
-        return None if self._options is None else self._options[0]
 
 
 class Interval:
@@ -212,7 +175,7 @@ def delay(
     second
     """
     event = Event(get_loop(), callback, event_cb)
-    event._arm(0 if time is None else due_in(time))
+    event._loop.deadlines.arm(event, 0 if time is None else due_in(time))
     return event
 
 
@@ -264,11 +227,3 @@ def make_event(callback: Callback, *, event_cb: EventCallback | None = None) -> 
     """Return an `Event` that is not armed: see `Event.add`. Raises `EventLoopNotRunning`."""
     optional_callable("event_cb", event_cb)
     return Event(get_loop(), callback, event_cb)
-
-
-def background_timer(loop: Loop, callback: Callback, seconds: float) -> Event:
-    """Return an armed event of the package's own, for something that keeps the loop running."""
-    event = Event(loop, callback)
-    event.unref()
-    event.add(seconds)
-    return event

@@ -11,7 +11,7 @@ from typing import Any
 
 from pyasync._ffi import ffi
 from pyasync.errors import TcpSslError
-from pyasync.loop import PYPY
+from pyasync._core.engine import PYPY
 
 # The phases of a connection, in order.
 HANDSHAKE = 0  # also before there is a connection

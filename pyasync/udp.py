@@ -88,7 +88,7 @@ class UdpSocket(Named, PlainHandle):
         self._waiting: deque[Any] = deque()
         #: For the application to use as it likes.
         self.data: Any = None
-        super().__init__(loop, check(lib.pa_udp_open(loop._c, sock.detach())), event_cb)
+        super().__init__(loop, check(lib.pa_udp_open(loop.c, sock.detach())), event_cb)
 
     # Sending
 
@@ -118,7 +118,7 @@ class UdpSocket(Named, PlainHandle):
         before it (EDESTADDRREQ); and `SocketClosed`.
         """
         loop = self._loop
-        if self._slot < 0 or loop._thread != get_ident():
+        if self._slot < 0 or loop.thread != get_ident():
             self._open_slot()
         target = self._targets.get(address)
         if target is None:
@@ -132,11 +132,11 @@ class UdpSocket(Named, PlainHandle):
         datagram = target + data
         size = len(datagram)
         callback = None if write_cb is None else (self, write_cb)
-        if size <= loop._inline_limit:
+        if size <= loop.inline_limit:
             kind = WRITE if callback is None else WRITE_CALLBACK
-            loop._queue((kind, self._slot, size, datagram, callback))
+            loop.queue((kind, self._slot, size, datagram, callback))
         else:
-            loop._write_now(self._slot, datagram, callback)
+            loop.write_now(self._slot, datagram, callback)
 
     def _check_size(self, size: int, target: bytes) -> None:
         limit = MAX_SIZE[V4] if is_mapped(target) else self._max_size
@@ -173,8 +173,8 @@ class UdpSocket(Named, PlainHandle):
         slot = self._open_slot()
         require_target(host, port)
         address = self._format.numeric(host if numeric_address(host) else self._look_up(host))
-        self._loop._submit()
-        status = lib.pa_udp_connect(self._loop._c, slot, address.encode(), port)
+        self._loop.submit()
+        status = lib.pa_udp_connect(self._loop.c, slot, address.encode(), port)
         if status != 0:
             raise socket_error(status, self, detail=f"{host} port {port}")
         self._targets = {None: TO_PEER}
@@ -192,13 +192,11 @@ class UdpSocket(Named, PlainHandle):
     @property
     def send_queue_size(self) -> int:
         """Bytes of the datagrams that have been sent, and not yet been handed to the kernel."""
-        size: int = lib.pa_udp_send_queue_size(self._loop._c, self._open_slot())
-        operations = self._loop._operations
-        for index in range(0, len(operations), 5):
-            kind, slot, length, datagram = operations[index : index + 4]
-            if slot == self._slot and kind in (WRITE, WRITE_CALLBACK):
-                to_peer = datagram[:2] == TO_PEER
-                size += length - (len(TO_PEER) if to_peer else self._header_size)
+        size: int = lib.pa_udp_send_queue_size(self._loop.c, self._open_slot())
+        # Before `connect` it is a header of the one kind, since then of the other.
+        header = len(TO_PEER) if None in self._targets else self._header_size
+        pending, count = self._loop.pending_size(self._slot)
+        size += pending - count * header
         return size
 
     # The socket
@@ -215,7 +213,7 @@ class UdpSocket(Named, PlainHandle):
         """
         if self._slot >= 0 and self._enter():
             slot, self._slot = self._slot, -1
-            self._loop._queue((lib.PA_CLOSE, slot, 0, b"", None))
+            self._loop.queue((lib.PA_CLOSE, slot, 0, b"", None))
 
     # Options
 
@@ -251,8 +249,8 @@ class UdpSocket(Named, PlainHandle):
             raise ValueError(f"source must be an address of the group's family, not {source!r}")
         where = ffi.NULL if interface is None else interface_of(family, interface)
         whom = ffi.NULL if source is None else source.encode()
-        self._loop._submit()
-        check(lib.pa_udp_membership(self._loop._c, slot, text.encode(), where, whom, join))
+        self._loop.submit()
+        check(lib.pa_udp_membership(self._loop.c, slot, text.encode(), where, whom, join))
 
     def set_multicast_interface(self, interface: str) -> None:
         """Send what goes to multicast groups through this interface.
@@ -262,8 +260,8 @@ class UdpSocket(Named, PlainHandle):
         """
         slot = self._open_slot()
         where = interface_of(self._family, interface)
-        self._loop._submit()
-        check(lib.pa_udp_multicast_interface(self._loop._c, slot, where))
+        self._loop.submit()
+        check(lib.pa_udp_multicast_interface(self._loop.c, slot, where))
 
     def _own(self, name: str, host: str) -> tuple[int, str]:
         require_host(name, host)
@@ -309,7 +307,7 @@ class UdpSocket(Named, PlainHandle):
 
     @broadcast.setter
     def broadcast(self, on: bool) -> None:
-        self._loop._submit()
+        self._loop.submit()
         with self._socket() as sock:
             sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_BROADCAST, bool(on))
 
@@ -321,7 +319,7 @@ class UdpSocket(Named, PlainHandle):
 
     def _set_option(self, of_v4: int, of_v6: int, value: int) -> None:
         self._open_slot()
-        self._loop._submit()  # what was sent before is not concerned
+        self._loop.submit()  # what was sent before is not concerned
         with self._socket() as sock:
             if self._family == V6:
                 sock.setsockopt(sockets.IPPROTO_IPV6, of_v6, value)
@@ -357,9 +355,9 @@ class UdpSocket(Named, PlainHandle):
         elif kind == lib.PA_WRITE_ERROR:
             if data:
                 self._waiting.popleft()
-            self._loop._tell(self, socket_error(value), self)
+            self._loop.report(self, socket_error(value), self)
         elif self._slot >= 0:  # PA_READ_ERROR
-            self._loop._tell(self, socket_error(value), self)
+            self._loop.report(self, socket_error(value), self)
 
 
 def _require_byte(name: str, value: int, least: int) -> None:
@@ -416,7 +414,7 @@ def udp_socket(
     optional_callable("read_cb", read_cb)
     optional_callable("event_cb", event_cb)
     require_port(port)
-    loop._submit()  # a socket that was closed just now may have held the address
+    loop.submit()  # a socket that was closed just now may have held the address
     sock = bind(bind_address, port, reuse_port, sockets.SOCK_DGRAM)
     with sock:
         sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_BROADCAST, broadcast)
