@@ -10,11 +10,13 @@ from struct import Struct
 from typing import Any, Union
 
 from pyasync._ffi import lib
-from pyasync.dns import numeric_address, require_host
-from pyasync.tcp import require_port
+from pyasync.arguments import require_host, require_port
 
 #: As the `socket` module has it: (host, port), of IPv6 (host, port, flowinfo, scope_id).
 Address = Union["tuple[str, int]", "tuple[str, int, int, int]"]
+
+#: An address family of the `socket` module, and a numeric address.
+NumericAddress = tuple[int, str]
 
 V4, V6 = sockets.AF_INET, sockets.AF_INET6
 
@@ -26,6 +28,24 @@ TO_PEER = Struct("=H").pack(sockets.AF_UNSPEC)
 
 _IN = Struct("=H2s4s")
 _IN6 = Struct("=H2s4s16sI")
+
+
+def numeric_address(host: str) -> NumericAddress | None:
+    """Return the address, in its usual form, if the host is one and needs no lookup."""
+    if "\0" in host:
+        raise ValueError(f"a host must not have zero bytes: {host!r}")  # C would see it end there
+    address, percent, scope = host.partition("%")
+    try:
+        if not percent:
+            return sockets.AF_INET, sockets.inet_ntoa(sockets.inet_pton(sockets.AF_INET, host))
+    except OSError:
+        pass
+    try:
+        packed = sockets.inet_pton(sockets.AF_INET6, address)
+    except OSError:
+        return None
+    # Only an address of IPv6 may have a %scope (RFC 4007).
+    return sockets.AF_INET6, sockets.inet_ntop(sockets.AF_INET6, packed) + percent + scope
 
 
 class AddressFormat:

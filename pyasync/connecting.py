@@ -10,7 +10,8 @@ import errno
 from typing import Any
 
 from pyasync._ffi import ffi, lib
-from pyasync.dns import Address, Lookup
+from pyasync.addresses import NumericAddress
+from pyasync.dns import Lookup
 from pyasync.errors import SocketError, message, socket_error
 from pyasync.timers import Event, background_timer
 
@@ -18,7 +19,7 @@ from pyasync.timers import Event, background_timer
 ATTEMPT_DELAY = 0.25
 
 
-def interleave(addresses: list[Address]) -> list[Address]:
+def interleave(addresses: list[NumericAddress]) -> list[NumericAddress]:
     """Return the addresses with families in turn, the first one's first (RFC 8305, section 4)."""
     if not addresses:
         return []
@@ -40,7 +41,7 @@ class Connector:
         self.host = host
         self.port = port
         self.local = local
-        self.addresses: list[Address] = []
+        self.addresses: list[NumericAddress] = []
         self.attempts: list[Attempt] = []
         self.failures: list[tuple[str, int]] = []
         self.timer: Event | None = None
@@ -61,7 +62,7 @@ class Connector:
         self.lookup = None
         self.socket._fail_with(error)
 
-    def _on_found(self, addresses: list[Address]) -> None:
+    def _on_found(self, addresses: list[NumericAddress]) -> None:
         self.lookup = None
         self.addresses = interleave(addresses)
         self._try_next()

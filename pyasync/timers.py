@@ -11,9 +11,9 @@ from threading import get_ident
 from time import monotonic
 from typing import Any
 
+from pyasync.arguments import optional_callable, require_callable
 from pyasync.deadlines import SLACK, Bucket
 from pyasync.errors import EventFreed
-from pyasync.handles import optional_callable, require_callable
 from pyasync.loop import EventCallback, Loop, due_in, get_loop
 
 Callback = Callable[[], object]

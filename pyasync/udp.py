@@ -24,16 +24,17 @@ from pyasync.addresses import (
     AddressFormat,
     interface_of,
     is_mapped,
+    numeric_address,
     require_target,
 )
-from pyasync.dns import numeric_address, require_host
+from pyasync.arguments import optional_callable, require_host, require_port
 from pyasync.errors import DnsError, SocketClosed, check, socket_error
-from pyasync.handles import PlainHandle, optional_callable
+from pyasync.handles import PlainHandle
 from pyasync.loop import EventCallback, Loop, get_loop
+from pyasync.socket_setup import bind
 from pyasync.sockets import Named
 from pyasync.stream_state import Data, WriteCallback
 from pyasync.streams import call_kept_callback, keep_callback, part_of
-from pyasync.tcp import bind, require_port
 
 ReadCallback = Callable[["UdpSocket", bytes, Any], object]
 
