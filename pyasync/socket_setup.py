@@ -6,7 +6,7 @@ import errno
 import os
 import socket as sockets
 
-from pyasync.errors import SocketAddressInUse, TcpServerBindError
+from pyasync.errors import SocketAddressInUse, TcpServerBindError, libuv_number
 
 
 def bind(
@@ -46,6 +46,7 @@ def bind_error(error: OSError, address: str | None, port: int) -> TcpServerBindE
     result = kind(error.errno, f"{error.strerror}: {address or '*'} port {port}")
     result.address = address
     result.port = port
+    result._errcode = libuv_number(error)  # errno may be one of getaddrinfo(3)
     return result
 
 
