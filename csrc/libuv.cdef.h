@@ -41,4 +41,6 @@ typedef struct {
 enum uv_poll_event { UV_READABLE, UV_WRITABLE, UV_DISCONNECT, ... };
 
 /* if_nametoindex(3): PyPy has none. */
+#define IF_NAMESIZE ...
 unsigned int if_nametoindex(const char *name);
+char *if_indextoname(unsigned int index, char *name);

@@ -10,7 +10,7 @@ import errno
 from typing import Any
 
 from pyasync._ffi import ffi, lib
-from pyasync.addresses import NumericAddress
+from pyasync.addresses import NumericAddress, pack_address
 from pyasync.dns import Lookup
 from pyasync.errors import SocketError, message, socket_error
 from pyasync.timers import Event, background_timer
@@ -73,7 +73,10 @@ class Connector:
             self.timer = None
         while self.addresses:
             _, address = self.addresses.pop(0)
-            slot = connect(self.loop, address, self.port, self.local)
+            try:
+                slot = connect(self.loop, address, self.port, self.local)
+            except ValueError:  # an interface that was there is gone
+                slot = -errno.ENODEV
             if slot < 0:  # a local address of the other family, or one that cannot be bound
                 self.failures.append((address, slot))
                 continue
@@ -136,8 +139,11 @@ class Attempt:
 
 
 def connect(loop: Any, address: str, port: int, local: tuple[str | None, int]) -> int:
-    """Begin to connect to a numeric address; return the slot, or libuv's error."""
+    """Begin to connect to a numeric address; return the slot, or libuv's error.
+
+    Raises `ValueError` if there is no interface of an address's zone.
+    """
     host, local_port = local
-    local_host = ffi.NULL if host is None else host.encode()
-    slot: int = lib.pa_tcp_connect(loop._c, address.encode(), port, local_host, local_port)
+    packed = ffi.NULL if host is None else pack_address(host, local_port)
+    slot: int = lib.pa_tcp_connect(loop._c, pack_address(address, port), packed)
     return slot

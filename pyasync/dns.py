@@ -12,7 +12,7 @@ import socket as sockets
 from collections.abc import Callable
 
 from pyasync._ffi import ffi, lib
-from pyasync.addresses import NumericAddress, numeric_address
+from pyasync.addresses import NumericAddress, numeric_address, pack_address
 from pyasync.arguments import optional_callable, require_callable, require_host
 from pyasync.errors import DnsError, message
 from pyasync.loop import EventCallback, Loop, get_loop
@@ -81,7 +81,7 @@ class ReverseLookup(Request):
         super().__init__(loop, found_cb, event_cb)
         #: The address that is looked up.
         self.ip = ip
-        self._begin(lib.pa_getnameinfo, ip.encode())
+        self._begin(lib.pa_getnameinfo, pack_address(ip, 0))
 
     def _results(self, address: int) -> tuple[str, str]:
         name = lib.pa_getnameinfo_result(address)

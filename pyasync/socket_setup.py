@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import socket as sockets
+from typing import Any
 
+from pyasync.addresses import numeric_address, pack_address, unpack_address
 from pyasync.errors import SocketAddressInUse, TcpServerBindError, libuv_number
 
 
@@ -16,12 +18,16 @@ def bind(
     kind: sockets.SocketKind = sockets.SOCK_STREAM,
 ) -> sockets.socket:
     """Return a socket that is bound to an address; None is every one, of both families."""
+    numeric = None if address is None else numeric_address(address)
+    where: Any
     try:
-        if address is None and sockets.has_dualstack_ipv6():
+        if numeric is not None:
+            family, where = numeric[0], unpack_address(pack_address(numeric[1], port))
+        elif address is None and sockets.has_dualstack_ipv6():
             family, where = sockets.AF_INET6, ("::", port)
         else:
             found = sockets.getaddrinfo(address, port, type=kind, flags=sockets.AI_PASSIVE)
-            family, _, _, _, where = found[0]  # type: ignore[assignment]
+            family, _, _, _, where = found[0]
         sock = sockets.socket(family, kind)
     except OSError as error:
         raise bind_error(error, address, port) from None

@@ -16,7 +16,6 @@ from typing import Any
 
 from pyasync._ffi import ffi, lib
 from pyasync.addresses import (
-    MAPPED,
     TO_PEER,
     V4,
     V6,
@@ -26,6 +25,7 @@ from pyasync.addresses import (
     is_mapped,
     numeric_address,
     require_target,
+    unpack_address,
 )
 from pyasync.arguments import optional_callable, require_host, require_port
 from pyasync.errors import DnsError, SocketClosed, check, socket_error
@@ -173,22 +173,23 @@ class UdpSocket(Named, PlainHandle):
         """
         slot = self._open_slot()
         require_target(host, port)
-        address = self._format.numeric(host if numeric_address(host) else self._look_up(host))
+        where = (host, port) if numeric_address(host) else self._look_up(host, port)
+        target = self._format.pack(where)
         self._loop._submit()
-        status = lib.pa_udp_connect(self._loop._c, slot, address.encode(), port)
+        status = lib.pa_udp_connect(self._loop._c, slot, target)
         if status != 0:
             raise socket_error(status, self, detail=f"{host} port {port}")
         self._targets = {None: TO_PEER}
-        if address.startswith(MAPPED):
+        if is_mapped(target):
             self._max_size = MAX_SIZE[V4]
 
-    def _look_up(self, host: str) -> str:
+    def _look_up(self, host: str, port: int) -> Any:
         family = sockets.AF_UNSPEC if self._format.dual else self._family
         try:
-            found = sockets.getaddrinfo(host, None, family, sockets.SOCK_DGRAM)
+            found = sockets.getaddrinfo(host, port, family, sockets.SOCK_DGRAM)
         except sockets.gaierror as error:
             raise DnsError(error.errno, f"{error.strerror}: {host}") from None
-        return str(found[0][4][0])
+        return found[0][4]
 
     @property
     def send_queue_size(self) -> int:
@@ -345,7 +346,7 @@ class UdpSocket(Named, PlainHandle):
 
     def _sender(self, header: bytes) -> Any:
         """Return the address that goes before a datagram, and remember it."""
-        address = self._format.unpack(header)
+        address = unpack_address(header)
         self._remember(self._peers, header, address)
         return address
 
