@@ -8,3 +8,7 @@
  *   uint8_t address[] 4 or 16
  *   uint32_t scope    AF_INET6 only
  */
+
+/* The number of the interface that has the address; its port and scope do not
+ * count. 0: there is none, or several; or an error. */
+int pa_interface_with(const char *address);

@@ -346,20 +346,37 @@ int pa_udp_connect(pa_loop *loop, int slot, const char *address) {
                         (const struct sockaddr *) &where);
 }
 
+/* The options of RFC 3678, which are for both families, and name the interface
+ * by its number. */
 int pa_udp_membership(pa_loop *loop, int slot, const char *group,
-                      const char *interface, const char *source, int join) {
-  uv_udp_t *udp = (uv_udp_t *) loop->slots[slot].handle;
-  uv_membership membership = join ? UV_JOIN_GROUP : UV_LEAVE_GROUP;
+                      unsigned interface, const char *source, int join) {
+  struct group_source_req one;
+  struct group_req any;
+  uint16_t family;
+  uv_os_fd_t fd;
+  int level;
+  int error;
 
   loop->counters->crossings++;
-  if (source != NULL)
-    return uv_udp_set_source_membership(udp, group, interface, source,
-                                        membership);
-  return uv_udp_set_membership(udp, group, interface, membership);
-}
-
-int pa_udp_multicast_interface(pa_loop *loop, int slot, const char *interface) {
-  loop->counters->crossings++;
-  return uv_udp_set_multicast_interface(
-      (uv_udp_t *) loop->slots[slot].handle, interface);
+  error = uv_fileno(loop->slots[slot].handle, &fd);
+  if (error != 0)
+    return error;
+  memcpy(&family, group, 2);
+  level = family == AF_INET ? IPPROTO_IP : IPPROTO_IPV6;
+  if (source == NULL) {
+    memset(&any, 0, sizeof(any));
+    any.gr_interface = interface;
+    pa_unpack_address(group, &any.gr_group);
+    error = setsockopt(fd, level, join ? MCAST_JOIN_GROUP : MCAST_LEAVE_GROUP,
+                       &any, sizeof(any));
+  } else {
+    memset(&one, 0, sizeof(one));
+    one.gsr_interface = interface;
+    pa_unpack_address(group, &one.gsr_group);
+    pa_unpack_address(source, &one.gsr_source);
+    error = setsockopt(
+        fd, level, join ? MCAST_JOIN_SOURCE_GROUP : MCAST_LEAVE_SOURCE_GROUP,
+        &one, sizeof(one));
+  }
+  return error == 0 ? 0 : uv_translate_sys_error(errno);
 }

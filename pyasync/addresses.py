@@ -13,6 +13,7 @@ from typing import Any, Union
 
 from pyasync._ffi import ffi, lib
 from pyasync.arguments import require_host, require_port
+from pyasync.errors import check
 
 #: As the `socket` module has it: (host, port), of IPv6 (host, port, flowinfo, scope_id).
 Address = Union["tuple[str, int]", "tuple[str, int, int, int]"]
@@ -139,15 +140,26 @@ def is_mapped(header: bytes) -> bool:
     return len(header) == _IN6.size and header[8:20] == bytes(10) + b"\xff\xff"
 
 
-def interface_of(family: int, interface: str) -> bytes:
-    """Return an interface as libuv wants it: an address, of IPv6 one with a zone."""
+def interface_number(interface: str, *families: int) -> int:
+    """Return the number of an interface, given by its name, or by an address of those families.
+
+    It is 0, the system's choice, for ``0.0.0.0`` and ``::``. Raises `ValueError` and `TypeError`.
+    """
     require_host("interface", interface)
     found = numeric_address(interface)
-    if found is not None and found[0] == family:
-        return interface.encode()
-    if found is None and family == V6:
-        return b"::%%%d" % zone_number(interface)
-    raise ValueError(f"interface must be an address of it, or of IPv6 its name, not {interface!r}")
+    if found is None:
+        return zone_number(interface)
+    family, text = found
+    address, _, zone = text.partition("%")
+    if family in families:
+        if zone:
+            return zone_number(zone)
+        if address in ("0.0.0.0", "::"):
+            return 0
+        number = check(lib.pa_interface_with(pack_address(address, 0)))
+        if number:
+            return number
+    raise ValueError(f"interface must be the name or an address of one, not {interface!r}")
 
 
 def require_target(host: Any, port: Any) -> None:

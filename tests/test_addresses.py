@@ -4,17 +4,12 @@ import socket
 from functools import partial
 
 import pytest
-from peers import nothing
+from peers import nothing, number_of
 
 import pyasync
 
 if not socket.has_ipv6:
     pytest.skip("only addresses of IPv6 have zones", allow_module_level=True)
-
-
-def number_of(interface):
-    with open(f"/sys/class/net/{interface}/ifindex") as index:
-        return int(index.read())
 
 
 # Each function gives an address to one call, and returns what says whether it was used.
