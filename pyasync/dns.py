@@ -135,8 +135,8 @@ def dns_lookup_all(
 
     Returns the lookup. It keeps the loop running; its ``close()`` cancels it, and then nothing is
     called. ``closed`` says whether it is over or was closed. Raises `ValueError` for another
-    family, or a host with a zero byte, `TypeError` for a host that is no string, and
-    `EventLoopNotRunning`.
+    family, a host with a zero byte, or an address whose zone is no interface; `TypeError` for a
+    host that is no string; and `EventLoopNotRunning`.
     """
     return _look_up(
         host,
@@ -160,7 +160,8 @@ def reverse_dns_lookup(
     rule: cl-async's callback has it. If the lookup fails, ``event_cb`` gets a `DnsError`.
 
     Returns the lookup, which is that of `dns_lookup_all`. Raises `ValueError` if ``ip`` is no
-    numeric address, `TypeError` if it is no string, and `EventLoopNotRunning`.
+    numeric address, or its zone no interface; `TypeError` if it is no string; and
+    `EventLoopNotRunning`.
     """
     require_host("ip", ip)
     require_callable("resolve_cb", resolve_cb)

@@ -8,6 +8,7 @@ import socket as sockets
 from typing import Any
 
 from pyasync.addresses import numeric_address, pack_address, unpack_address
+from pyasync.arguments import require_host
 from pyasync.errors import SocketAddressInUse, TcpServerBindError, libuv_number
 
 
@@ -18,7 +19,10 @@ def bind(
     kind: sockets.SocketKind = sockets.SOCK_STREAM,
 ) -> sockets.socket:
     """Return a socket that is bound to an address; None is every one, of both families."""
-    numeric = None if address is None else numeric_address(address)
+    numeric = None
+    if address is not None:
+        require_host("bind_address", address)
+        numeric = numeric_address(address)
     where: Any
     try:
         if numeric is not None:

@@ -142,11 +142,22 @@ def test_a_zone_is_an_interfaces_name_or_its_number(run, call, zone):
 
 @each_call
 @pytest.mark.parametrize(
-    "zone", ["nowhere", "", "0", "-1", "4294967295", "4294967296", "1.0", "x" * 99, "\u0661"]
+    "zone",
+    ["nowhere", "", "0", "-1", "4294967295", "4294967296", "1.0", "x" * 20, "\u0661"],
 )
 def test_a_zone_that_is_no_interface_is_an_error_at_the_call(run, call, zone):
     def start():
         with pytest.raises(ValueError, match="no interface"):
             call(f"fe80::1%{zone}")
+
+    run(start)
+
+
+@pytest.mark.parametrize("call", [serve, open_udp])
+@pytest.mark.parametrize("host", [b"::1", 1])
+def test_an_address_to_bind_to_is_a_string(run, call, host):
+    def start():
+        with pytest.raises(TypeError, match="bind_address"):
+            call(host)
 
     run(start)

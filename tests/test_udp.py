@@ -1057,6 +1057,9 @@ def joined():
         yield members(group.partition("%")[0])
         udp.close()
     udp = pyasync.udp_socket()
+    udp.join_multicast(GROUP6, "1")
+    assert number_of("lo") == 1 and members(GROUP6) == ["1"]  # the interface of that name
+    udp.leave_multicast(GROUP6, "1")
     for interface in ("fe80::c", "192.0.2.77", "2001:db8::77"):
         assert "interface" in refused(udp.join_multicast, GROUP6, interface), interface
         assert "interface" in refused(udp.set_multicast_interface, interface), interface
@@ -1120,12 +1123,12 @@ done
 for address in 198.51.100.1/24 fe80::b/64 fe80::c/64 2001:db8::b/64; do
   ip addr add $address dev vb nodad 2>/dev/null || ip addr add $address dev vb || exit 77
 done
+ip link add 1 type veth peer name other && ip link set 1 up && ip link set other up &&
 ip addr add 192.0.2.9/24 dev va label va:1 && ip addr add 198.51.100.9/24 dev vb label vb:1 &&
 exec "$@"
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("unshare") is None or shutil.which("ip") is None, reason="needs iproute2"
 )
