@@ -1073,7 +1073,6 @@ def left_through():
         udp.set_multicast_interface(interface)
         for group in (GROUP, GROUP6):
             udp.send("to " + group, (group, 9))
-            pyasync.current_loop()._submit()
             while True:
                 data, (name, _, kind, *_) = sniffer.recvfrom(1 << 16)
                 if data.endswith(b"to " + group.encode()) and kind == 4:  # PACKET_OUTGOING
@@ -1102,7 +1101,7 @@ def zones():
             local_address=f"fe80::a%{zone}")
 
 def connected(client, server):
-    results["connected"].append([client.peername, client.sockname])
+    results["connected"] += [client.peername, client.sockname]
     client.close()
     server.close()
 
@@ -1110,7 +1109,7 @@ def start():
     results.update(joined=[*joined()], left=[*left_through()], zones=[*zones()])
 
 results = {"va": number_of("va"), "connected": []}
-pyasync.start_event_loop(start)
+pyasync.start_event_loop(start, buffer_writes=False)  # the sniffer waits for what is sent
 print(json.dumps(results))
 """
 
@@ -1145,20 +1144,11 @@ def test_among_several_interfaces_the_one_that_is_named_is_taken():
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout.splitlines()[-1])
     assert found["joined"] == [["vb"], []] * 8
-    assert found["left"] == [
-        *["vb"] * 2,
-        *["va"] * 2,
-        *["vb"] * 2,
-        *["va"] * 2,
-        *["vb"] * 2,
-        *["va"] * 2,
-    ]
-    scope = found["va"]
-    assert [address[0] for address in found["zones"]] == ["fe80::a"] * 6
-    assert [address[3] for address in found["zones"]] == [scope] * 6
-    for names in found["connected"]:
-        assert [(name[0], name[3]) for name in names] == [("fe80::a", scope)] * 2
-    assert len(found["connected"]) == 2
+    assert found["left"] == ["vb", "vb", "va", "va"] * 3
+    names = [*found["zones"], *found["connected"]]
+    assert len(names) == 10
+    for host, _, _, scope in names:  # PyPy's hosts have the zone too
+        assert (host.partition("%")[0], scope) == ("fe80::a", found["va"])
 
 
 def test_a_group_must_be_one(in_loop):
