@@ -35,6 +35,9 @@ size_t pa_unpack_address(const char *packed, struct sockaddr_storage *address) {
   memcpy(&family, packed, 2);
   memset(address, 0, sizeof(struct sockaddr_in6));
   address->ss_family = family;
+#ifdef SIN6_LEN  /* of the BSDs, whose socket options look at it */
+  address->ss_len = pa_address_size(address);
+#endif
   if (family == AF_INET) {
     struct sockaddr_in *in = (struct sockaddr_in *) address;
 
