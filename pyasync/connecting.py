@@ -119,10 +119,10 @@ class Attempt:
         self.connector = connector
         self.slot = slot
         self.address = address
-        connector.loop._register(slot, self)
+        connector.loop.register(slot, self)
 
     def close(self) -> None:
-        self.connector.loop._queue((lib.PA_CLOSE, self.slot, 1, b"", None))
+        self.connector.loop.queue((lib.PA_CLOSE, self.slot, 1, b"", None))
 
     def _on_event(self, kind: int, value: int, data: int) -> None:
         if kind == lib.PA_CONNECTED:
@@ -145,5 +145,5 @@ def connect(loop: Any, address: str, port: int, local: tuple[str | None, int]) -
     """
     host, local_port = local
     packed = ffi.NULL if host is None else pack_address(host, local_port)
-    slot: int = lib.pa_tcp_connect(loop._c, pack_address(address, port), packed)
+    slot: int = lib.pa_tcp_connect(loop.c, pack_address(address, port), packed)
     return slot

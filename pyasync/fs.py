@@ -108,7 +108,7 @@ class CloseRequest(FsRequest):
     def close(self) -> None:
         """Forget the request: its callback is not called. The descriptor is closed all the same."""
         if not self.closed:
-            self._loop._check_thread()
+            self._loop.check_thread()
             self._callback = None
 
 

@@ -52,14 +52,14 @@ class FsMonitor(PlainHandle):
             return
         loop, name = self._loop, self._name
         if data >= 0:
-            name = os.fsdecode(ffi.string(lib.pa_text(loop._c) + data))
+            name = os.fsdecode(ffi.string(lib.pa_text(loop.c) + data))
         else:
-            value = lib.pa_fs_look(loop._c, self._slot, value)
+            value = lib.pa_fs_look(loop.c, self._slot, value)
         if value > 0:
             self._callback(self, name, bool(value & RENAME), bool(value & CHANGE))
         elif value < 0:
             self.close()
-            loop._tell(self, _error(value, self.path))
+            loop.report(self, _error(value, self.path))
 
 
 def fs_watch(
@@ -108,7 +108,7 @@ def fs_watch(
             encoded = os.path.join(os.getcwdb(), encoded)
         except OSError as error:
             raise filesystem_error(-(error.errno or 0), given) from None
-    slot = lib.pa_fs_watch(loop._c, encoded)
+    slot = lib.pa_fs_watch(loop.c, encoded)
     if slot < 0:
         raise _error(slot, given)
     return FsMonitor(loop, slot, given, callback, event_cb)

@@ -38,27 +38,27 @@ class Handle:
 
     def ref(self) -> None:
         """Let the loop run on while this handle is open: how every handle begins."""
-        lib.pa_ref(self._loop._c, self._handle_slot(), True)
+        lib.pa_ref(self._loop.c, self._handle_slot(), True)
 
     def unref(self) -> None:
         """Let the loop end although this handle is open (libuv's ``uv_unref``)."""
-        lib.pa_ref(self._loop._c, self._handle_slot(), False)
+        lib.pa_ref(self._loop.c, self._handle_slot(), False)
 
     @property
     def has_ref(self) -> bool:
         """Whether the handle keeps the loop running."""
-        return bool(lib.pa_has_ref(self._loop._c, self._handle_slot()))
+        return bool(lib.pa_has_ref(self._loop.c, self._handle_slot()))
 
     def _enter(self) -> bool:
         """Check the thread; return whether the loop still runs."""
         loop = self._loop
-        if loop._thread is None:
+        if loop.thread is None:
             return False
-        loop._check_thread()
+        loop.check_thread()
         return True
 
     def _open_slot(self) -> int:
-        self._loop._check_thread()
+        self._loop.check_thread()
         if self.closed:
             raise self._closed_error(f"{type(self).__name__} is closed")
         return self._slot
@@ -86,7 +86,7 @@ class DescriptorHandle(Handle):
 
     def fileno(self) -> int:
         """Return the descriptor, which stays pyasync's. Raises `SocketClosed`."""
-        return check(lib.pa_fileno(self._loop._c, self._handle_slot()))
+        return check(lib.pa_fileno(self._loop.c, self._handle_slot()))
 
 
 class PlainHandle(Handle):
@@ -100,14 +100,14 @@ class PlainHandle(Handle):
         self._loop = loop
         self._slot = slot
         self._event_cb = event_cb
-        loop._register(slot, self)
+        loop.register(slot, self)
 
     def close(self) -> None:
         if self._slot >= 0 and self._enter():
-            self._loop._submit()
+            self._loop.submit()
             # Forgotten first: a signal's handler may raise between the two.
             slot, self._slot = self._slot, -1
-            lib.pa_close(self._loop._c, slot, 1)
+            lib.pa_close(self._loop.c, slot, 1)
 
     def _on_loop_end(self) -> None:
         self._slot = -1
@@ -126,27 +126,27 @@ class PythonHandle(Handle):
         self._slot = 0  # as long as it is open
         self._event_cb = event_cb
         self._referenced = True
-        loop._python_handles[self._kind][self] = None
-        loop._hold()
+        loop.python_handles[self._kind][self] = None
+        loop.keep_alive()
 
     def close(self) -> None:
         if self._slot >= 0 and self._enter():
             self._slot = -1
-            self._loop._python_handles[self._kind].pop(self, None)
+            self._loop.python_handles[self._kind].pop(self, None)
             if self._referenced:
-                self._loop._release()
+                self._loop.let_end()
 
     def ref(self) -> None:
         self._open_slot()
         if not self._referenced:
             self._referenced = True
-            self._loop._hold()
+            self._loop.keep_alive()
 
     def unref(self) -> None:
         self._open_slot()
         if self._referenced:
             self._referenced = False
-            self._loop._release()
+            self._loop.let_end()
 
     @property
     def has_ref(self) -> bool:
@@ -163,7 +163,7 @@ class PythonHandle(Handle):
         try:
             callback(*arguments)
         except Exception as error:
-            self._loop._app_error(error, self)
+            self._loop.on_error(error, self)
 
     def _on_loop_end(self) -> None:
         self._slot = -1

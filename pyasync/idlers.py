@@ -18,7 +18,7 @@ class Idler(PlainHandle):
     def __init__(
         self, loop: Loop, callback: Callable[[], object], event_cb: EventCallback | None
     ) -> None:
-        super().__init__(loop, lib.pa_idle_start(loop._c), event_cb)
+        super().__init__(loop, lib.pa_idle_start(loop.c), event_cb)
         self._callback = callback
 
     def _on_event(self, kind: int, value: int, data: int) -> None:

@@ -118,7 +118,7 @@ def pipe_server(
         read_timeout=read_timeout,
         write_timeout=write_timeout,
     )
-    loop._submit()
+    loop.submit()
     if fd is None:
         if name is None:
             raise TypeError("a name is needed, or a descriptor")
@@ -246,7 +246,7 @@ class _PipeConnector:
             with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as sock:
                 sock.setblocking(False)
                 sock.connect(self._path)
-                slot = check(lib.pa_open(loop._c, sock.detach(), lib.PA_PIPE))
+                slot = check(lib.pa_open(loop.c, sock.detach(), lib.PA_PIPE))
         except BlockingIOError:
             self._timer.add(CONNECT_RETRY)
         except OSError as error:

@@ -51,7 +51,7 @@ class Poller(PlainHandle):
         if writable is None:
             writable = bool(self._events & WRITABLE)
         self._events = _events(readable, writable)
-        lib.pa_poll_modify(self._loop._c, slot, self._events)
+        lib.pa_poll_modify(self._loop.c, slot, self._events)
 
     @property
     def disconnected(self) -> bool:
@@ -120,7 +120,7 @@ def poll(
     number = _descriptor(fd)
     loop = get_loop()
     events = _events(readable, writable)
-    slot = lib.pa_poll_start(loop._c, number, events)
+    slot = lib.pa_poll_start(loop.c, number, events)
     if slot == -errno.EPERM:
         raise ValueError(
             f"descriptor {number} cannot be polled: like any regular file or directory "

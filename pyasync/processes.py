@@ -98,7 +98,7 @@ class ProcessPipe(Stream):
     ) -> None:
         super().__init__(settings, slot, state)
         self._write_cb = write_cb
-        settings.loop._register(slot, self)
+        settings.loop.register(slot, self)
         self._begin()
 
     def write(
@@ -156,7 +156,7 @@ class Process(PlainHandle):
     ) -> None:
         self._exit_cb = exit_cb
         #: The child's process id, also when it has exited, and the id is another's.
-        self.pid: int = lib.pa_process_pid(loop._c, slot)
+        self.pid: int = lib.pa_process_pid(loop.c, slot)
         #: The `ProcessPipe` or `AsyncStream` to each standard stream; None if it has none.
         self.input: Any = None
         self.output: Any = None
@@ -182,8 +182,8 @@ class Process(PlainHandle):
         if self.exit_status is not None:
             return False
         slot = self._open_slot()
-        self._loop._submit()
-        status = lib.pa_process_kill(self._loop._c, slot, signo)
+        self._loop.submit()
+        status = lib.pa_process_kill(self._loop.c, slot, signo)
         if status == -errno.ESRCH:
             return False
         if status < 0:
@@ -293,10 +293,10 @@ def spawn(
         for stdio in wanted
     ]
 
-    loop._submit()
+    loop.submit()
     with _descriptors(wanted) as (theirs, ours):
         slot = lib.pa_spawn(
-            loop._c, file, argv[0], environ and environ[0], directory, theirs, flags,
+            loop.c, file, argv[0], environ and environ[0], directory, theirs, flags,
             uid or 0, gid or 0,
         )  # fmt: skip
         if slot < 0:
@@ -430,7 +430,7 @@ def _pipe() -> tuple[int, int]:
 def _open(settings: Settings, stdio: Any, ours: list[int], fd: int) -> Any:
     """Return the stream of our end of the pipe, which is no longer ours to close."""
     descriptor, ours[fd] = ours[fd], -1
-    slot = check(lib.pa_open(settings.loop._c, descriptor, lib.PA_STDIO))
+    slot = check(lib.pa_open(settings.loop.c, descriptor, lib.PA_STDIO))
     # Of a writing end nothing will be read any more, and to a reading one nothing written.
     pipe = ProcessPipe(settings, slot, ENDED if fd == 0 else SHUT, stdio._write_cb)
     subject = pipe._subject

@@ -51,7 +51,7 @@ class LoopThread:
 
     def _start(self) -> None:
         self.loop = get_loop()
-        self.loop._hold()
+        self.loop.keep_alive()
         self._started.set()
 
     @contextmanager
@@ -70,14 +70,14 @@ class LoopThread:
             while not lent.wait(0.1):
                 if not self._thread.is_alive():
                     raise EventLoopNotRunning("the event loop has ended")
-            owner = loop._thread
+            owner = loop.thread
             try:
-                loop._thread, _current.loop = get_ident(), loop
+                loop.thread, _current.loop = get_ident(), loop
                 yield
             finally:
                 _current.loop = None
-                if loop._thread is not None:  # as in the child of a fork
-                    loop._thread = owner
+                if loop.thread is not None:  # as in the child of a fork
+                    loop.thread = owner
         finally:
             returned.set()
 

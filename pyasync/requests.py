@@ -26,13 +26,13 @@ class Request:
 
     def _begin(self, function: Callable[..., int], *arguments: Any) -> None:
         """Call a function of C that begins a request, and returns its address or an error."""
-        self._loop._submit()
-        address = function(self._loop._c, *arguments)
+        self._loop.submit()
+        address = function(self._loop.c, *arguments)
         if address < 0:  # refused at once, such as a name that is too long
             self._finish_soon(error=self._error(address))
         else:
             self._address = address
-            self._loop._requests[address] = self
+            self._loop.requests[address] = self
 
     def _finish_soon(self, *results: Any, error: EventError | None = None) -> None:
         """End the request without a thread, but in a later iteration as any other."""
@@ -49,17 +49,17 @@ class Request:
         """Forget the request: its callback is not called. What a thread has begun, it ends."""
         if self._callback is None:
             return
-        running = self._loop._thread is not None
+        running = self._loop.thread is not None
         if running:
-            self._loop._check_thread()
+            self._loop.check_thread()
         self._callback = None
         if running and self._address >= 0:
-            lib.pa_request_cancel(self._loop._c, self._address)
+            lib.pa_request_cancel(self._loop.c, self._address)
 
     @property
     def closed(self) -> bool:
         """Whether the request is over, or was closed, or its loop has ended."""
-        return self._callback is None or self._loop._thread is None
+        return self._callback is None or self._loop.thread is None
 
     # Called by the loop
 
@@ -70,7 +70,7 @@ class Request:
             try:
                 results = self._results(value)
             finally:  # before any callback: it is over, and counted no more
-                lib.pa_request_free(self._loop._c, value)
+                lib.pa_request_free(self._loop.c, value)
         except EventError as error:
             self._fail(error)
         else:
@@ -84,7 +84,7 @@ class Request:
     def _fail(self, error: EventError) -> None:
         callback, self._callback = self._callback, None
         if callback is not None:
-            self._loop._tell(self, error)
+            self._loop.report(self, error)
 
     # For the kinds of request
 

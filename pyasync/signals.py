@@ -40,7 +40,7 @@ class SignalHandler(PlainHandle):
 def _handlers(loop: Loop) -> list[SignalHandler]:
     return [
         handle
-        for handle in loop._objects
+        for handle in loop.objects
         if isinstance(handle, SignalHandler) and not handle.closed
     ]
 
@@ -63,7 +63,7 @@ def signal_handler(
     if not isinstance(signo, int):
         raise TypeError(f"signo must be an integer, not {type(signo).__name__}")
     loop = get_loop()
-    slot = lib.pa_signal_start(loop._c, signo) if 0 < signo < 2**31 else -1
+    slot = lib.pa_signal_start(loop.c, signo) if 0 < signo < 2**31 else -1
     if slot < 0:
         reason = message(slot) if slot != -1 else "no such signal"
         raise ValueError(f"signal {signo} cannot be handled: {reason}")

@@ -91,7 +91,7 @@ class Socket(Named, Stream):
 
     def _reference(self, referenced: bool) -> None:
         if self._open_slot() >= 0:
-            lib.pa_ref(self._loop._c, self._slot, referenced)
+            lib.pa_ref(self._loop.c, self._slot, referenced)
         else:
             self._need_rare().referenced = referenced
 
@@ -99,7 +99,7 @@ class Socket(Named, Stream):
     def has_ref(self) -> bool:
         """Whether the socket keeps the loop running."""
         if self._open_slot() >= 0:
-            return bool(lib.pa_has_ref(self._loop._c, self._slot))
+            return bool(lib.pa_has_ref(self._loop.c, self._slot))
         return self._rare is None or self._rare.referenced
 
     def _handle_slot(self) -> int:
@@ -116,10 +116,10 @@ class Socket(Named, Stream):
     def _on_slot(self, slot: int) -> None:
         """Take a handle, which has connected or begins to."""
         self._slot = slot
-        self._loop._register(slot, self)
+        self._loop.register(slot, self)
         self._state = self._state & ~UNCONNECTED | CONNECTING
         if self._rare is not None and not self._rare.referenced:
-            lib.pa_ref(self._loop._c, slot, False)
+            lib.pa_ref(self._loop.c, slot, False)
         self._catch_up()
 
     def _catch_up(self) -> None:
@@ -129,16 +129,16 @@ class Socket(Named, Stream):
         if rare is not None and rare.held and (ended or not self._state & WRITE_DISABLED):
             self._release()
         if self._state & SHUT:
-            self._loop._queue((lib.PA_SHUTDOWN, slot, 0, b"", None))
+            self._loop.queue((lib.PA_SHUTDOWN, slot, 0, b"", None))
         if self._state & CLOSED:
-            self._loop._queue((lib.PA_CLOSE, slot, 0, b"", None))
+            self._loop.queue((lib.PA_CLOSE, slot, 0, b"", None))
 
     def _on_connected(self, status: int) -> None:
         if self._state & CLOSED:
             return
         if status != 0:
-            assert self._settings.remote is not None
-            host, port = self._settings.remote
+            assert self._options.remote is not None
+            host, port = self._options.remote
             self._fail_with(socket_error(status, detail=f"{host} port {port}"))
             return
         self._established()
@@ -153,17 +153,17 @@ class Socket(Named, Stream):
                 rare.connect_timer.free()
                 rare.connect_timer = None
         if self._state & READ_DISABLED:
-            self._loop._queue((lib.PA_READ_STOP, self._slot, 0, b"", None))
+            self._loop.queue((lib.PA_READ_STOP, self._slot, 0, b"", None))
         self._start_read_timeout()
-        if self._settings.connect_cb is not None:
-            self._settings.connect_cb(self)
+        if self._options.connect_cb is not None:
+            self._options.connect_cb(self)
 
     def _begin_connected(self) -> None:
         """Be connected, in a callback of the loop's that belongs to something else."""
         try:
             self._on_connected(0)
         except Exception as error:
-            self._loop._app_error(error, self)
+            self._loop.on_error(error, self)
 
     def _connect_timer_fired(self) -> None:
         time_out(self, "connecting took too long", force=True)
@@ -172,7 +172,7 @@ class Socket(Named, Stream):
 class Server(PlainHandle, DescriptorHandle):
     """A listening socket, whose connections are streams of one class, with the same settings."""
 
-    __slots__ = ("_address", "_failures", "_reported", "_retry", "_settings", "_state_of_new")
+    __slots__ = ("_address", "_failures", "_reported", "_retry", "_options", "_state_of_new")
 
     _closed_error = SocketClosed
     _connection: type[Stream]
@@ -182,7 +182,7 @@ class Server(PlainHandle, DescriptorHandle):
         """Take over a socket that listens. ``limit`` is the greatest number of connections."""
         loop = settings.loop
         self._address = sock.getsockname()
-        self._settings = settings
+        self._options = settings
         # Zero, unless there is something to do when a connection begins or ends.
         self._state_of_new = LIMITED if limit is not None else 0
         if settings.stream or settings.read_timeout or settings.write_timeout:
@@ -192,7 +192,7 @@ class Server(PlainHandle, DescriptorHandle):
         self._retry: Event | None = None
         sock.setblocking(False)
         slot = check(
-            lib.pa_listen(loop._c, sock.fileno(), self._kind, -1 if limit is None else limit)
+            lib.pa_listen(loop.c, sock.fileno(), self._kind, -1 if limit is None else limit)
         )
         sock.detach()
         settings.server = self
@@ -212,13 +212,13 @@ class Server(PlainHandle, DescriptorHandle):
     # Called by the loop
 
     def _on_accepted(self, slot: int) -> None:
-        settings = self._settings
+        settings = self._options
         stream = self._connection(settings, slot, self._state_of_new)
-        objects = self._loop._objects
+        objects = self._loop.objects
         if slot < len(objects):
             objects[slot] = stream
         else:
-            self._loop._register(slot, stream)
+            self._loop.register(slot, stream)
         if self._state_of_new & RARE:
             stream._begin()
         if settings.connect_cb is not None:
@@ -226,7 +226,7 @@ class Server(PlainHandle, DescriptorHandle):
 
     def _on_connection_closed(self) -> None:
         if self._slot >= 0:
-            self._loop._queue((lib.PA_ACCEPT, self._slot, 1, b"", None))
+            self._loop.queue((lib.PA_ACCEPT, self._slot, 1, b"", None))
 
     def _on_event(self, kind: int, value: int, data: int) -> None:
         """Take PA_ACCEPT_ERROR: the server cannot accept, and has paused."""
@@ -241,7 +241,7 @@ class Server(PlainHandle, DescriptorHandle):
             error = SocketAcceptError(-value, message(value))
             error.server = self
             error.count, self._failures = self._failures, 0
-            self._loop._tell(self, error, self)
+            self._loop.report(self, error, self)
 
     def _accept_again(self) -> None:
-        self._loop._queue((lib.PA_ACCEPT, self._slot, 0, b"", None))
+        self._loop.queue((lib.PA_ACCEPT, self._slot, 0, b"", None))

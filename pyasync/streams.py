@@ -55,12 +55,12 @@ _NOT_READING = READ_DISABLED | CONNECTING | UNCONNECTED | ENDED
 class Stream(DescriptorHandle):
     """A connected socket. Its callbacks get it as their first argument."""
 
-    __slots__ = ("__weakref__", "_rare", "_settings", "_slot", "_state", "data")
+    __slots__ = ("__weakref__", "_rare", "_options", "_slot", "_state", "data")
 
     _closed_error = SocketClosed
 
     def __init__(self, settings: Settings, slot: int, state: int = 0) -> None:
-        self._settings = settings
+        self._options = settings
         self._slot = slot
         self._state = state
         self._rare: Rare | None = None
@@ -69,7 +69,7 @@ class Stream(DescriptorHandle):
 
     def _begin(self) -> None:
         """Make what the settings ask for, beside the ordinary."""
-        settings = self._settings
+        settings = self._options
         if settings.stream:
             self._need_rare().stream = AsyncStream(self)
             self._state |= STREAMING
@@ -101,12 +101,12 @@ class Stream(DescriptorHandle):
         Raises `SocketClosed`, `SocketBrokenPipe` after `shutdown`, `EventLoopNotRunning` after
         the end of the loop, and `TypeError` for data that is not bytes-like.
         """
-        loop = self._settings.loop
-        if self._state & CANNOT_WRITE or loop._thread != get_ident():
+        loop = self._options.loop
+        if self._state & CANNOT_WRITE or loop.thread != get_ident():
             self._check_writable()
         if type(data) is not bytes or start or end is not None:
             data = part_of(data, start, end)
-            if len(data) <= loop._inline_limit:
+            if len(data) <= loop.inline_limit:
                 data = bytes(data)
         if write_cb is not None and not callable(write_cb):
             require_callable("write_cb", write_cb)
@@ -117,38 +117,38 @@ class Stream(DescriptorHandle):
             return
         size = len(data)
         callback = None if write_cb is None else (self, write_cb)
-        if size <= loop._inline_limit and not force:
+        if size <= loop.inline_limit and not force:
             kind = WRITE if callback is None else WRITE_CALLBACK
-            loop._queue((kind, self._slot, size, data, callback))
+            loop.queue((kind, self._slot, size, data, callback))
         else:
-            loop._write_now(self._slot, data, callback)
+            loop.write_now(self._slot, data, callback)
 
     def _check_writable(self) -> None:
         if self._state & CLOSED:
             raise SocketClosed("the socket is closed")
-        self._loop._check_thread()
+        self._loop.check_thread()
         if self._state & SHUT:
             raise socket_error(-errno.EPIPE, self)
 
     def _replace_callbacks(self, read_cb: Any, event_cb: Any) -> None:
         optional_callable("read_cb", read_cb)
         optional_callable("event_cb", event_cb)
-        self._settings = self._settings.copy()
+        self._options = self._options.copy()
         if read_cb is not None:
-            self._settings.read_cb = read_cb
+            self._options.read_cb = read_cb
         if event_cb is not None:
-            self._settings.event_cb = event_cb
+            self._options.event_cb = event_cb
 
     def _submit(self) -> None:
         """Send what was written at once."""
-        self._loop._check_thread()
-        self._loop._submit()
+        self._loop.check_thread()
+        self._loop.submit()
 
     @property
     def write_queue_size(self) -> int:
         """Bytes that have been written, and not yet been handed to the kernel."""
         self._open_slot()
-        operations = self._loop._operations
+        operations = self._loop.operations
         size = self._waiting_size()
         for index in range(0, len(operations), 5):
             kind = operations[index]
@@ -158,11 +158,11 @@ class Stream(DescriptorHandle):
 
     def _refused_size(self) -> int:
         """Bytes that the kernel has refused."""
-        return lib.pa_write_queue_size(self._loop._c, self._slot) if self._slot >= 0 else 0
+        return lib.pa_write_queue_size(self._loop.c, self._slot) if self._slot >= 0 else 0
 
     def _unsent_size(self) -> int:
         """Bytes that the kernel has taken, but not sent."""
-        return lib.pa_unsent_size(self._loop._c, self._slot) if self._slot >= 0 else 0
+        return lib.pa_unsent_size(self._loop.c, self._slot) if self._slot >= 0 else 0
 
     def _waiting_size(self) -> int:
         """Bytes that the kernel has refused, or that are held back."""
@@ -188,7 +188,7 @@ class Stream(DescriptorHandle):
         self._check_pressure()
 
     def _check_pressure(self) -> None:
-        pressure_cb = self._settings.pressure_cb
+        pressure_cb = self._options.pressure_cb
         if pressure_cb is None or self._state & CLOSED:
             return
         rare = self._need_rare()
@@ -211,8 +211,8 @@ class Stream(DescriptorHandle):
 
         Closing again does nothing, but to force a close that is still going on.
         """
-        loop = self._settings.loop
-        if (self._state & CLOSED or loop._thread != get_ident()) and not self._may_close(force):
+        loop = self._options.loop
+        if (self._state & CLOSED or loop.thread != get_ident()) and not self._may_close(force):
             return
         self._state |= CLOSED
         if self._rare is not None:
@@ -220,7 +220,7 @@ class Stream(DescriptorHandle):
         if force:
             self._state |= FAILED
         if self._slot >= 0:
-            loop._queue((CLOSE, self._slot, 1 if force else 0, b"", None))
+            loop.queue((CLOSE, self._slot, 1 if force else 0, b"", None))
 
     def _may_close(self, force: bool) -> bool:
         """Whether there is something to close still, or a close under way to be forced."""
@@ -228,7 +228,7 @@ class Stream(DescriptorHandle):
             return False
         if not self._state & CLOSED:
             return True
-        still_there = self._slot < 0 or self._loop._objects[self._slot] is self
+        still_there = self._slot < 0 or self._loop.objects[self._slot] is self
         return force and not self._state & FAILED and still_there
 
     def _leave(self, force: bool) -> None:
@@ -262,7 +262,7 @@ class Stream(DescriptorHandle):
             self._release()
         self._state |= SHUT
         if self._slot >= 0:
-            self._loop._queue((lib.PA_SHUTDOWN, self._slot, 0, b"", None))
+            self._loop.queue((lib.PA_SHUTDOWN, self._slot, 0, b"", None))
         if self._state & ENDED:
             self.close()
 
@@ -270,7 +270,7 @@ class Stream(DescriptorHandle):
     def closed(self) -> bool:
         """Whether the socket was closed, by `close`, its peer, an error, or the loop's end."""
         # The loop tells its end to those that have a handle.
-        return self._state & CLOSED != 0 or (self._slot < 0 and self._loop._thread is None)
+        return self._state & CLOSED != 0 or (self._slot < 0 and self._loop.thread is None)
 
     # Disabling and enabling
 
@@ -299,11 +299,11 @@ class Stream(DescriptorHandle):
         if read and self._state & READ_DISABLED:
             rare = self._need_rare()
             if rare.kept:
-                self._loop._ready.append(self._deliver_kept)
+                self._loop.ready.append(self._deliver_kept)
             self._state &= ~READ_DISABLED
             self._state |= KEPT if rare.kept else 0
             if self._slot >= 0 and not self._state & ENDED:
-                self._loop._queue((lib.PA_READ_START, self._slot, 0, b"", None))
+                self._loop.queue((lib.PA_READ_START, self._slot, 0, b"", None))
             self._start_read_timeout()
         if write and self._state & WRITE_DISABLED:
             self._state &= ~WRITE_DISABLED
@@ -312,7 +312,7 @@ class Stream(DescriptorHandle):
 
     def _stop_reading(self) -> None:
         if self._slot >= 0:
-            self._loop._queue((lib.PA_READ_STOP, self._slot, 0, b"", None))
+            self._loop.queue((lib.PA_READ_STOP, self._slot, 0, b"", None))
 
     def _hold(self, data: Any, write_cb: WriteCallback | None, force: bool) -> None:
         rare = self._need_rare()
@@ -337,7 +337,7 @@ class Stream(DescriptorHandle):
 
     def _deliver_kept(self) -> None:
         kept = self._need_rare().kept
-        while kept and not self._state & (CLOSED | READ_DISABLED) and not self._loop._stopping:
+        while kept and not self._state & (CLOSED | READ_DISABLED) and not self._loop.stopping:
             item = kept.popleft()
             try:
                 if isinstance(item, bytes):
@@ -345,7 +345,7 @@ class Stream(DescriptorHandle):
                 else:
                     self._on_end(*item)
             except Exception as error:
-                self._loop._app_error(error, self)
+                self._loop.on_error(error, self)
         if not kept:
             self._state &= ~KEPT
 
@@ -360,18 +360,18 @@ class Stream(DescriptorHandle):
         `SocketClosed`, and `ValueError` for a time that is not over 0.
         """
         self._open_slot()
-        if self._settings.read_timeout != read or self._settings.write_timeout != write:
-            settings = self._settings.copy()
+        if self._options.read_timeout != read or self._options.write_timeout != write:
+            settings = self._options.copy()
             settings.read_timeout = require_timeout("read", read)
             settings.write_timeout = require_timeout("write", write)
-            self._settings = settings
+            self._options = settings
         self._stop_read_timeout()
         self._start_read_timeout()
         self._stop_write_timeout()
         self._start_write_timeout()
 
     def _start_read_timeout(self) -> None:
-        timeout = self._settings.read_timeout
+        timeout = self._options.read_timeout
         if timeout is not None and not self._state & _NOT_READING:
             self._need_rare().read_timeout = ReadTimeout(self, timeout)
             self._state |= TIMED
@@ -384,7 +384,7 @@ class Stream(DescriptorHandle):
             rare.read_timeout = None
 
     def _start_write_timeout(self) -> None:
-        timeout, rare = self._settings.write_timeout, self._need_rare()
+        timeout, rare = self._options.write_timeout, self._need_rare()
         if timeout is not None and rare.write_timeout is None and self._refused_size():
             rare.write_timeout = WriteTimeout(self, timeout)
 
@@ -412,11 +412,11 @@ class Stream(DescriptorHandle):
         if self._state & STREAMING:
             stream = self._need_rare().stream
             stream._feed(data)
-            self._settings.read_cb(self, stream)
-            if not self._settings.drain_read_buffer:
+            self._options.read_cb(self, stream)
+            if not self._options.drain_read_buffer:
                 self._limit(stream)
         else:
-            self._settings.read_cb(self, data)
+            self._options.read_cb(self, data)
 
     def _limit(self, stream: AsyncStream) -> None:
         """Read no more from the kernel while much waits in the stream."""
@@ -447,19 +447,19 @@ class Stream(DescriptorHandle):
         self._stop_read_timeout()
         if self._state & STREAMING:
             self._end_stream(self._need_rare().stream)
-        if self._state & CLOSED or self._loop._stopping:
+        if self._state & CLOSED or self._loop.stopping:
             return
-        self._loop._tell(self, SocketEOF("end of stream"), self)
-        if not self._settings.allow_half_open or self._state & SHUT:
+        self._loop.report(self, SocketEOF("end of stream"), self)
+        if not self._options.allow_half_open or self._state & SHUT:
             self.close()
 
     def _end_stream(self, stream: AsyncStream) -> None:
         stream._end()
         if stream.buffered:  # such as a last line without an end
             try:
-                self._settings.read_cb(self, stream)
+                self._options.read_cb(self, stream)
             except Exception as error:
-                self._loop._app_error(error, self)
+                self._loop.on_error(error, self)
 
     def _on_write_error(self, kind: int, value: int) -> None:
         # Also of a socket that is closed already, and has not sent everything.
@@ -473,12 +473,12 @@ class Stream(DescriptorHandle):
         if self._state & FAILED:
             return
         self._state |= FAILED
-        self._loop._tell(self, error, self)
+        self._loop.report(self, error, self)
         self._state &= ~FAILED
         self.close(force=True)
 
     def _on_blocked(self, kind: int, size: int) -> None:
-        if self._settings.write_timeout is not None and not self._state & CLOSED:
+        if self._options.write_timeout is not None and not self._state & CLOSED:
             rare = self._need_rare()
             if rare.write_timeout is not None:
                 rare.write_timeout.size += size
@@ -498,7 +498,7 @@ class Stream(DescriptorHandle):
 
     def _on_lingering(self) -> None:
         """Set a limit to a close that cannot end at once: it flushes, or awaits the peer's end."""
-        rare, seconds = self._need_rare(), self._settings.linger
+        rare, seconds = self._need_rare(), self._options.linger
         if seconds is not None and rare.linger is None:
             rare.linger = Linger(self, seconds)
 
@@ -512,7 +512,7 @@ class Stream(DescriptorHandle):
                 self._rare.linger.stop()
                 self._rare.linger = None
         if self._state & LIMITED:
-            self._settings.server._on_connection_closed()
+            self._options.server._on_connection_closed()
 
     def _on_loop_end(self) -> None:
         self._state |= CLOSED
@@ -521,7 +521,7 @@ class Stream(DescriptorHandle):
 
     @property
     def _loop(self) -> Loop:  # type: ignore[override]
-        return self._settings.loop
+        return self._options.loop
 
     @property
     def _subject(self) -> Any:
@@ -530,7 +530,7 @@ class Stream(DescriptorHandle):
 
     @property
     def _event_cb(self) -> EventCallback | None:  # type: ignore[override]
-        return self._settings.event_cb
+        return self._options.event_cb
 
     def _need_rare(self) -> Rare:
         if self._rare is None:
@@ -558,7 +558,7 @@ def _do_nothing(handle: Any) -> None:
 
 def keep_callback(handle: Any, waiting: deque[Any], index: int) -> None:
     """Take PA_HELD: let a write's callback wait until the write is done."""
-    batch = handle._loop._written_now
+    batch = handle._loop.written_now
     waiting.append((batch[index][1], batch, index))
     batch[index] = (handle, _do_nothing)
 
@@ -566,7 +566,7 @@ def keep_callback(handle: Any, waiting: deque[Any], index: int) -> None:
 def call_kept_callback(handle: Any, waiting: deque[Any]) -> None:
     """Take PA_WRITTEN: the first of the writes whose callbacks wait is done."""
     write_cb, batch, index = waiting.popleft()
-    if batch is handle._loop._written_now:
+    if batch is handle._loop.written_now:
         batch[index] = (handle, write_cb)  # it follows those before it, after this walk
     else:
         write_cb(handle)

@@ -144,7 +144,7 @@ def make_server(
 ) -> TcpServer:
     """Return a server of the kind: see `tcp_server` for the arguments."""
     require_max_connections(max_connections)
-    settings.loop._submit()  # a server that was closed just now may have held the address
+    settings.loop.submit()  # a server that was closed just now may have held the address
     if fd is None:
         require_port(port)
         sock = bind(bind_address, port, reuse_port)
@@ -296,7 +296,7 @@ def make_client(
             sock.close()
             raise ValueError(f"descriptor {fd} is a socket that is not connected") from None
         loop = settings.loop
-        socket._on_slot(check(lib.pa_open(loop._c, sock.detach(), lib.PA_TCP)))
+        socket._on_slot(check(lib.pa_open(loop.c, sock.detach(), lib.PA_TCP)))
         # Timers come first in an iteration: connect_cb before what is there to be read.
         Event(loop, socket._begin_connected).add()
     return socket._subject
@@ -328,14 +328,14 @@ def connect_tcp_socket(
     require_port(port)
     loop = socket._loop
     socket._open_slot()
-    settings = socket._settings
+    settings = socket._options
     if not socket._state & UNCONNECTED or settings.remote is not None:
         raise ValueError("the socket is connected, or was told to connect, already")
     if event_cb is not None:
         optional_callable("event_cb", event_cb)
         settings.event_cb = event_cb
     socket._before_connecting(host)
-    loop._submit()  # what was closed just now may free a descriptor, or the local address
+    loop.submit()  # what was closed just now may free a descriptor, or the local address
     if numeric_address(host) is not None:
         socket._on_slot(check(connect(loop, host, port, settings.local_address)))
         connector = None

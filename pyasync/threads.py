@@ -90,7 +90,7 @@ class Work(PythonHandle):
         elif not isinstance(error, Exception):
             raise error  # SystemExit and KeyboardInterrupt leave the loop, wherever they are from
         elif self._event_cb is not None:
-            self._loop._call_event_cb(self._event_cb, error)
+            self._loop.call_event_cb(self._event_cb, error)
         else:
             logger.error("exception in work in a thread", exc_info=error)
 
@@ -149,9 +149,9 @@ class WorkerPool:
 
 
 def _pool(loop: Loop) -> WorkerPool:
-    if loop._pool is None:
-        loop._pool = WorkerPool()
-    return loop._pool
+    if loop.pool is None:
+        loop.pool = WorkerPool()
+    return loop.pool
 
 
 def work(
@@ -202,5 +202,5 @@ def set_max_workers(number: int) -> None:
         raise ValueError(f"number must be 1 or more, not {number}")
     loop = get_loop()
     _pool(loop).resize(number)
-    for waiting in loop._python_handles["work"]:
+    for waiting in loop.python_handles["work"]:
         waiting._requeue()

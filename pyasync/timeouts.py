@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def time_out(stream: Stream, reason: str, *, force: bool) -> None:
     """Report a `SocketTimeout`, and close the stream."""
-    stream._loop._tell(stream, SocketTimeout(errno.ETIMEDOUT, reason), stream)
+    stream._loop.report(stream, SocketTimeout(errno.ETIMEDOUT, reason), stream)
     stream.close(force=force)
 
 

@@ -52,7 +52,7 @@ class Event:
         An event that is armed already is armed anew. Raises `EventFreed`, `EventLoopNotRunning`
         when its loop has ended, and `ValueError` for a time that is negative or no number.
         """
-        self._loop._check_thread()
+        self._loop.check_thread()
         if self._callback is None:
             raise EventFreed("the event has been freed")
         due = 0 if timeout is None else due_in(timeout)
@@ -60,7 +60,7 @@ class Event:
         self._arm(due)
 
     def _arm(self, due: int) -> None:
-        deadlines = self._loop._deadlines
+        deadlines = self._loop.deadlines
         bucket = deadlines.buckets.get(due)
         if bucket is None:
             bucket = deadlines.open(due, self)
@@ -73,7 +73,7 @@ class Event:
 
     def _disarm(self) -> None:
         if self._bucket is not None:
-            deadlines = self._loop._deadlines
+            deadlines = self._loop.deadlines
             self._bucket = None
             deadlines.armed -= 1
             deadlines.dead += 1
@@ -84,7 +84,7 @@ class Event:
 
     def remove(self) -> None:
         """Disarm the event; it can be added again. Raises `EventFreed`."""
-        self._loop._check_thread()
+        self._loop.check_thread()
         if self._callback is None:
             raise EventFreed("the event has been freed")
         self._disarm()
@@ -92,10 +92,10 @@ class Event:
     def free(self) -> None:
         """Disarm the event for good. Freeing twice does nothing."""
         loop = self._loop
-        if loop._thread == get_ident():
+        if loop.thread == get_ident():
             self._disarm()
-        elif loop._thread is not None:
-            loop._refuse()
+        elif loop.thread is not None:
+            loop.refuse()
         self._callback = None
 
     close = free
@@ -108,12 +108,12 @@ class Event:
     @property
     def closed(self) -> bool:
         """Whether the event has been freed, or its loop has ended."""
-        return self._callback is None or self._loop._thread is None
+        return self._callback is None or self._loop.thread is None
 
     @property
     def remaining(self) -> float | None:
         """Seconds until the callback runs, at the earliest; None if the event is not armed."""
-        self._loop._check_thread()
+        self._loop.check_thread()
         if self._bucket is None:
             return None
         due: int = self._bucket[0]
@@ -128,11 +128,11 @@ class Event:
         self._reference(False)
 
     def _reference(self, referenced: bool) -> None:
-        self._loop._check_thread()
+        self._loop.check_thread()
         if self._callback is None:
             raise EventFreed("the event has been freed")
         if self._bucket is not None:
-            self._loop._deadlines.unreferenced += self.has_ref - referenced
+            self._loop.deadlines.unreferenced += self.has_ref - referenced
         event_cb = self._event_cb
         self._options = None if event_cb is None and referenced else (event_cb, referenced)
 

@@ -289,13 +289,13 @@ def start_tls(
     tls_settings = _tls_settings(
         ssl_context, server_side, server_hostname, session, handshake_timeout, shutdown_timeout
     )
-    remote = socket._settings.remote
+    remote = socket._options.remote
     tls = TlsState(tls_settings, remote[0] if remote is not None else None)
     with memoryview(received) as view:
         belongs_to_tls = [bytes(view)]
 
     # Nothing raises from here on.
-    settings = socket._settings = socket._settings.copy()
+    settings = socket._options = socket._options.copy()
     settings.tls = tls_settings
     settings.read_cb = read_cb or settings.read_cb
     settings.connect_cb = connect_cb
@@ -316,10 +316,10 @@ def start_tls(
     rare.tls = tls
     tls.incoming.write(b"".join(belongs_to_tls))
     if state & READ_DISABLED:
-        socket._loop._queue((lib.PA_READ_START, socket._slot, 0, b"", None))
+        socket._loop.queue((lib.PA_READ_START, socket._slot, 0, b"", None))
     socket._on_connected(0)
     if tls.incoming.pending or ends:
-        socket._loop._ready.append(lambda: _go_on(socket, ends))
+        socket._loop.ready.append(lambda: _go_on(socket, ends))
     return subject
 
 

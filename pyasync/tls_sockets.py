@@ -115,10 +115,10 @@ class SslSocket(TcpSocket):
         rare.held_size += size
         if not self._may_send():
             self._check_pressure()
-        elif force or size > self._settings.loop._inline_limit:
+        elif force or size > self._options.loop.inline_limit:
             self._send()
             if force:
-                self._loop._submit()
+                self._loop.submit()
         else:
             self._gather()
 
@@ -155,7 +155,7 @@ class SslSocket(TcpSocket):
         tls = self._rare.tls
         if not tls.gathering:
             tls.gathering = True
-            self._settings.loop._gathering.append(self)
+            self._options.loop.to_encrypt.append(self)
 
     def _flush(self) -> None:
         self._rare.tls.gathering = False
@@ -208,11 +208,11 @@ class SslSocket(TcpSocket):
         if not held and self._state & (CLOSED | SHUT):
             self._finish()
         if rare.paused and rare.held_size <= rare.low:
-            self._loop._ready.append(self._tell_pressure)
+            self._loop.ready.append(self._tell_pressure)
 
     def _fail_soon(self, error: EventError) -> None:
         """Fail, but not now, as the application may be writing."""
-        self._loop._ready.append(lambda: self._fail_with(error))
+        self._loop.ready.append(lambda: self._fail_with(error))
 
     def _interrupted(self) -> None:
         """End the connection, as an exception has come in between, such as a signal handler's."""
@@ -223,7 +223,7 @@ class SslSocket(TcpSocket):
         try:
             self._check_pressure()
         except Exception as error:
-            self._loop._app_error(error, self)
+            self._loop.on_error(error, self)
 
     def _encrypt(self, held: Any) -> tuple[list[WriteCallback], bool]:
         """Encrypt the next part of what is held. Returns the callbacks of what it completes.
@@ -275,20 +275,20 @@ class SslSocket(TcpSocket):
 
     def _call_written(self, callbacks: list[WriteCallback]) -> None:
         for write_cb in callbacks:
-            if self._state & FAILED or self._loop._stopping:
+            if self._state & FAILED or self._loop.stopping:
                 return
             try:
                 write_cb(self)
             except Exception as error:
-                self._loop._app_error(error, self)
+                self._loop.on_error(error, self)
 
     def _write_encrypted(self, data: bytes, callback: Any) -> None:
-        loop, size = self._settings.loop, len(data)
-        if size <= loop._inline_limit:
+        loop, size = self._options.loop, len(data)
+        if size <= loop.inline_limit:
             kind = lib.PA_WRITE if callback is None else lib.PA_WRITE_CALLBACK
-            loop._queue((kind, self._slot, size, data, callback))
+            loop.queue((kind, self._slot, size, data, callback))
         else:
-            loop._write_now(self._slot, data, callback)
+            loop.write_now(self._slot, data, callback)
             if self._refused_size():
                 self._rare.tls.blocked = True
 
@@ -298,7 +298,7 @@ class SslSocket(TcpSocket):
             self._send()
 
     def _submit(self) -> None:
-        tls, here = self._rare.tls, self._loop._thread == get_ident()
+        tls, here = self._rare.tls, self._loop.thread == get_ident()
         if tls is not None and here and not self._state & CLOSED:
             self._send()
         super()._submit()
@@ -320,7 +320,7 @@ class SslSocket(TcpSocket):
     # Connecting
 
     def _before_connecting(self, host: str | None) -> None:
-        self._rare.tls = TlsState(self._settings.tls, host)
+        self._rare.tls = TlsState(self._options.tls, host)
 
     def _catch_up(self) -> None:
         """Do nothing: it is done when the handshake is over."""
@@ -340,14 +340,14 @@ class SslSocket(TcpSocket):
         if rare.connect_timer is not None:
             rare.connect_timer.free()
             rare.connect_timer = None
-        timeout = self._settings.tls.handshake_timeout
+        timeout = self._options.tls.handshake_timeout
         if timeout is not None:
             rare.connect_timer = background_timer(self._loop, self._handshake_timed_out, timeout)
-        if not self._settings.tls.server_side and not rare.tls.incoming.pending:
+        if not self._options.tls.server_side and not rare.tls.incoming.pending:
             self._go_on()
 
     def _handshake_timed_out(self) -> None:
-        seconds = self._settings.tls.handshake_timeout
+        seconds = self._options.tls.handshake_timeout
         text = f"the TLS handshake was not over after {seconds:g} seconds"
         self._fail_with(make_error(errno.ETIMEDOUT, "HANDSHAKE_TIMEOUT", text))
 
@@ -375,8 +375,8 @@ class SslSocket(TcpSocket):
             try:
                 self._established()
             except Exception as error:
-                self._loop._app_error(error, self)
-        if not self._loop._stopping:
+                self._loop.on_error(error, self)
+        if not self._loop.stopping:
             self._take(data)
 
     # Reading
@@ -419,8 +419,8 @@ class SslSocket(TcpSocket):
             except Exception as error:
                 if not over:
                     raise
-                self._loop._app_error(error, self)
-        if self._loop._stopping:
+                self._loop.on_error(error, self)
+        if self._loop.stopping:
             return
         if tls.error is not None:
             self._on_tls_end(lib.PA_READ_ERROR, tls.error)
@@ -496,15 +496,15 @@ class SslSocket(TcpSocket):
 
         All else is as of `Stream.close`. The peer's close_notify is not waited for.
         """
-        loop, rare = self._settings.loop, self._rare
+        loop, rare = self._options.loop, self._rare
         tls = rare.tls
         if tls is not None and tls.phase == BROKEN:  # what is still under way is the alert
             if not self._state & CLOSED:
                 super().close(force=force)
-            elif force and self._enter() and loop._objects[self._slot] is self:
-                loop._queue((lib.PA_CLOSE, self._slot, 1, b"", None))
+            elif force and self._enter() and loop.objects[self._slot] is self:
+                loop.queue((lib.PA_CLOSE, self._slot, 1, b"", None))
             return
-        if (self._state & CLOSED or loop._thread != get_ident()) and not self._may_close(force):
+        if (self._state & CLOSED or loop.thread != get_ident()) and not self._may_close(force):
             return
         self._lift_barrier()
         on_its_way = self._slot >= 0 or rare.connector is not None
@@ -513,7 +513,7 @@ class SslSocket(TcpSocket):
                 # The end of the handshake: the peer will know that there was a connection.
                 if tls.phase == OPEN and tls.outgoing.pending:
                     self._write_encrypted(tls.outgoing.read(), None)
-                    loop._submit()
+                    loop.submit()
                 tls.phase = OVER
             super().close(force=force)
             return
@@ -525,7 +525,7 @@ class SslSocket(TcpSocket):
         if rare.stream is not None:
             rare.stream._end()
         if self._state & READ_DISABLED and self._slot >= 0:
-            loop._queue((lib.PA_READ_START, self._slot, 0, b"", None))
+            loop.queue((lib.PA_READ_START, self._slot, 0, b"", None))
         self._send()
         if tls.phase < OVER:
             self._on_lingering()
@@ -538,18 +538,18 @@ class SslSocket(TcpSocket):
             if tls.outgoing.pending:
                 self._write_encrypted(tls.outgoing.read(), None)
             if not self._state & CLOSED:
-                loop._queue((lib.PA_SHUTDOWN, self._slot, 0, b"", None))
+                loop.queue((lib.PA_SHUTDOWN, self._slot, 0, b"", None))
                 self._limit_shutdown()
         if self._state & CLOSED and tls.phase != HANDSHAKE:
             tls.phase = OVER
-            loop._queue((lib.PA_CLOSE, self._slot, 0, b"", None))
+            loop.queue((lib.PA_CLOSE, self._slot, 0, b"", None))
 
     def _limit_shutdown(self) -> None:
         """Let the read timeout be ``shutdown_timeout`` from now on, if it is longer."""
-        read, limit = self._settings.read_timeout, self._settings.tls.shutdown_timeout
+        read, limit = self._options.read_timeout, self._options.tls.shutdown_timeout
         if limit is not None and (read is None or read > limit):
-            self._settings = self._settings.copy()
-            self._settings.read_timeout = limit
+            self._options = self._options.copy()
+            self._options.read_timeout = limit
             self._stop_read_timeout()
             self._start_read_timeout()
 
@@ -561,7 +561,7 @@ class SslSocket(TcpSocket):
             if tls.phase == BROKEN:
                 return  # such as that the alert could not be sent
             tls.error = None  # it knows the socket, once it is reported
-        if tls is None or not isinstance(error, TcpSslError) or self._settings.linger is None:
+        if tls is None or not isinstance(error, TcpSslError) or self._options.linger is None:
             super()._fail_with(error)
             return
         if self._state & FAILED or tls.phase == OVER:
@@ -571,14 +571,14 @@ class SslSocket(TcpSocket):
         if alert:
             self._write_encrypted(alert, None)
         self._state |= FAILED
-        self._loop._tell(self, error, self)
+        self._loop.report(self, error, self)
         rare.drop_held()
         rare.waiting.clear()
         if not self._state & CLOSED:
             # Not by force, which may make the kernel send a reset, and take the alert with it.
             super().close()
         else:
-            self._loop._queue((lib.PA_CLOSE, self._slot, 0, b"", None))
+            self._loop.queue((lib.PA_CLOSE, self._slot, 0, b"", None))
 
 
 def _fits(held: Any, size: int) -> bool:
@@ -594,8 +594,8 @@ class SslServer(TcpServer):
     _connection = SslSocket
 
     def _on_accepted(self, slot: int) -> None:
-        socket = SslSocket(self._settings, slot, self._state_of_new)
-        self._loop._register(slot, socket)
+        socket = SslSocket(self._options, slot, self._state_of_new)
+        self._loop.register(slot, socket)
         socket._begin()
         try:
             socket._before_connecting(None)

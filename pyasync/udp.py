@@ -95,7 +95,7 @@ class UdpSocket(Named, PlainHandle):
         self._waiting: deque[Any] = deque()
         #: For the application to use as it likes.
         self.data: Any = None
-        super().__init__(loop, check(lib.pa_udp_open(loop._c, sock.detach())), event_cb)
+        super().__init__(loop, check(lib.pa_udp_open(loop.c, sock.detach())), event_cb)
 
     # Sending
 
@@ -125,7 +125,7 @@ class UdpSocket(Named, PlainHandle):
         before it (EDESTADDRREQ); and `SocketClosed`.
         """
         loop = self._loop
-        if self._slot < 0 or loop._thread != get_ident():
+        if self._slot < 0 or loop.thread != get_ident():
             self._open_slot()
         target = self._targets.get(address)
         if target is None:
@@ -139,11 +139,11 @@ class UdpSocket(Named, PlainHandle):
         datagram = target + data
         size = len(datagram)
         callback = None if write_cb is None else (self, write_cb)
-        if size <= loop._inline_limit:
+        if size <= loop.inline_limit:
             kind = WRITE if callback is None else WRITE_CALLBACK
-            loop._queue((kind, self._slot, size, datagram, callback))
+            loop.queue((kind, self._slot, size, datagram, callback))
         else:
-            loop._write_now(self._slot, datagram, callback)
+            loop.write_now(self._slot, datagram, callback)
 
     def _check_size(self, size: int, target: bytes) -> None:
         limit = MAX_SIZE[V4] if is_mapped(target) else self._max_size
@@ -181,8 +181,8 @@ class UdpSocket(Named, PlainHandle):
         require_target(host, port)
         where = (host, port) if numeric_address(host) else self._look_up(host, port)
         target = self._format.pack(where)
-        self._loop._submit()
-        status = lib.pa_udp_connect(self._loop._c, slot, target)
+        self._loop.submit()
+        status = lib.pa_udp_connect(self._loop.c, slot, target)
         if status != 0:
             raise socket_error(status, self, detail=f"{host} port {port}")
         self._targets = {None: TO_PEER}
@@ -200,8 +200,8 @@ class UdpSocket(Named, PlainHandle):
     @property
     def send_queue_size(self) -> int:
         """Bytes of the datagrams that have been sent, and not yet been handed to the kernel."""
-        size: int = lib.pa_udp_send_queue_size(self._loop._c, self._open_slot())
-        operations = self._loop._operations
+        size: int = lib.pa_udp_send_queue_size(self._loop.c, self._open_slot())
+        operations = self._loop.operations
         for index in range(0, len(operations), 5):
             kind, slot, length, datagram = operations[index : index + 4]
             if slot == self._slot and kind in (WRITE, WRITE_CALLBACK):
@@ -223,7 +223,7 @@ class UdpSocket(Named, PlainHandle):
         """
         if self._slot >= 0 and self._enter():
             slot, self._slot = self._slot, -1
-            self._loop._queue((lib.PA_CLOSE, slot, 0, b"", None))
+            self._loop.queue((lib.PA_CLOSE, slot, 0, b"", None))
 
     # Options
 
@@ -265,9 +265,9 @@ class UdpSocket(Named, PlainHandle):
         if number not in (0, of_group):
             raise ValueError(f"group {group!r} is on another interface than {interface!r}")
         whom = ffi.NULL if source is None else pack_address(source, 0)
-        self._loop._submit()
+        self._loop.submit()
         packed = pack_address(text, 0)
-        check(lib.pa_udp_membership(self._loop._c, slot, packed, of_group, whom, join))
+        check(lib.pa_udp_membership(self._loop.c, slot, packed, of_group, whom, join))
 
     def set_multicast_interface(self, interface: str) -> None:
         """Send what goes to multicast groups through this interface.
@@ -282,7 +282,7 @@ class UdpSocket(Named, PlainHandle):
         found = numeric_address(interface)
         # Of IPv4 it is the source's address too, unless the socket is bound to one.
         address = found[1] if found is not None and found[0] == V4 else "0.0.0.0"
-        self._loop._submit()  # what was sent before is not concerned
+        self._loop.submit()  # what was sent before is not concerned
         with self._socket() as sock:
             if V6 in families:
                 sock.setsockopt(sockets.IPPROTO_IPV6, sockets.IPV6_MULTICAST_IF, number)
@@ -334,7 +334,7 @@ class UdpSocket(Named, PlainHandle):
 
     @broadcast.setter
     def broadcast(self, on: bool) -> None:
-        self._loop._submit()
+        self._loop.submit()
         with self._socket() as sock:
             sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_BROADCAST, bool(on))
 
@@ -346,7 +346,7 @@ class UdpSocket(Named, PlainHandle):
 
     def _set_option(self, of_v4: int, of_v6: int, value: int) -> None:
         self._open_slot()
-        self._loop._submit()  # what was sent before is not concerned
+        self._loop.submit()  # what was sent before is not concerned
         with self._socket() as sock:
             if self._family == V6:
                 sock.setsockopt(sockets.IPPROTO_IPV6, of_v6, value)
@@ -382,9 +382,9 @@ class UdpSocket(Named, PlainHandle):
         elif kind == lib.PA_WRITE_ERROR:
             if data:
                 self._waiting.popleft()
-            self._loop._tell(self, socket_error(value), self)
+            self._loop.report(self, socket_error(value), self)
         elif self._slot >= 0:  # PA_READ_ERROR
-            self._loop._tell(self, socket_error(value), self)
+            self._loop.report(self, socket_error(value), self)
 
 
 def _require_byte(name: str, value: int, least: int) -> None:
@@ -441,7 +441,7 @@ def udp_socket(
     optional_callable("read_cb", read_cb)
     optional_callable("event_cb", event_cb)
     require_port(port)
-    loop._submit()  # a socket that was closed just now may have held the address
+    loop.submit()  # a socket that was closed just now may have held the address
     sock = bind(bind_address, port, reuse_port, sockets.SOCK_DGRAM)
     with sock:
         sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_BROADCAST, broadcast)

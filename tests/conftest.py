@@ -80,7 +80,7 @@ def _nothing_is_left_behind():
     yield
     loop = pyasync.current_loop()
     if loop is not None:
-        loop._close()  # or every later test would fail as well
+        loop.close()  # or every later test would fail as well
     left = [
         *(["the current loop"] if loop is not None else []),
         *(f"thread {thread.name}" for thread in set(threading.enumerate()) - threads),
