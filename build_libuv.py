@@ -22,6 +22,7 @@ CSRC = ROOT / "csrc"
 # What Python sees of libuv and of the shim. The order counts: a type comes before its uses.
 DECLARATIONS = (
     "libuv.cdef.h",
+    "addresses.cdef.h",
     "loop.cdef.h",
     "streams.cdef.h",
     "tcp.cdef.h",

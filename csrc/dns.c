@@ -104,9 +104,7 @@ int64_t pa_getnameinfo(pa_loop *loop, const char *address) {
   int error;
 
   loop->counters->crossings++;
-  error = pa_parse_address(address, 0, &where);
-  if (error != 0)
-    return error;
+  pa_unpack_address(address, &where);
   lookup = pa_grow(NULL, sizeof(*lookup));
   lookup->base.release = release_reverse;
   error = uv_getnameinfo(&loop->uv, &lookup->uv, on_getnameinfo,

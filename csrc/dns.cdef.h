@@ -21,6 +21,6 @@ typedef struct {
   const char *service;
 } pa_name;
 
-/* address is numeric. */
+/* address is packed. */
 int64_t pa_getnameinfo(pa_loop *loop, const char *address);
 pa_name *pa_getnameinfo_result(int64_t request);

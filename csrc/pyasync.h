@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <uv.h>
 
+#include "addresses.cdef.h"
 #include "loop.cdef.h"
 #include "streams.cdef.h"
 #include "tcp.cdef.h"
@@ -167,6 +168,14 @@ void pa_add_slot(int **slots, int *count, int *capacity, int slot);
 /* uv_close, and what the kind needs with it. */
 void pa_handle_close(pa_loop *loop, uv_handle_t *handle);
 
+/* addresses.c */
+/* The size of the largest packed address. */
+#define PA_PACKED_MAX 28
+/* Both return the size of the packed one. */
+size_t pa_pack_address(char *packed, const struct sockaddr *address);
+size_t pa_unpack_address(const char *packed, struct sockaddr_storage *address);
+socklen_t pa_address_size(const struct sockaddr_storage *address);
+
 /* streams.c */
 void pa_stream_read(uv_handle_t *handle);
 /* Reads once, into the arena. */
@@ -190,10 +199,6 @@ void pa_write_flush_all(pa_loop *loop);
 void pa_listener_accept(uv_handle_t *handle, int64_t more);
 void pa_listener_close(uv_handle_t *handle);
 int pa_listener_fd(uv_handle_t *handle);
-/* A numeric address, of either family; returns 0 or an error. */
-int pa_parse_address(const char *text, int port,
-                     struct sockaddr_storage *address);
-socklen_t pa_address_size(const struct sockaddr_storage *address);
 
 /* udp.c */
 /* Reads a batch of datagrams into the arena. */

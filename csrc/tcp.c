@@ -186,18 +186,6 @@ int pa_open(pa_loop *loop, int fd, int kind) {
   return slot;
 }
 
-int pa_parse_address(const char *text, int port,
-                     struct sockaddr_storage *address) {
-  if (uv_ip4_addr(text, port, (struct sockaddr_in *) address) == 0)
-    return 0;
-  return uv_ip6_addr(text, port, (struct sockaddr_in6 *) address);
-}
-
-socklen_t pa_address_size(const struct sockaddr_storage *address) {
-  return address->ss_family == AF_INET ? sizeof(struct sockaddr_in)
-                                       : sizeof(struct sockaddr_in6);
-}
-
 /* A socket bound to the address, or an error. */
 static int bound_socket(const struct sockaddr_storage *address) {
   int fd = socket(address->ss_family, SOCK_STREAM, 0);
@@ -220,8 +208,8 @@ static int bound_socket(const struct sockaddr_storage *address) {
   return fd;
 }
 
-int pa_tcp_connect(pa_loop *loop, const char *address, int port,
-                   const char *local_address, int local_port) {
+int pa_tcp_connect(pa_loop *loop, const char *address,
+                   const char *local_address) {
   struct sockaddr_storage remote;
   struct sockaddr_storage local;
   uv_connect_t *request;
@@ -231,12 +219,9 @@ int pa_tcp_connect(pa_loop *loop, const char *address, int port,
   int error;
 
   loop->counters->crossings++;
-  error = pa_parse_address(address, port, &remote);
-  if (error == 0 && local_address != NULL)
-    error = pa_parse_address(local_address, local_port, &local);
-  if (error != 0)
-    return error;
+  pa_unpack_address(address, &remote);
   if (local_address != NULL) {
+    pa_unpack_address(local_address, &local);
     fd = bound_socket(&local);
     if (fd < 0)
       return fd;

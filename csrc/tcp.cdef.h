@@ -5,7 +5,7 @@
 int pa_listen(pa_loop *loop, int fd, int kind, int limit);
 /* Takes over fd, a connected socket, and reads from it. */
 int pa_open(pa_loop *loop, int fd, int kind);
-/* Connects to a numeric address, from local_address unless that is NULL.
+/* Connects to a packed address, from local_address unless that is NULL.
  * A failure to connect comes as PA_CONNECTED. */
-int pa_tcp_connect(pa_loop *loop, const char *address, int port,
-                   const char *local_address, int local_port);
+int pa_tcp_connect(pa_loop *loop, const char *address,
+                   const char *local_address);

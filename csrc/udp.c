@@ -22,9 +22,8 @@
 /* Datagrams are moved together, each behind its address. The first place lies
  * so far ahead that none is moved onto the next: one takes up PLACE_SIZE, its
  * address and its alignment at most. */
-#define HEADER_MAX 28
 #define ALIGNMENT 16
-#define AHEAD ((size_t) BATCH_MAX * (HEADER_MAX + ALIGNMENT))
+#define AHEAD ((size_t) BATCH_MAX * (PA_PACKED_MAX + ALIGNMENT))
 
 _Static_assert(AHEAD + BATCH_MAX * PLACE_SIZE <= TURN_SIZE_MAX,
                "a batch of datagrams needs room");
@@ -42,57 +41,6 @@ typedef struct {
   size_t size;
   char data[];
 } pa_queued_send;
-
-/* Addresses, see udp.cdef.h */
-
-static size_t pack_address(char *header, const struct sockaddr *address) {
-  uint16_t family = address->sa_family;
-
-  memcpy(header, &family, 2);
-  if (family == AF_INET) {
-    const struct sockaddr_in *in = (const struct sockaddr_in *) address;
-
-    memcpy(header + 2, &in->sin_port, 2);
-    memcpy(header + 4, &in->sin_addr, 4);
-    return 8;
-  } else {
-    const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *) address;
-    uint32_t scope = in6->sin6_scope_id;
-
-    memcpy(header + 2, &in6->sin6_port, 2);
-    memcpy(header + 4, &in6->sin6_flowinfo, 4);
-    memcpy(header + 8, &in6->sin6_addr, 16);
-    memcpy(header + 24, &scope, 4);
-    return HEADER_MAX;
-  }
-}
-
-static size_t unpack_address(const char *header,
-                             struct sockaddr_storage *address) {
-  uint16_t family;
-
-  memcpy(&family, header, 2);
-  memset(address, 0, sizeof(struct sockaddr_in6));
-  address->ss_family = family;
-  if (family == AF_INET) {
-    struct sockaddr_in *in = (struct sockaddr_in *) address;
-
-    memcpy(&in->sin_port, header + 2, 2);
-    memcpy(&in->sin_addr, header + 4, 4);
-    return 8;
-  } else if (family == AF_INET6) {
-    struct sockaddr_in6 *in6 = (struct sockaddr_in6 *) address;
-    uint32_t scope;
-
-    memcpy(&in6->sin6_port, header + 2, 2);
-    memcpy(&in6->sin6_flowinfo, header + 4, 4);
-    memcpy(&in6->sin6_addr, header + 8, 16);
-    memcpy(&scope, header + 24, 4);
-    in6->sin6_scope_id = scope;
-    return HEADER_MAX;
-  }
-  return 2;
-}
 
 /* Receiving */
 
@@ -138,7 +86,7 @@ static void push_datagram(pa_loop *loop, int slot, const pa_datagram *datagram) 
     pa_push(loop, PA_READ_ERROR, slot, UV_EMSGSIZE, 0);
     return;
   }
-  end = start + pack_address(loop->arena + start, message->msg_name) + size;
+  end = start + pa_pack_address(loop->arena + start, message->msg_name) + size;
   memmove(loop->arena + end - size, message->msg_iov->iov_base, size);
   loop->arena_used = (end + ALIGNMENT - 1) & ~(size_t) (ALIGNMENT - 1);
   loop->counters->bytes_read += (uint64_t) size;
@@ -278,7 +226,7 @@ static int queue_send(uv_udp_t *udp, const struct sockaddr_storage *address,
 static void send_part(pa_loop *loop, int slot, const pa_write_part *part) {
   uv_udp_t *udp = (uv_udp_t *) loop->slots[slot].handle;
   struct sockaddr_storage address;
-  size_t header = unpack_address(part->base, &address);
+  size_t header = pa_unpack_address(part->base, &address);
   uv_buf_t data = uv_buf_init((char *) part->base + header,
                               (unsigned) (part->size - header));
   int callback = part->callback != 0;
@@ -319,7 +267,7 @@ static uint32_t send_batch(pa_loop *loop, uv_udp_t *udp, uint32_t index) {
   for (; next != 0 && count < BATCH_MAX; count++) {
     const pa_write_part *part = &loop->parts[next - 1];
     struct msghdr *message = &messages[count].msg_hdr;
-    size_t header = unpack_address(part->base, &addresses[count]);
+    size_t header = pa_unpack_address(part->base, &addresses[count]);
 
     data[count].iov_base = (char *) part->base + header;
     data[count].iov_len = part->size - header;
@@ -389,32 +337,46 @@ void pa_udp_close(pa_loop *loop, int slot) {
 
 /* Options */
 
-int pa_udp_connect(pa_loop *loop, int slot, const char *address, int port) {
+int pa_udp_connect(pa_loop *loop, int slot, const char *address) {
   struct sockaddr_storage where;
-  int error;
 
   loop->counters->crossings++;
-  error = pa_parse_address(address, port, &where);
-  if (error != 0)
-    return error;
+  pa_unpack_address(address, &where);
   return uv_udp_connect((uv_udp_t *) loop->slots[slot].handle,
                         (const struct sockaddr *) &where);
 }
 
+/* The options of RFC 3678, which are for both families, and name the interface
+ * by its number. */
 int pa_udp_membership(pa_loop *loop, int slot, const char *group,
-                      const char *interface, const char *source, int join) {
-  uv_udp_t *udp = (uv_udp_t *) loop->slots[slot].handle;
-  uv_membership membership = join ? UV_JOIN_GROUP : UV_LEAVE_GROUP;
+                      unsigned interface, const char *source, int join) {
+  struct group_source_req one;
+  struct group_req any;
+  uint16_t family;
+  uv_os_fd_t fd;
+  int level;
+  int error;
 
   loop->counters->crossings++;
-  if (source != NULL)
-    return uv_udp_set_source_membership(udp, group, interface, source,
-                                        membership);
-  return uv_udp_set_membership(udp, group, interface, membership);
-}
-
-int pa_udp_multicast_interface(pa_loop *loop, int slot, const char *interface) {
-  loop->counters->crossings++;
-  return uv_udp_set_multicast_interface(
-      (uv_udp_t *) loop->slots[slot].handle, interface);
+  error = uv_fileno(loop->slots[slot].handle, &fd);
+  if (error != 0)
+    return error;
+  memcpy(&family, group, 2);
+  level = family == AF_INET ? IPPROTO_IP : IPPROTO_IPV6;
+  if (source == NULL) {
+    memset(&any, 0, sizeof(any));
+    any.gr_interface = interface;
+    pa_unpack_address(group, &any.gr_group);
+    error = setsockopt(fd, level, join ? MCAST_JOIN_GROUP : MCAST_LEAVE_GROUP,
+                       &any, sizeof(any));
+  } else {
+    memset(&one, 0, sizeof(one));
+    one.gsr_interface = interface;
+    pa_unpack_address(group, &one.gsr_group);
+    pa_unpack_address(source, &one.gsr_source);
+    error = setsockopt(
+        fd, level, join ? MCAST_JOIN_SOURCE_GROUP : MCAST_LEAVE_SOURCE_GROUP,
+        &one, sizeof(one));
+  }
+  return error == 0 ? 0 : uv_translate_sys_error(errno);
 }

@@ -1,20 +1,25 @@
-"""Addresses of datagrams: what the `socket` module has, and what crosses into C.
+"""Numeric addresses and their zones, and how they cross into C.
 
-Between Python and C an address goes before its datagram, packed as csrc/udp.cdef.h says.
+All parsing of addresses is here: they cross into C, and from it, packed as csrc/addresses.cdef.h
+says. libuv, which could parse them, knows a zone by its name only.
 """
 
 from __future__ import annotations
 
+import os
 import socket as sockets
 from struct import Struct
 from typing import Any, Union
 
-from pyasync._ffi import lib
-from pyasync.dns import numeric_address, require_host
-from pyasync.tcp import require_port
+from pyasync._ffi import ffi, lib
+from pyasync.arguments import require_host, require_port
+from pyasync.errors import check
 
 #: As the `socket` module has it: (host, port), of IPv6 (host, port, flowinfo, scope_id).
 Address = Union["tuple[str, int]", "tuple[str, int, int, int]"]
+
+#: An address family of the `socket` module, and a numeric address.
+NumericAddress = tuple[int, str]
 
 V4, V6 = sockets.AF_INET, sockets.AF_INET6
 
@@ -26,6 +31,67 @@ TO_PEER = Struct("=H").pack(sockets.AF_UNSPEC)
 
 _IN = Struct("=H2s4s")
 _IN6 = Struct("=H2s4s16sI")
+
+
+def numeric_address(host: str) -> NumericAddress | None:
+    """Return the address, in its usual form, if the host is one and needs no lookup.
+
+    An address of IPv6 may have a zone behind a percent sign (RFC 4007, section 11): the name of an
+    interface, or its number. Raises `ValueError` if there is none such.
+    """
+    if "\0" in host:
+        raise ValueError(f"a host must not have zero bytes: {host!r}")  # C would see it end there
+    address, percent, zone = host.partition("%")
+    try:
+        if not percent:
+            return V4, sockets.inet_ntoa(sockets.inet_pton(V4, host))
+    except OSError:
+        pass
+    try:
+        packed = sockets.inet_pton(V6, address)
+    except OSError:
+        return None
+    if percent:
+        zone_number(zone)
+    return V6, sockets.inet_ntop(V6, packed) + percent + zone
+
+
+def zone_number(zone: str) -> int:
+    """Return the number of a zone, which is an interface's, or raise `ValueError`."""
+    number: int = lib.if_nametoindex(os.fsencode(zone))
+    if number:
+        return number
+    if zone.isascii() and zone.isdecimal() and 0 < int(zone) < 1 << 32:
+        name = ffi.new("char[]", lib.IF_NAMESIZE)
+        if lib.if_indextoname(int(zone), name):
+            return int(zone)
+    raise ValueError(f"there is no interface {zone!r}")
+
+
+def pack_address(host: str, port: int, flowinfo: int = 0, scope: int = 0) -> bytes:
+    """Pack a numeric address for C. If it has a zone, that is its scope."""
+    address, percent, zone = host.partition("%")
+    in_order = port.to_bytes(2, "big")
+    if ":" not in address:
+        return _IN.pack(V4, in_order, sockets.inet_pton(V4, address))
+    packed = sockets.inet_pton(V6, address)
+    if percent:
+        scope = zone_number(zone)
+    return _IN6.pack(V6, in_order, flowinfo.to_bytes(4, "big"), packed, scope)
+
+
+def unpack_address(packed: bytes) -> Any:
+    """Return a packed address as the `socket` module has it."""
+    if len(packed) == _IN.size:
+        _, port, address = _IN.unpack(packed)
+        return (sockets.inet_ntoa(address), int.from_bytes(port, "big"))
+    _, port, flowinfo, address, scope = _IN6.unpack(packed)
+    return (
+        sockets.inet_ntop(V6, address),
+        int.from_bytes(port, "big"),
+        int.from_bytes(flowinfo, "big"),
+        scope,
+    )
 
 
 class AddressFormat:
@@ -66,26 +132,7 @@ class AddressFormat:
             raise TypeError(f"flowinfo and scope_id must be integers: {address!r}")
         if not (0 <= flowinfo < 1 << 20 and 0 <= scope < 1 << 32):
             raise ValueError(f"flowinfo or scope_id is out of range: {address!r}")
-        host, _, zone = self.numeric(host).partition("%")
-        packed, in_order = sockets.inet_pton(self.family, host), port.to_bytes(2, "big")
-        if self.family == V4:
-            return _IN.pack(V4, in_order, packed)
-        return _IN6.pack(
-            V6, in_order, flowinfo.to_bytes(4, "big"), packed, zone_number(zone) if zone else scope
-        )
-
-    def unpack(self, header: bytes) -> Any:
-        """Return what `pack` has packed."""
-        if self.family == V4:
-            _, port, packed = _IN.unpack(header)
-            return (sockets.inet_ntoa(packed), int.from_bytes(port, "big"))
-        _, port, flowinfo, packed, scope = _IN6.unpack(header)
-        return (
-            sockets.inet_ntop(V6, packed),
-            int.from_bytes(port, "big"),
-            int.from_bytes(flowinfo, "big"),
-            scope,
-        )
+        return pack_address(self.numeric(host), port, flowinfo, scope)
 
 
 def is_mapped(header: bytes) -> bool:
@@ -93,23 +140,26 @@ def is_mapped(header: bytes) -> bool:
     return len(header) == _IN6.size and header[8:20] == bytes(10) + b"\xff\xff"
 
 
-def zone_number(zone: str) -> int:
-    """Return the number of a zone of IPv6 addresses: an interface's name, or its number."""
-    number: int = int(zone) if zone.isdecimal() else lib.if_nametoindex(zone.encode())
-    if not 0 < number < 1 << 32:
-        raise ValueError(f"there is no interface {zone!r}")
-    return number
+def interface_number(interface: str, *families: int) -> int:
+    """Return the number of an interface, given by its name, or by an address of those families.
 
-
-def interface_of(family: int, interface: str) -> bytes:
-    """Return an interface as libuv wants it: an address, of IPv6 one with a zone."""
+    It is 0, the system's choice, for ``0.0.0.0`` and ``::``. Raises `ValueError` and `TypeError`.
+    """
     require_host("interface", interface)
     found = numeric_address(interface)
-    if found is not None and found[0] == family:
-        return interface.encode()
-    if found is None and family == V6:
-        return b"::%%%d" % zone_number(interface)
-    raise ValueError(f"interface must be an address of it, or of IPv6 its name, not {interface!r}")
+    if found is None:
+        return zone_number(interface)
+    family, text = found
+    address, _, zone = text.partition("%")
+    if family in families:
+        if zone:
+            return zone_number(zone)
+        if address in ("0.0.0.0", "::"):
+            return 0
+        number = check(lib.pa_interface_with(pack_address(address, 0)))
+        if number:
+            return number
+    raise ValueError(f"interface must be the name or an address of one, not {interface!r}")
 
 
 def require_target(host: Any, port: Any) -> None:

@@ -10,7 +10,8 @@ import errno
 from typing import Any
 
 from pyasync._ffi import ffi, lib
-from pyasync.dns import Address, Lookup
+from pyasync.addresses import NumericAddress, pack_address
+from pyasync.dns import Lookup
 from pyasync.errors import SocketError, message, socket_error
 from pyasync._core.deadlines import Timer, background_timer
 
@@ -18,7 +19,7 @@ from pyasync._core.deadlines import Timer, background_timer
 ATTEMPT_DELAY = 0.25
 
 
-def interleave(addresses: list[Address]) -> list[Address]:
+def interleave(addresses: list[NumericAddress]) -> list[NumericAddress]:
     """Return the addresses with families in turn, the first one's first (RFC 8305, section 4)."""
     if not addresses:
         return []
@@ -40,7 +41,7 @@ class Connector:
         self.host = host
         self.port = port
         self.local = local
-        self.addresses: list[Address] = []
+        self.addresses: list[NumericAddress] = []
         self.attempts: list[Attempt] = []
         self.failures: list[tuple[str, int]] = []
         self.timer: Timer | None = None
@@ -61,7 +62,7 @@ class Connector:
         self.lookup = None
         self.socket._fail_with(error)
 
-    def _on_found(self, addresses: list[Address]) -> None:
+    def _on_found(self, addresses: list[NumericAddress]) -> None:
         self.lookup = None
         self.addresses = interleave(addresses)
         self._try_next()
@@ -72,7 +73,10 @@ class Connector:
             self.timer = None
         while self.addresses:
             _, address = self.addresses.pop(0)
-            slot = connect(self.loop, address, self.port, self.local)
+            try:
+                slot = connect(self.loop, address, self.port, self.local)
+            except ValueError:  # an interface that was there is gone
+                slot = -errno.ENODEV
             if slot < 0:  # a local address of the other family, or one that cannot be bound
                 self.failures.append((address, slot))
                 continue
@@ -135,8 +139,11 @@ class Attempt:
 
 
 def connect(loop: Any, address: str, port: int, local: tuple[str | None, int]) -> int:
-    """Begin to connect to a numeric address; return the slot, or libuv's error."""
+    """Begin to connect to a numeric address; return the slot, or libuv's error.
+
+    Raises `ValueError` if there is no interface of an address's zone.
+    """
     host, local_port = local
-    local_host = ffi.NULL if host is None else host.encode()
-    slot: int = lib.pa_tcp_connect(loop.c, address.encode(), port, local_host, local_port)
+    packed = ffi.NULL if host is None else pack_address(host, local_port)
+    slot: int = lib.pa_tcp_connect(loop.c, pack_address(address, port), packed)
     return slot

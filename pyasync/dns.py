@@ -10,17 +10,15 @@ import errno
 import os
 import socket as sockets
 from collections.abc import Callable
-from typing import Any
 
 from pyasync._ffi import ffi, lib
+from pyasync.addresses import NumericAddress, numeric_address, pack_address
+from pyasync.arguments import optional_callable, require_callable, require_host
 from pyasync.errors import DnsError, message
-from pyasync.handles import optional_callable, require_callable
 from pyasync.loop import EventCallback, Loop, get_loop
 from pyasync.requests import Request
 
-#: An address family of the `socket` module, and a numeric address.
-Address = tuple[int, str]
-FoundCallback = Callable[[list[Address]], object]
+FoundCallback = Callable[[list[NumericAddress]], object]
 
 FAMILIES = (sockets.AF_UNSPEC, sockets.AF_INET, sockets.AF_INET6)
 
@@ -50,7 +48,7 @@ class Lookup(Request):
         else:
             self._finish_soon(error=self._error(lib.UV_EAI_ADDRFAMILY))
 
-    def _results(self, address: int) -> tuple[list[Address]]:
+    def _results(self, address: int) -> tuple[list[NumericAddress]]:
         found = lib.pa_getaddrinfo_result(address)
         if found.status != 0:
             raise self._error(found.status)
@@ -83,7 +81,7 @@ class ReverseLookup(Request):
         super().__init__(loop, found_cb, event_cb)
         #: The address that is looked up.
         self.ip = ip
-        self._begin(lib.pa_getnameinfo, ip.encode())
+        self._begin(lib.pa_getnameinfo, pack_address(ip, 0))
 
     def _results(self, address: int) -> tuple[str, str]:
         name = lib.pa_getnameinfo_result(address)
@@ -137,8 +135,8 @@ def dns_lookup_all(
 
     Returns the lookup. It keeps the loop running; its ``close()`` cancels it, and then nothing is
     called. ``closed`` says whether it is over or was closed. Raises `ValueError` for another
-    family, or a host with a zero byte, `TypeError` for a host that is no string, and
-    `EventLoopNotRunning`.
+    family, a host with a zero byte, or an address whose zone is no interface; `TypeError` for a
+    host that is no string; and `EventLoopNotRunning`.
     """
     return _look_up(
         host,
@@ -162,7 +160,8 @@ def reverse_dns_lookup(
     rule: cl-async's callback has it. If the lookup fails, ``event_cb`` gets a `DnsError`.
 
     Returns the lookup, which is that of `dns_lookup_all`. Raises `ValueError` if ``ip`` is no
-    numeric address, `TypeError` if it is no string, and `EventLoopNotRunning`.
+    numeric address, or its zone no interface; `TypeError` if it is no string; and
+    `EventLoopNotRunning`.
     """
     require_host("ip", ip)
     require_callable("resolve_cb", resolve_cb)
@@ -187,34 +186,12 @@ def _look_up(
     return Lookup(get_loop(), host, family, found_cb, event_cb)
 
 
-def require_host(name: str, value: Any) -> None:
-    """Raise `TypeError` unless the value is a string."""
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be a string, not {type(value).__name__}")
-
-
 def dns_error(status: int, host: str) -> DnsError:
     """Return the exception for a libuv error of a lookup."""
     if -status in (errno.EINVAL, errno.ENAMETOOLONG):  # libuv has refused the name
         status = lib.UV_EAI_NONAME
     name = ffi.string(lib.uv_err_name(status)).decode()
     code = getattr(sockets, name, sockets.EAI_FAIL) if name[:4] == "EAI_" else sockets.EAI_SYSTEM
-    return DnsError(code, f"{message(status)}: {host}")
-
-
-def numeric_address(host: str) -> Address | None:
-    """Return the address, in its usual form, if the host is one and needs no lookup."""
-    if "\0" in host:
-        raise ValueError(f"a host must not have zero bytes: {host!r}")  # C would see it end there
-    address, percent, scope = host.partition("%")
-    try:
-        if not percent:
-            return sockets.AF_INET, sockets.inet_ntoa(sockets.inet_pton(sockets.AF_INET, host))
-    except OSError:
-        pass
-    try:
-        packed = sockets.inet_pton(sockets.AF_INET6, address)
-    except OSError:
-        return None
-    # Only an address of IPv6 may have a %scope (RFC 4007).
-    return sockets.AF_INET6, sockets.inet_ntop(sockets.AF_INET6, packed) + percent + scope
+    error = DnsError(code, f"{message(status)}: {host}")
+    error._errcode = status
+    return error

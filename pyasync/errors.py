@@ -23,11 +23,20 @@ class EventInfo(Exception):
 class EventError(EventInfo):
     """An error that an ``event_cb`` is told, or that a call raises."""
 
+    #: What `errcode` is, where ``errno`` does not say it.
+    _errcode: int | None
+
     @property
     def errcode(self) -> int | None:
-        """Libuv's number of the error, ``-errno`` on Unix; None if the error is not libuv's."""
-        number = getattr(self, "errno", None)
-        return None if number is None else -number
+        """Libuv's number of the error; None if the error is not libuv's.
+
+        That is ``-errno`` on Unix, or ``UV_EAI_...`` of an error of getaddrinfo(3): -3008 if there
+        is no such name.
+        """
+        try:
+            return self._errcode
+        except AttributeError:
+            return libuv_number(self)
 
     @property
     def errmsg(self) -> str:
@@ -176,6 +185,35 @@ _SOCKET_ERRORS: dict[int, type[SocketError]] = {
     errno.EHOSTUNREACH: SocketUnreachable,
     errno.ENETUNREACH: SocketUnreachable,
 }
+
+
+#: Libuv's numbers of the errors of getaddrinfo(3), by the system's. Where the system has one number
+#: for two, the last counts.
+_EAI_ERRORS: dict[int, int] = {
+    getattr(socket, name): getattr(lib, f"UV_{name}")
+    for name in (
+        "EAI_ADDRFAMILY",
+        "EAI_AGAIN",
+        "EAI_BADFLAGS",
+        "EAI_FAIL",
+        "EAI_FAMILY",
+        "EAI_MEMORY",
+        "EAI_NODATA",
+        "EAI_NONAME",
+        "EAI_OVERFLOW",
+        "EAI_SERVICE",
+        "EAI_SOCKTYPE",
+    )
+    if hasattr(socket, name)
+}
+
+
+def libuv_number(error: Exception) -> int | None:
+    """Return libuv's number of an error that has the system's, or None."""
+    number: int | None = getattr(error, "errno", None)
+    if number is not None and isinstance(error, socket.gaierror):
+        return _EAI_ERRORS.get(number)
+    return None if number is None else -number
 
 
 def message(status: int) -> str:

@@ -24,8 +24,8 @@ from operator import index
 from typing import Any, NamedTuple
 
 from pyasync._ffi import ffi, lib
+from pyasync.arguments import StrOrBytesPath, c_string, optional_callable, require_callable
 from pyasync.errors import FilesystemError, filesystem_error
-from pyasync.handles import StrOrBytesPath, c_string, optional_callable, require_callable
 from pyasync._core.engine import PYPY
 from pyasync.loop import EventCallback, get_loop
 from pyasync.requests import Request

@@ -7,14 +7,9 @@ import os
 from collections.abc import Callable
 
 from pyasync._ffi import ffi, lib
+from pyasync.arguments import StrOrBytesPath, c_string, optional_callable, require_callable
 from pyasync.errors import FilesystemError, filesystem_error
-from pyasync.handles import (
-    PlainHandle,
-    StrOrBytesPath,
-    c_string,
-    optional_callable,
-    require_callable,
-)
+from pyasync.handles import PlainHandle
 from pyasync.loop import EventCallback, Loop, get_loop
 
 ChangeCallback = Callable[["FsMonitor", str, bool, bool], object]

@@ -6,15 +6,12 @@ until C says that the handle is gone: an open handle that its user has dropped k
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from typing import Any, Union
+from typing import Any
 
 from pyasync._ffi import lib
 from pyasync.errors import HandleClosed, check
 from pyasync.loop import EventCallback, Loop
-
-StrOrBytesPath = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
 
 
 class Handle:
@@ -170,26 +167,3 @@ class PythonHandle(Handle):
 
     def _on_loop_end(self) -> None:
         self._slot = -1
-
-
-def require_callable(name: str, value: Any) -> None:
-    """Raise `TypeError` unless the value is a function."""
-    if not callable(value):
-        raise TypeError(f"{name} must be callable, not {type(value).__name__}")
-
-
-def optional_callable(name: str, value: Any) -> None:
-    """Raise `TypeError` unless the value is a function or None."""
-    if value is not None:
-        require_callable(name, value)
-
-
-def c_string(name: str, value: StrOrBytesPath) -> bytes:
-    """Return a path or another text of the system's as C takes it (`os.fsencode`).
-
-    Raises `TypeError`, and `ValueError` if it has zero bytes.
-    """
-    encoded = os.fsencode(value)  # raises TypeError
-    if b"\0" in encoded:
-        raise ValueError(f"{name} must not have zero bytes: {value!r}")
-    return encoded

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pyasync._ffi import lib
-from pyasync.handles import PlainHandle, optional_callable, require_callable
+from pyasync.arguments import optional_callable, require_callable
+from pyasync.handles import PlainHandle
 from pyasync.loop import EventCallback, Loop, get_loop
 
 

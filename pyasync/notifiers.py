@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
+from pyasync.arguments import optional_callable, require_callable
 from pyasync.errors import EventLoopNotRunning, NotifierFreed
-from pyasync.handles import PythonHandle, optional_callable, require_callable
+from pyasync.handles import PythonHandle
 from pyasync.loop import EventCallback, Loop, get_loop
 
 

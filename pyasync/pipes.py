@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any, Union
 
 from pyasync._ffi import lib
+from pyasync.arguments import optional_callable, require_timeout
 from pyasync.errors import PipeNotFound, SocketAddressInUse, SocketError, check, socket_error
-from pyasync.handles import optional_callable
 from pyasync.loop import EventCallback, get_loop, logger
+from pyasync.socket_setup import adopt, listen, require_max_connections
 from pyasync.sockets import Server, Socket
-from pyasync.stream_state import UNCONNECTED, Data, Settings, WriteCallback, require_timeout
-from pyasync.tcp import adopt, listen, require_max_connections
+from pyasync.stream_state import UNCONNECTED, Data, Settings, WriteCallback
 from pyasync._core.deadlines import Timer
 
 ReadCallback = Callable[["PipeSocket", Any], object]

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from pyasync._ffi import lib
+from pyasync.arguments import optional_callable, require_callable
 from pyasync.errors import socket_error
-from pyasync.handles import PlainHandle, optional_callable, require_callable
+from pyasync.handles import PlainHandle
 from pyasync.loop import EventCallback, Loop, get_loop
 
 READABLE: int = lib.UV_READABLE

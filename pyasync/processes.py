@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from pyasync._ffi import ffi, lib
+from pyasync.arguments import StrOrBytesPath, c_string, optional_callable
 from pyasync.errors import check, filesystem_error
-from pyasync.handles import PlainHandle, StrOrBytesPath, c_string, optional_callable
+from pyasync.handles import PlainHandle
 from pyasync.loop import EventCallback, Loop, get_loop
 from pyasync.stream_state import ENDED, SHUT, Data, Settings, WriteCallback
 from pyasync.streams import Stream, part_of

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Union
 
-from pyasync.handles import optional_callable, require_callable
+from pyasync.arguments import optional_callable, require_callable, require_timeout
 from pyasync._core.deadlines import MAX_TIME, Timer
 from pyasync._core.engine import CLOSED, FAILED
 from pyasync.loop import EventCallback, Loop
@@ -167,10 +167,3 @@ class Rare:
         if self.write_timeout is not None:
             self.write_timeout.stop()
         self.connect_timer = self.read_timeout = self.write_timeout = None
-
-
-def require_timeout(name: str, value: float | None) -> float | None:
-    """Return the value; raise `ValueError` unless it is None or over 0, and a time."""
-    if value is not None and not 0 < value <= MAX_TIME:
-        raise ValueError(f"{name} must be over 0 seconds, or None for no limit, not {value!r}")
-    return value

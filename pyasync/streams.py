@@ -16,9 +16,10 @@ from time import monotonic
 from typing import Any
 
 from pyasync._ffi import lib
+from pyasync.arguments import optional_callable, require_callable, require_timeout
 from pyasync.async_stream import AsyncStream
 from pyasync.errors import EventError, SocketClosed, SocketEOF, socket_error
-from pyasync.handles import DescriptorHandle, optional_callable, require_callable
+from pyasync.handles import DescriptorHandle
 from pyasync.loop import EventCallback, Loop
 from pyasync.stream_state import (
     CANNOT_WRITE,
@@ -41,7 +42,6 @@ from pyasync.stream_state import (
     Rare,
     Settings,
     WriteCallback,
-    require_timeout,
 )
 from pyasync.timeouts import Linger, ReadTimeout, WriteTimeout
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import socket as sockets
 from collections.abc import Callable
 from typing import Any, Union
 
 from pyasync._ffi import lib
+from pyasync.addresses import numeric_address
+from pyasync.arguments import optional_callable, require_port, require_timeout
 from pyasync.async_stream import AsyncStream
 from pyasync.connecting import Connector, connect
-from pyasync.dns import numeric_address
-from pyasync.errors import SocketAddressInUse, TcpServerBindError, check
-from pyasync.handles import optional_callable
+from pyasync.errors import check
 from pyasync.loop import EventCallback, get_loop
+from pyasync.socket_setup import adopt, bind, bind_error, listen, require_max_connections
 from pyasync.sockets import Server, Socket
-from pyasync.stream_state import UNCONNECTED, Data, Settings, WriteCallback, require_timeout
+from pyasync.stream_state import UNCONNECTED, Data, Settings, WriteCallback
 from pyasync._core.deadlines import Timer
 
 ReadCallback = Callable[["TcpSocket", Any], object]
@@ -159,84 +158,8 @@ def make_server(
         try:
             listen(sock, backlog)
         except OSError as error:
-            raise _bind_error(error, bind_address, port) from None
+            raise bind_error(error, bind_address, port) from None
         return kind(settings, sock, max_connections)
-
-
-def bind(
-    address: str | None,
-    port: int,
-    reuse_port: bool,
-    kind: sockets.SocketKind = sockets.SOCK_STREAM,
-) -> sockets.socket:
-    """Return a socket that is bound to an address; None is every one, of both families."""
-    try:
-        if address is None and sockets.has_dualstack_ipv6():
-            family, where = sockets.AF_INET6, ("::", port)
-        else:
-            found = sockets.getaddrinfo(address, port, type=kind, flags=sockets.AI_PASSIVE)
-            family, _, _, _, where = found[0]  # type: ignore[assignment]
-        sock = sockets.socket(family, kind)
-    except OSError as error:
-        raise _bind_error(error, address, port) from None
-    try:
-        if kind == sockets.SOCK_STREAM:
-            # Without it, connections of an earlier server that wait in TIME_WAIT hold the address.
-            sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
-        if reuse_port:
-            sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEPORT, 1)
-        if family == sockets.AF_INET6:
-            sock.setsockopt(sockets.IPPROTO_IPV6, sockets.IPV6_V6ONLY, address is not None)
-        sock.bind(where)
-    except OSError as error:
-        sock.close()
-        raise _bind_error(error, address, port) from None
-    return sock
-
-
-def _bind_error(error: OSError, address: str | None, port: int) -> TcpServerBindError:
-    kind = SocketAddressInUse if error.errno == errno.EADDRINUSE else TcpServerBindError
-    bind_error = kind(error.errno, f"{error.strerror}: {address or '*'} port {port}")
-    bind_error.address = address
-    bind_error.port = port
-    return bind_error
-
-
-def adopt(fd: int, families: tuple[int, ...]) -> sockets.socket:
-    """Return a stream socket on a duplicate of the descriptor; the caller keeps its own."""
-    duplicate = os.dup(fd)
-    try:
-        sock = sockets.socket(fileno=duplicate)
-    except OSError:
-        os.close(duplicate)
-        raise ValueError(f"descriptor {fd} is not a socket") from None
-    if sock.type != sockets.SOCK_STREAM or sock.family not in families:
-        sock.close()
-        raise ValueError(f"descriptor {fd} is a socket of the wrong kind: {sock!r}")
-    return sock
-
-
-def require_max_connections(number: int | None) -> None:
-    """Raise `ValueError` unless the number is over 0, or None."""
-    if number is not None and not 0 < number < 2**31:
-        raise ValueError(f"max_connections must be over 0, or None, not {number!r}")
-
-
-def listen(sock: sockets.socket, backlog: int | None) -> None:
-    """Let the socket listen; None is the longest backlog that the system allows."""
-    if backlog is None:
-        backlog = sockets.SOMAXCONN
-    elif not 0 <= backlog < 2**31:
-        raise ValueError(f"backlog must be 0 or more, or None, not {backlog!r}")
-    sock.listen(backlog)
-
-
-def require_port(port: int) -> None:
-    """Raise `TypeError` or `ValueError` unless the port is one."""
-    if not isinstance(port, int):
-        raise TypeError(f"port must be an integer, not {type(port).__name__}")
-    if not 0 <= port <= 65535:
-        raise ValueError(f"port must be from 0 to 65535, not {port}")
 
 
 def tcp_connect(

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
+from pyasync.arguments import optional_callable, require_callable
 from pyasync.errors import EventLoopNotRunning
-from pyasync.handles import PythonHandle, optional_callable, require_callable
+from pyasync.handles import PythonHandle
 from pyasync.loop import EventCallback, Loop, get_loop, logger
 
 Result = TypeVar("Result")

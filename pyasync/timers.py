@@ -12,8 +12,8 @@ from time import monotonic
 from typing import Any
 
 from pyasync._core.deadlines import Timer, due_in
+from pyasync.arguments import optional_callable, require_callable
 from pyasync.errors import EventFreed
-from pyasync.handles import optional_callable, require_callable
 from pyasync.loop import EventCallback, Loop, get_loop
 
 Callback = Callable[[], object]

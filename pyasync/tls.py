@@ -10,9 +10,9 @@ from functools import cache
 from typing import Any, Union
 
 from pyasync._ffi import lib
+from pyasync.arguments import optional_callable, require_port, require_timeout
 from pyasync.async_stream import AsyncStream
 from pyasync.errors import socket_error
-from pyasync.handles import optional_callable
 from pyasync.loop import EventCallback, get_loop
 from pyasync.stream_state import (
     CONNECTING,
@@ -26,7 +26,6 @@ from pyasync.stream_state import (
     Data,
     Settings,
     WriteCallback,
-    require_timeout,
 )
 from pyasync.tcp import (
     LocalAddress,
@@ -35,7 +34,6 @@ from pyasync.tcp import (
     connect_tcp_socket,
     make_client,
     make_server,
-    require_port,
 )
 from pyasync.tls_sockets import BARRIER, SslServer, SslSocket
 from pyasync.tls_state import HANDSHAKE, TlsSettings, TlsState

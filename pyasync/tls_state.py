@@ -197,6 +197,8 @@ def tls_error(error: OSError | ValueError) -> TcpSslError:
     result = TcpSslError(number, getattr(error, "strerror", None) or str(error))
     for name in ("library", "reason", "verify_code", "verify_message"):
         setattr(result, name, getattr(error, name, None))
+    if isinstance(error, (ssl.SSLError, ValueError)):
+        result._errcode = None  # errno is OpenSSL's, which counts its errors from 1 as well
     result.__cause__ = error.with_traceback(None)  # its frames would keep the socket
     return result
 

@@ -11,29 +11,33 @@ import errno
 import socket as sockets
 from collections import deque
 from collections.abc import Callable
+from struct import Struct
 from threading import get_ident
 from typing import Any
 
 from pyasync._ffi import ffi, lib
 from pyasync.addresses import (
-    MAPPED,
     TO_PEER,
     V4,
     V6,
     Address,
     AddressFormat,
-    interface_of,
+    interface_number,
     is_mapped,
+    numeric_address,
+    pack_address,
     require_target,
+    unpack_address,
+    zone_number,
 )
-from pyasync.dns import numeric_address, require_host
+from pyasync.arguments import optional_callable, require_host, require_port
 from pyasync.errors import DnsError, SocketClosed, check, socket_error
-from pyasync.handles import PlainHandle, optional_callable
+from pyasync.handles import PlainHandle
 from pyasync.loop import EventCallback, Loop, get_loop
+from pyasync.socket_setup import bind
 from pyasync.sockets import Named
 from pyasync.stream_state import Data, WriteCallback
 from pyasync.streams import call_kept_callback, keep_callback, part_of
-from pyasync.tcp import bind, require_port
 
 ReadCallback = Callable[["UdpSocket", bytes, Any], object]
 
@@ -43,6 +47,9 @@ WRITE_CALLBACK = lib.PA_WRITE_CALLBACK
 #: The most that a datagram holds, in bytes: of IPv4 65,535 less its headers, which IPv6 does not
 #: count (RFC 768, RFC 8200).
 MAX_SIZE = {V4: 65507, V6: 65527}
+
+#: ip_mreqn (ip(7)): a group, an address of the interface, and its number.
+IP_MREQN = Struct("=4s4si")
 
 #: Of how many peers the addresses are remembered.
 REMEMBERED = 4096
@@ -172,22 +179,23 @@ class UdpSocket(Named, PlainHandle):
         """
         slot = self._open_slot()
         require_target(host, port)
-        address = self._format.numeric(host if numeric_address(host) else self._look_up(host))
+        where = (host, port) if numeric_address(host) else self._look_up(host, port)
+        target = self._format.pack(where)
         self._loop.submit()
-        status = lib.pa_udp_connect(self._loop.c, slot, address.encode(), port)
+        status = lib.pa_udp_connect(self._loop.c, slot, target)
         if status != 0:
             raise socket_error(status, self, detail=f"{host} port {port}")
         self._targets = {None: TO_PEER}
-        if address.startswith(MAPPED):
+        if is_mapped(target):
             self._max_size = MAX_SIZE[V4]
 
-    def _look_up(self, host: str) -> str:
+    def _look_up(self, host: str, port: int) -> Any:
         family = sockets.AF_UNSPEC if self._format.dual else self._family
         try:
-            found = sockets.getaddrinfo(host, None, family, sockets.SOCK_DGRAM)
+            found = sockets.getaddrinfo(host, port, family, sockets.SOCK_DGRAM)
         except sockets.gaierror as error:
             raise DnsError(error.errno, f"{error.strerror}: {host}") from None
-        return str(found[0][4][0])
+        return found[0][4]
 
     @property
     def send_queue_size(self) -> int:
@@ -222,8 +230,10 @@ class UdpSocket(Named, PlainHandle):
     ) -> None:
         """Receive what is sent to a multicast group, on one interface.
 
-        ``group`` is a numeric address. ``interface`` is an address of the interface, of IPv6 its
-        name; None: one that the system chooses. With ``source``, a numeric address, only what that
+        ``group`` is a numeric address. ``interface`` is the name of the interface, or one of its
+        addresses, of the group's family; one that several interfaces have, as link-local ones may,
+        needs its zone (``fe80::1%eth0``). None: that of the group's zone (``ff02::7:7%eth0``), or
+        one that the system chooses. With ``source``, a numeric address, only what that
         host sends is received (RFC 4607); call it for each source.
 
         Raises `ValueError` for what is no such address, `SocketError` if the system refuses, for
@@ -242,31 +252,46 @@ class UdpSocket(Named, PlainHandle):
     ) -> None:
         slot = self._open_slot()
         family, text = self._own("group", group)
-        first = sockets.inet_pton(family, text.partition("%")[0])[0]
+        address, _, zone = text.partition("%")
+        first = sockets.inet_pton(family, address)[0]
         if not (224 <= first < 240 if family == V4 else first == 0xFF):
             raise ValueError(f"group must be a multicast address, not {group!r}")
         if source is not None and self._own("source", source)[0] != family:
             raise ValueError(f"source must be an address of the group's family, not {source!r}")
-        where = ffi.NULL if interface is None else interface_of(family, interface)
-        whom = ffi.NULL if source is None else source.encode()
+        number = 0 if interface is None else interface_number(interface, family)
+        of_group = zone_number(zone) if zone else number
+        if number not in (0, of_group):
+            raise ValueError(f"group {group!r} is on another interface than {interface!r}")
+        whom = ffi.NULL if source is None else pack_address(source, 0)
         self._loop.submit()
-        check(lib.pa_udp_membership(self._loop.c, slot, text.encode(), where, whom, join))
+        packed = pack_address(text, 0)
+        check(lib.pa_udp_membership(self._loop.c, slot, packed, of_group, whom, join))
 
     def set_multicast_interface(self, interface: str) -> None:
         """Send what goes to multicast groups through this interface.
 
-        It is given as to `join_multicast`. Raises `ValueError` if there is none such,
-        `SocketError`, and `SocketClosed`.
+        It is given as to `join_multicast`; on a socket for both families, by an address of either,
+        and it is set for both. Raises `ValueError` if there is none such, `SocketError`, and
+        `SocketClosed`.
         """
-        slot = self._open_slot()
-        where = interface_of(self._family, interface)
-        self._loop.submit()
-        check(lib.pa_udp_multicast_interface(self._loop.c, slot, where))
+        self._open_slot()
+        families = (V4, V6) if self._format.dual else (self._family,)
+        number = interface_number(interface, *families)
+        found = numeric_address(interface)
+        # Of IPv4 it is the source's address too, unless the socket is bound to one.
+        address = found[1] if found is not None and found[0] == V4 else "0.0.0.0"
+        self._loop.submit()  # what was sent before is not concerned
+        with self._socket() as sock:
+            if V6 in families:
+                sock.setsockopt(sockets.IPPROTO_IPV6, sockets.IPV6_MULTICAST_IF, number)
+            if V4 in families:
+                request = IP_MREQN.pack(bytes(4), sockets.inet_aton(address), number)
+                sock.setsockopt(sockets.IPPROTO_IP, sockets.IP_MULTICAST_IF, request)
 
     def _own(self, name: str, host: str) -> tuple[int, str]:
         require_host(name, host)
         found = numeric_address(host)
-        if found is None or (found[0] == V6 and self._family == V4):
+        if found is None or not (found[0] == self._family or self._format.dual):
             raise ValueError(f"{name} must be a numeric address of the socket's, not {host!r}")
         return found
 
@@ -342,7 +367,7 @@ class UdpSocket(Named, PlainHandle):
 
     def _sender(self, header: bytes) -> Any:
         """Return the address that goes before a datagram, and remember it."""
-        address = self._format.unpack(header)
+        address = unpack_address(header)
         self._remember(self._peers, header, address)
         return address
 

@@ -12,12 +12,18 @@ import uuid
 import pytest
 
 import pyasync
+from pyasync._ffi import lib
 
 #: How long a peer waits for anything, in seconds, before it fails the test.
 PATIENCE = 10
 
 #: More than the kernel takes from a socket whose peer does not read, after `small_buffers`.
 MORE_THAN_FITS = 2 << 20
+
+
+def number_of(interface):
+    """Return the number of an interface; 0: there is none."""
+    return lib.if_nametoindex(interface.encode())  # PyPy's socket module lacks it
 
 
 class Background(threading.Thread):

@@ -1,6 +1,7 @@
 """Clients on their way to a connection: names, Happy Eyeballs, time limits, and giving up."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -927,6 +928,16 @@ def test_of_a_name_the_addresses_of_the_local_ones_family_are_tried(run, names):
     with listening() as listener:
         told = connect(run, NAME, port_of(listener), local_address="127.0.0.9")[1]
     assert told == ["127.0.0.1"]
+
+
+def test_an_address_whose_interface_has_gone_since_the_lookup_is_passed_over(run, names):
+    names([(V6, "fe80::1%gone"), (V4, "127.0.0.1")])
+    with listening() as listener:
+        assert connect(run, NAME, port_of(listener))[1] == ["127.0.0.1"]
+    names([(V6, "fe80::1%gone")])
+    _, (error,) = connect(run, NAME, 80)
+    assert error.errno == errno.ENODEV
+    assert "fe80::1%gone port 80" in str(error)
 
 
 @pytest.mark.parametrize("host", ["::1", NAME])

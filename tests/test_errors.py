@@ -16,6 +16,7 @@ import pytest
 import pyasync
 import pyasync.handles
 from pyasync._ffi import lib
+from pyasync.dns import dns_error
 
 HOUR = 3600.0
 
@@ -404,6 +405,88 @@ def test_an_error_that_comes_later_has_the_systems_number_and_text(run):
     assert isinstance(error, pyasync.SocketRefused)
     assert_is_system_error(error, errno.ECONNREFUSED)
     assert isinstance(error.socket, pyasync.TcpSocket)
+
+
+def error_of_lookup(run):
+    errors = []
+    run(lambda: pyasync.dns_lookup("", nothing, event_cb=errors.append))
+    return errors[0]
+
+
+def error_of_connecting(run):
+    errors = []
+    run(lambda: pyasync.tcp_connect("", 80, nothing, event_cb=errors.append))
+    return errors[0]
+
+
+def error_of_binding(run):
+    def start():
+        with pytest.raises(pyasync.TcpServerBindError) as raised:
+            pyasync.tcp_server("", 0, nothing)
+        errors.append(raised.value)
+
+    errors = []
+    run(start)
+    return errors[0]
+
+
+def error_of_binding_udp(run):
+    def start():
+        with pytest.raises(pyasync.TcpServerBindError) as raised:
+            pyasync.udp_socket("", 0)
+        errors.append(raised.value)
+
+    errors = []
+    run(start)
+    return errors[0]
+
+
+def error_of_connecting_udp(run):
+    def start():
+        udp = pyasync.udp_socket("127.0.0.1")
+        with pytest.raises(pyasync.DnsError) as raised:
+            udp.connect("", 80)
+        errors.append(raised.value)
+        udp.close()
+
+    errors = []
+    run(start)
+    return errors[0]
+
+
+@pytest.mark.parametrize(
+    "find",
+    [
+        error_of_lookup,
+        error_of_connecting,
+        error_of_binding,
+        error_of_binding_udp,
+        error_of_connecting_udp,
+    ],
+)
+def test_an_error_of_a_name_has_libuvs_number_and_the_c_librarys(run, find):
+    error = find(run)
+    assert error.errno == socket.EAI_NONAME
+    assert error.errcode == lib.UV_EAI_NONAME == -3008
+
+
+def test_an_address_of_another_family_has_libuvs_number(run):
+    errors = []
+    run(lambda: pyasync.dns_lookup("::1", nothing, event_cb=errors.append, family=socket.AF_INET))
+    assert errors[0].errcode == lib.UV_EAI_ADDRFAMILY == -3000
+
+
+@pytest.mark.parametrize("name", [name for name in dir(lib) if name.startswith("UV_EAI_")])
+def test_each_error_of_a_lookup_has_libuvs_number(name):
+    if not hasattr(socket, name[3:]):
+        pytest.skip("this system has no such error")
+    error = pyasync.DnsError(getattr(socket, name[3:]), "what happened")
+    assert error.errcode == getattr(lib, name)
+
+
+def test_an_error_of_the_system_in_a_lookup_has_its_number():
+    error = dns_error(-errno.ENOMEM, "name.test")
+    assert (error.errno, error.errcode) == (socket.EAI_SYSTEM, -errno.ENOMEM)
 
 
 def test_an_error_that_is_not_the_systems_has_a_text_and_no_number():

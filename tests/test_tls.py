@@ -364,6 +364,7 @@ def test_a_server_that_never_answers_is_given_up(run):
     _, (error,) = be_client(run, end_of, handshake_timeout=0.05)
     assert type(error) is pyasync.TcpSslError
     assert (error.errno, error.reason) == (errno.ETIMEDOUT, "HANDSHAKE_TIMEOUT")
+    assert error.errcode == -errno.ETIMEDOUT
 
 
 def refused(sock, context):
@@ -391,6 +392,7 @@ def test_a_certificate_that_is_wrong_is_refused_with_an_alert(run, leaf, name, c
     assert (error.library, error.reason) == ("SSL", "CERTIFICATE_VERIFY_FAILED")
     assert error.verify_code == code
     assert error.verify_message
+    assert error.errcode is None  # the error is OpenSSL's
     assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
     assert "ALERT" in alert
     assert connected == []

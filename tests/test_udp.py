@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import gc
+import json
 import os
 import random
 import shutil
@@ -12,7 +13,7 @@ import sys
 from functools import partial
 
 import pytest
-from peers import PATIENCE, Background, after_iterations, nothing, when
+from peers import PATIENCE, Background, after_iterations, nothing, number_of, when
 
 import pyasync
 
@@ -450,8 +451,7 @@ def test_wrong_arguments_are_refused_at_the_call(in_loop, peer):
 
 
 def test_a_scope_may_be_named_or_numbered(in_loop):
-    with open("/sys/class/net/lo/ifindex") as index:
-        scope = int(index.read())
+    scope = number_of("lo")
     received = []
 
     def read(udp, data, address):
@@ -876,23 +876,279 @@ def test_this_systems_members_can_be_left_out(in_loop, host):
     in_loop(start)
 
 
-def test_groups_of_ipv6_are_joined_by_the_name_of_an_interface(in_loop):
+GROUP6 = "ff02::7:7"
+
+needs_tables = pytest.mark.skipif(
+    not os.path.exists("/proc/net/igmp6"), reason="the system tells no memberships"
+)
+
+
+def members(group):
+    """Return the names of the interfaces on which the system is a member of a group."""
+    found = []
+    if ":" in group:
+        packed = socket.inet_pton(V6, group).hex()
+        with open("/proc/net/igmp6") as table:
+            found = [line.split()[1] for line in table if line.split()[2] == packed]
+    else:
+        packed = socket.inet_aton(group)[::-1].hex().upper()
+        with open("/proc/net/igmp") as table:
+            for line in table:
+                if not line.startswith("\t"):
+                    interface = line.split()[1]
+                elif line.split()[0] == packed:
+                    found.append(interface)
+    return found
+
+
+def sources(group):
+    """Return pairs of each interface on which sources of a group are chosen, and the source."""
+    family = V6 if ":" in group else V4
+    packed = socket.inet_pton(family, group).hex()
+    with open("/proc/net/mcfilter6" if family == V6 else "/proc/net/mcfilter") as table:
+        rows = [line.split() for line in table][1:]
+    return [
+        (name, socket.inet_ntop(family, bytes.fromhex(source.replace("0x", ""))))
+        for _, name, multicast, source, *_ in rows
+        if multicast.replace("0x", "") == packed
+    ]
+
+
+ON_LO = [
+    ("0.0.0.0", GROUP, "lo"),
+    ("0.0.0.0", GROUP, str(number_of("lo"))),
+    ("0.0.0.0", GROUP, "127.0.0.1"),
+    ("0.0.0.0", GROUP, "127.0.0.2"),  # lo's as well
+    ("::", GROUP6, "lo"),
+    ("::", GROUP6, str(number_of("lo"))),
+    ("::", GROUP6, "::1"),
+    ("::", GROUP6, "::1%lo"),
+    ("::", GROUP6, "::%lo"),
+    (None, GROUP, "lo"),
+    (None, GROUP, "127.0.0.1"),
+    (None, GROUP6, "lo"),
+    (None, GROUP6, "::1"),
+]
+
+
+@needs_tables
+@pytest.mark.parametrize(("bind_address", "group", "interface"), ON_LO)
+@pytest.mark.parametrize("by_source", [False, True], ids=["any", "source"])
+def test_a_group_is_joined_on_the_interface_that_is_named(
+    in_loop, bind_address, group, interface, by_source
+):
+    source = None if not by_source else "::1" if group == GROUP6 else "127.0.0.1"
+
     def start(open_socket):
-        udp = open_socket("::")
-        for interface in ("lo", "::%lo"):
-            udp.join_multicast("ff02::7:7", interface)
-            with pytest.raises(pyasync.SocketError) as raised:
-                udp.join_multicast("ff02::7:7", interface)
-            assert raised.value.errno == errno.EADDRINUSE
-            udp.leave_multicast("ff02::7:7", interface)
-            with pytest.raises(pyasync.SocketError):
-                udp.leave_multicast("ff02::7:7", interface)
-        udp.join_multicast("ff32::7:7", "lo", source="::1")
-        udp.leave_multicast("ff32::7:7", "lo", source="::1")
-        udp.set_multicast_interface("lo")
+        udp = open_socket(bind_address)
+        assert members(group) == []
+        udp.join_multicast(group, interface, source=source)
+        assert members(group) == ["lo"]
+        assert sources(group) == ([("lo", source)] if by_source else [])
+        with pytest.raises(pyasync.SocketError) as raised:
+            udp.join_multicast(group, interface, source=source)
+        assert raised.value.errno == (errno.EADDRNOTAVAIL if by_source else errno.EADDRINUSE)
+        udp.leave_multicast(group, "lo", source=source)
+        assert members(group) == []
+        with pytest.raises(pyasync.SocketError):
+            udp.leave_multicast(group, interface, source=source)
         udp.close()
 
     in_loop(start)
+
+
+@needs_tables
+def test_a_group_is_joined_on_the_interface_of_its_zone(in_loop):
+    others = [name for name in sorted(os.listdir("/sys/class/net")) if number_of(name) > 1]
+
+    def start(open_socket):
+        udp = open_socket("::")
+        for zone in ("lo", number_of("lo")):
+            for interface in (None, "lo", "::1", "::"):
+                udp.join_multicast(f"{GROUP6}%{zone}", interface)
+                assert members(GROUP6) == ["lo"]
+                udp.leave_multicast(f"{GROUP6}%{zone}", interface)
+                assert members(GROUP6) == []
+        for interface in others[:1]:
+            with pytest.raises(ValueError, match="another interface"):
+                udp.join_multicast(f"{GROUP6}%lo", interface)
+        with pytest.raises(ValueError, match="no interface"):
+            udp.join_multicast(f"{GROUP6}%nowhere")
+        udp.close()
+
+    in_loop(start)
+
+
+@pytest.mark.parametrize(
+    ("bind_address", "interface", "source"),
+    [
+        ("0.0.0.0", "lo", "0.0.0.0"),
+        ("0.0.0.0", str(number_of("lo")), "0.0.0.0"),
+        ("0.0.0.0", "127.0.0.1", "127.0.0.1"),
+        ("::", "lo", None),
+        ("::", str(number_of("lo")), None),
+        ("::", "::1", None),
+        ("::", "::%lo", None),
+        (None, "lo", "0.0.0.0"),
+        (None, "::1", "0.0.0.0"),
+        (None, "127.0.0.1", "127.0.0.1"),
+    ],
+)
+def test_what_goes_to_groups_leaves_through_the_interface_that_is_named(
+    in_loop, bind_address, interface, source
+):
+
+    def options(udp):
+        found = []
+        with socket.socket(fileno=os.dup(udp.fileno())) as sock:
+            if sock.family == V6:
+                found.append(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF))
+            if source is not None:
+                option = sock.getsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, 4)
+                found.append(socket.inet_ntoa(option))
+        return found
+
+    def read(member, data, address):
+        received.append(data)
+        member.close()
+
+    def start(open_socket):
+        udp = open_socket(bind_address)
+        udp.set_multicast_interface(interface)
+        of_v6 = [] if bind_address == "0.0.0.0" else [number_of("lo")]
+        of_v4 = [] if source is None else [source]
+        assert options(udp) == of_v6 + of_v4
+        if of_v4:
+            # What leaves through another interface does not come to a member on this one.
+            member = open_socket("0.0.0.0", read_cb=read)
+            member.join_multicast(GROUP, "lo")
+            udp.send(b"to the group", (GROUP, member.address[1]))
+        udp.set_multicast_interface("::" if bind_address == "::" else "0.0.0.0")
+        assert options(udp) == [0] * len(of_v6) + ["0.0.0.0"] * len(of_v4)
+        udp.close()
+
+    received = []
+    in_loop(start)
+    assert received == ([] if source is None else [b"to the group"])
+
+
+NAMESPACE = """
+import json, socket, sys
+import pyasync
+sys.path.insert(0, sys.argv[1])
+from test_udp import GROUP, GROUP6, members, number_of
+
+def refused(function, *arguments):
+    try:
+        function(*arguments)
+    except ValueError as error:
+        return str(error)
+
+def joined():
+    for bind_address, group, interface in (
+        (None, GROUP, "vb"), (None, GROUP, "198.51.100.1"), (None, GROUP, "198.51.100.9"),
+        (None, GROUP6, "vb"), (None, GROUP6, "2001:db8::b"), (None, GROUP6, "fe80::b"),
+        (None, GROUP6, "fe80::c%vb"), (None, GROUP6 + "%vb", None),
+    ):
+        udp = pyasync.udp_socket(bind_address)
+        udp.join_multicast(group, interface)
+        yield members(group.partition("%")[0])
+        udp.leave_multicast(group, interface)
+        yield members(group.partition("%")[0])
+        udp.close()
+    udp = pyasync.udp_socket()
+    udp.join_multicast(GROUP6, "1")
+    assert number_of("lo") == 1 and members(GROUP6) == ["1"]  # the interface of that name
+    udp.leave_multicast(GROUP6, "1")
+    for interface in ("fe80::c", "192.0.2.77", "2001:db8::77"):
+        assert "interface" in refused(udp.join_multicast, GROUP6, interface), interface
+        assert "interface" in refused(udp.set_multicast_interface, interface), interface
+    udp.close()
+
+def left_through():
+    sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))  # ETH_P_ALL
+    sniffer.settimeout(10)
+    for interface in ("vb", "va", "198.51.100.1", "192.0.2.9", "2001:db8::b", "fe80::a"):
+        udp = pyasync.udp_socket(event_cb=print)
+        udp.set_multicast_interface(interface)
+        for group in (GROUP, GROUP6):
+            udp.send("to " + group, (group, 9))
+            while True:
+                data, (name, _, kind, *_) = sniffer.recvfrom(1 << 16)
+                if data.endswith(b"to " + group.encode()) and kind == 4:  # PACKET_OUTGOING
+                    break
+            yield name
+        udp.close()
+    sniffer.close()
+
+def zones():
+    for zone in ("va", number_of("va")):
+        udp = pyasync.udp_socket("::")
+        udp.connect(f"fe80::a%{zone}", 9)
+        yield udp.peername
+        udp.close()
+        udp = pyasync.udp_socket("::")
+        given = socket.getaddrinfo
+        socket.getaddrinfo = lambda *arguments: given("fe80::a%va", *arguments[1:])
+        udp.connect("a.test", 9)
+        socket.getaddrinfo = given
+        yield udp.peername
+        udp.close()
+        server = pyasync.tcp_server(f"fe80::a%{zone}", 0, print)
+        yield server.address
+        client = pyasync.tcp_connect(f"fe80::a%{zone}", server.address[1], print, event_cb=print,
+            connect_cb=lambda client, server=server: connected(client, server),
+            local_address=f"fe80::a%{zone}")
+
+def connected(client, server):
+    results["connected"] += [client.peername, client.sockname]
+    client.close()
+    server.close()
+
+def start():
+    results.update(joined=[*joined()], left=[*left_through()], zones=[*zones()])
+
+results = {"va": number_of("va"), "connected": []}
+pyasync.start_event_loop(start, buffer_writes=False)  # the sniffer waits for what is sent
+print(json.dumps(results))
+"""
+
+SET_UP = """
+ip link set lo up && ip link add va type veth peer name vb && ip link set va up &&
+ip link set vb up || exit 77
+for address in 192.0.2.1/24 fe80::a/64 fe80::c/64 2001:db8::a/64; do
+  ip addr add $address dev va nodad 2>/dev/null || ip addr add $address dev va || exit 77
+done
+for address in 198.51.100.1/24 fe80::b/64 fe80::c/64 2001:db8::b/64; do
+  ip addr add $address dev vb nodad 2>/dev/null || ip addr add $address dev vb || exit 77
+done
+ip link add 1 type veth peer name other && ip link set 1 up && ip link set other up &&
+ip addr add 192.0.2.9/24 dev va label va:1 && ip addr add 198.51.100.9/24 dev vb label vb:1 &&
+exec "$@"
+"""
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or shutil.which("ip") is None, reason="needs iproute2"
+)
+def test_among_several_interfaces_the_one_that_is_named_is_taken():
+    here = os.path.dirname(os.path.abspath(__file__))
+    ran = subprocess.run(
+        ["unshare", "-n", "sh", "-c", SET_UP, "sh", sys.executable, "-c", NAMESPACE, here],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if ran.returncode == 77 or "unshare failed" in ran.stderr:
+        pytest.skip(f"cannot make interfaces: {ran.stderr}")
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout.splitlines()[-1])
+    assert found["joined"] == [["vb"], []] * 8
+    assert found["left"] == ["vb", "vb", "va", "va"] * 3
+    names = [*found["zones"], *found["connected"]]
+    assert len(names) == 10
+    for host, _, _, scope in names:  # PyPy's hosts have the zone too
+        assert (host.partition("%")[0], scope) == ("fe80::a", found["va"])
 
 
 def test_a_group_must_be_one(in_loop):
@@ -901,11 +1157,14 @@ def test_a_group_must_be_one(in_loop):
         for group in ("127.0.0.1", "240.0.0.1", "ff02::1", "name", ""):
             with pytest.raises(ValueError, match="group"):
                 udp.join_multicast(group)
-        with pytest.raises(ValueError, match="group"):
-            udp6.join_multicast("fe80::1")
-        for interface in ("lo", "::1", "nowhere"):
+        for group in ("fe80::1", GROUP):  # IPv4 is not for a socket of IPv6 alone
+            with pytest.raises(ValueError, match="group"):
+                udp6.join_multicast(group)
+        for interface in ("::1", "nowhere", "192.0.2.77"):
             with pytest.raises(ValueError, match="interface"):
                 udp.join_multicast(GROUP, interface)
+            with pytest.raises(ValueError, match="interface"):
+                udp.set_multicast_interface(interface)
         for interface in ("127.0.0.1", "nowhere"):
             with pytest.raises(ValueError, match="interface"):
                 udp6.join_multicast("ff02::7:7", interface)

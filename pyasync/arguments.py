@@ -1,0 +1,54 @@
+"""Checks of arguments, which raise what a call with wrong ones does."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Union
+
+from pyasync._core.deadlines import MAX_TIME
+
+StrOrBytesPath = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
+
+
+def require_callable(name: str, value: Any) -> None:
+    """Raise `TypeError` unless the value is a function."""
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, not {type(value).__name__}")
+
+
+def optional_callable(name: str, value: Any) -> None:
+    """Raise `TypeError` unless the value is a function or None."""
+    if value is not None:
+        require_callable(name, value)
+
+
+def c_string(name: str, value: StrOrBytesPath) -> bytes:
+    """Return a path or another text of the system's as C takes it (`os.fsencode`).
+
+    Raises `TypeError`, and `ValueError` if it has zero bytes.
+    """
+    encoded = os.fsencode(value)  # raises TypeError
+    if b"\0" in encoded:
+        raise ValueError(f"{name} must not have zero bytes: {value!r}")
+    return encoded
+
+
+def require_timeout(name: str, value: float | None) -> float | None:
+    """Return the value; raise `ValueError` unless it is None or over 0, and a time."""
+    if value is not None and not 0 < value <= MAX_TIME:
+        raise ValueError(f"{name} must be over 0 seconds, or None for no limit, not {value!r}")
+    return value
+
+
+def require_host(name: str, value: Any) -> None:
+    """Raise `TypeError` unless the value is a string."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, not {type(value).__name__}")
+
+
+def require_port(port: int) -> None:
+    """Raise `TypeError` or `ValueError` unless the port is one."""
+    if not isinstance(port, int):
+        raise TypeError(f"port must be an integer, not {type(port).__name__}")
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port must be from 0 to 65535, not {port}")

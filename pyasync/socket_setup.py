@@ -1,0 +1,89 @@
+"""Sockets before they are handles: bound, adopted, and listening."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as sockets
+from typing import Any
+
+from pyasync.addresses import numeric_address, pack_address, unpack_address
+from pyasync.arguments import require_host
+from pyasync.errors import SocketAddressInUse, TcpServerBindError, libuv_number
+
+
+def bind(
+    address: str | None,
+    port: int,
+    reuse_port: bool,
+    kind: sockets.SocketKind = sockets.SOCK_STREAM,
+) -> sockets.socket:
+    """Return a socket that is bound to an address; None is every one, of both families."""
+    numeric = None
+    if address is not None:
+        require_host("bind_address", address)
+        numeric = numeric_address(address)
+    where: Any
+    try:
+        if numeric is not None:
+            family, where = numeric[0], unpack_address(pack_address(numeric[1], port))
+        elif address is None and sockets.has_dualstack_ipv6():
+            family, where = sockets.AF_INET6, ("::", port)
+        else:
+            found = sockets.getaddrinfo(address, port, type=kind, flags=sockets.AI_PASSIVE)
+            family, _, _, _, where = found[0]
+        sock = sockets.socket(family, kind)
+    except OSError as error:
+        raise bind_error(error, address, port) from None
+    try:
+        if kind == sockets.SOCK_STREAM:
+            # Without it, connections of an earlier server that wait in TIME_WAIT hold the address.
+            sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEPORT, 1)
+        if family == sockets.AF_INET6:
+            sock.setsockopt(sockets.IPPROTO_IPV6, sockets.IPV6_V6ONLY, address is not None)
+        sock.bind(where)
+    except OSError as error:
+        sock.close()
+        raise bind_error(error, address, port) from None
+    return sock
+
+
+def bind_error(error: OSError, address: str | None, port: int) -> TcpServerBindError:
+    """Return the exception for an error of `bind` or `listen`."""
+    kind = SocketAddressInUse if error.errno == errno.EADDRINUSE else TcpServerBindError
+    result = kind(error.errno, f"{error.strerror}: {address or '*'} port {port}")
+    result.address = address
+    result.port = port
+    result._errcode = libuv_number(error)  # errno may be one of getaddrinfo(3)
+    return result
+
+
+def adopt(fd: int, families: tuple[int, ...]) -> sockets.socket:
+    """Return a stream socket on a duplicate of the descriptor; the caller keeps its own."""
+    duplicate = os.dup(fd)
+    try:
+        sock = sockets.socket(fileno=duplicate)
+    except OSError:
+        os.close(duplicate)
+        raise ValueError(f"descriptor {fd} is not a socket") from None
+    if sock.type != sockets.SOCK_STREAM or sock.family not in families:
+        sock.close()
+        raise ValueError(f"descriptor {fd} is a socket of the wrong kind: {sock!r}")
+    return sock
+
+
+def require_max_connections(number: int | None) -> None:
+    """Raise `ValueError` unless the number is over 0, or None."""
+    if number is not None and not 0 < number < 2**31:
+        raise ValueError(f"max_connections must be over 0, or None, not {number!r}")
+
+
+def listen(sock: sockets.socket, backlog: int | None) -> None:
+    """Let the socket listen; None is the longest backlog that the system allows."""
+    if backlog is None:
+        backlog = sockets.SOMAXCONN
+    elif not 0 <= backlog < 2**31:
+        raise ValueError(f"backlog must be 0 or more, or None, not {backlog!r}")
+    sock.listen(backlog)
