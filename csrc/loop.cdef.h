@@ -25,7 +25,7 @@ enum pa_event_kind {
   PA_EOF,           /* the peer has shut down its sending side */
   PA_READ_ERROR,    /* value is the error */
   PA_BLOCKED,       /* the kernel refused value bytes of what was written */
-  PA_HELD,          /* so the callback of a write must wait for PA_WRITTEN:
+  PA_CALLBACK_WAITS,          /* so the callback of a write must wait for PA_WRITTEN:
                        the value-th since the last pa_run, from 0 */
   PA_WRITTEN,       /* a queued write is done; value: has it a callback */
   PA_WRITE_ERROR,   /* value is the error; nothing more will be written; of

@@ -318,7 +318,7 @@ static int queue_write(pa_loop *loop, uv_stream_t *stream, uint32_t index,
   return error;
 }
 
-/* Python calls the callback of each write that no PA_HELD has named. These
+/* Python calls the callback of each write that no PA_CALLBACK_WAITS has named. These
  * writes are lost, from the part at index - 1 on: their callbacks wait, until
  * Python has walked the error and drops them. */
 static void lose_writes(pa_loop *loop, int slot, uint32_t index) {
@@ -326,7 +326,7 @@ static void lose_writes(pa_loop *loop, int slot, uint32_t index) {
     const pa_write_part *part = &loop->parts[index - 1];
 
     if (part->callback)
-      pa_push(loop, PA_HELD, slot, part->callback - 1, 0);
+      pa_push(loop, PA_CALLBACK_WAITS, slot, part->callback - 1, 0);
     index = part->next;
   }
 }
@@ -359,7 +359,7 @@ static void queue_rest(pa_loop *loop, uv_stream_t *stream, uint32_t first,
       index = part->next;
     } while (index != 0 && !callback);
     if (callback)
-      pa_push(loop, PA_HELD, slot, callback - 1, 0);
+      pa_push(loop, PA_CALLBACK_WAITS, slot, callback - 1, 0);
     error = queue_write(loop, stream, start, offset, size - offset,
                         callback != 0);
   }

@@ -242,7 +242,7 @@ static void send_part(pa_loop *loop, int slot, const pa_write_part *part) {
     return;
   }
   if (callback)
-    pa_push(loop, PA_HELD, slot, part->callback - 1, 0);
+    pa_push(loop, PA_CALLBACK_WAITS, slot, part->callback - 1, 0);
   if (sent == UV_EAGAIN)
     sent = queue_send(udp, &address, &data, callback);
   if (sent < 0)

@@ -38,7 +38,6 @@ from pyasync.errors import (
 )
 from pyasync.fs import mkdtemp
 from pyasync.fs_events import FsMonitor, fs_monitor_close, fs_unwatch, fs_watch
-from pyasync.idlers import Idler, free_idler, idle
 from pyasync.loop import (
     Loop,
     add_event_loop_exit_callback,
@@ -53,9 +52,7 @@ from pyasync.loop import (
     stats,
     update_time,
 )
-from pyasync.notifiers import Notifier, free_notifier, make_notifier, trigger_notifier
 from pyasync.pipes import PipeServer, PipeSocket, pipe_connect, pipe_server
-from pyasync.pollers import Poller, free_poller, poll
 from pyasync.processes import (
     IGNORE,
     INHERIT,
@@ -85,7 +82,15 @@ from pyasync.tcp import (
     tcp_connect,
     tcp_server,
 )
-from pyasync.threads import Work, set_max_workers, work
+from pyasync.threads import (
+    Notifier,
+    Work,
+    free_notifier,
+    make_notifier,
+    set_max_workers,
+    trigger_notifier,
+    work,
+)
 from pyasync.timers import (
     Event,
     Interval,
@@ -96,9 +101,9 @@ from pyasync.timers import (
     with_delay,
     with_interval,
 )
-from pyasync.tls import init_tcp_ssl_socket, start_tls, tcp_ssl_connect, tcp_ssl_server
-from pyasync.tls_sockets import SslSocket
+from pyasync.tls import SslSocket, init_tcp_ssl_socket, start_tls, tcp_ssl_connect, tcp_ssl_server
 from pyasync.udp import UdpSocket, udp_socket
+from pyasync.watchers import Idler, Poller, free_idler, free_poller, idle, poll
 
 __version__ = "0.1.0"
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from operator import index
 from typing import TYPE_CHECKING, Any
 
+from pyasync._core.stream_extras import LOW_WATERMARK
 from pyasync.errors import EventError
-from pyasync.stream_state import LOW_WATERMARK
 
 if TYPE_CHECKING:
     from _typeshed import MaybeNone, ReadableBuffer, WriteableBuffer

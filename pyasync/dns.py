@@ -6,92 +6,38 @@ keep operations on files waiting: the others wait for their turn.
 
 from __future__ import annotations
 
-import errno
-import os
 import socket as sockets
 from collections.abc import Callable
 
-from pyasync._ffi import ffi, lib
-from pyasync.addresses import NumericAddress, numeric_address, pack_address
-from pyasync.arguments import optional_callable, require_callable, require_host
-from pyasync.errors import DnsError, message
+from pyasync._core.addresses import numeric_address
+from pyasync._core.arguments import optional_callable, require_callable, require_host
+from pyasync._core.pool_requests import FoundCallback, Lookup, ReverseLookup
+from pyasync.errors import EventError
 from pyasync.loop import EventCallback, Loop, get_loop
-from pyasync.requests import Request
-
-FoundCallback = Callable[[list[NumericAddress]], object]
 
 FAMILIES = (sockets.AF_UNSPEC, sockets.AF_INET, sockets.AF_INET6)
 
 
-class Lookup(Request):
+class DnsLookup(Lookup):
     """A lookup of a name that is under way."""
 
-    __slots__ = ("host",)
+    __slots__ = ()
 
-    def __init__(
-        self,
-        loop: Loop,
-        host: str,
-        family: int,
-        found_cb: FoundCallback,
-        event_cb: EventCallback | None,
-    ) -> None:
-        """Call ``found_cb(addresses)`` when it is known where ``host`` is."""
-        super().__init__(loop, found_cb, event_cb)
-        #: The name that is looked up.
-        self.host = host
-        address = numeric_address(host)
-        if address is None:
-            self._begin(lib.pa_getaddrinfo, host.encode(), family)
-        elif family in (sockets.AF_UNSPEC, address[0]):
-            self._finish_soon([address])
-        else:
-            self._finish_soon(error=self._error(lib.UV_EAI_ADDRFAMILY))
+    _loop: Loop
 
-    def _results(self, address: int) -> tuple[list[NumericAddress]]:
-        found = lib.pa_getaddrinfo_result(address)
-        if found.status != 0:
-            raise self._error(found.status)
-        if found.count == 0:
-            raise self._error(lib.UV_EAI_NONAME)
-        return (
-            [
-                (sockets.AddressFamily(entry.family), ffi.string(entry.text).decode())
-                for entry in found.addresses[0 : found.count]
-            ],
-        )
-
-    def _error(self, status: int) -> DnsError:
-        return dns_error(status, self.host)
+    def _report_error(self, error: EventError) -> None:
+        self._loop.report(self, error)
 
 
-class ReverseLookup(Request):
+class DnsReverseLookup(ReverseLookup):
     """A lookup of an address that is under way."""
 
-    __slots__ = ("ip",)
+    __slots__ = ()
 
-    def __init__(
-        self,
-        loop: Loop,
-        ip: str,
-        found_cb: Callable[[str, str], object],
-        event_cb: EventCallback | None,
-    ) -> None:
-        """Call ``found_cb(host, service)`` when the name of ``ip`` is known."""
-        super().__init__(loop, found_cb, event_cb)
-        #: The address that is looked up.
-        self.ip = ip
-        self._begin(lib.pa_getnameinfo, pack_address(ip, 0))
+    _loop: Loop
 
-    def _results(self, address: int) -> tuple[str, str]:
-        name = lib.pa_getnameinfo_result(address)
-        if name.status != 0:
-            raise self._error(name.status)
-        # Whoever owns the address chooses the name: it may be any bytes.
-        return os.fsdecode(ffi.string(name.host)), os.fsdecode(ffi.string(name.service))
-
-    def _error(self, status: int) -> DnsError:
-        return dns_error(status, self.ip)
+    def _report_error(self, error: EventError) -> None:
+        self._loop.report(self, error)
 
 
 def dns_lookup(
@@ -100,7 +46,7 @@ def dns_lookup(
     *,
     event_cb: EventCallback | None = None,
     family: int = sockets.AF_UNSPEC,
-) -> Lookup:
+) -> DnsLookup:
     """Find an address of a host, and call ``resolve_cb(address, family)``, later.
 
     The address is numeric, a string; its family is ``socket.AF_INET`` or ``AF_INET6``. It is the
@@ -121,7 +67,7 @@ def dns_lookup_all(
     *,
     event_cb: EventCallback | None = None,
     family: int = sockets.AF_UNSPEC,
-) -> Lookup:
+) -> DnsLookup:
     """Find all addresses of a host, and call ``resolve_cb(addresses)``, later.
 
     ``addresses`` is a list of pairs ``(address, family)``, in the order in which they are to be
@@ -152,7 +98,7 @@ def reverse_dns_lookup(
     resolve_cb: Callable[[str, str], object],
     *,
     event_cb: EventCallback | None = None,
-) -> ReverseLookup:
+) -> DnsReverseLookup:
     """Find the name of an address, and call ``resolve_cb(host, service)``, later.
 
     ``ip`` is a numeric address, of IPv4 or IPv6. ``host`` is its name; an address that has none is
@@ -168,7 +114,7 @@ def reverse_dns_lookup(
     optional_callable("event_cb", event_cb)
     if numeric_address(ip) is None:
         raise ValueError(f"ip must be a numeric address, not {ip!r}")
-    return ReverseLookup(get_loop(), ip, resolve_cb, event_cb)
+    return DnsReverseLookup(get_loop(), ip, resolve_cb, event_cb)
 
 
 def _look_up(
@@ -177,21 +123,10 @@ def _look_up(
     found_cb: FoundCallback,
     event_cb: EventCallback | None,
     family: int,
-) -> Lookup:
+) -> DnsLookup:
     require_host("host", host)
     require_callable("resolve_cb", resolve_cb)
     optional_callable("event_cb", event_cb)
     if family not in FAMILIES:
         raise ValueError(f"family must be AF_INET, AF_INET6 or AF_UNSPEC, not {family!r}")
-    return Lookup(get_loop(), host, family, found_cb, event_cb)
-
-
-def dns_error(status: int, host: str) -> DnsError:
-    """Return the exception for a libuv error of a lookup."""
-    if -status in (errno.EINVAL, errno.ENAMETOOLONG):  # libuv has refused the name
-        status = lib.UV_EAI_NONAME
-    name = ffi.string(lib.uv_err_name(status)).decode()
-    code = getattr(sockets, name, sockets.EAI_FAIL) if name[:4] == "EAI_" else sockets.EAI_SYSTEM
-    error = DnsError(code, f"{message(status)}: {host}")
-    error._errcode = status
-    return error
+    return DnsLookup(get_loop(), host, family, found_cb, event_cb)

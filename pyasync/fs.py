@@ -23,12 +23,12 @@ from collections.abc import Callable
 from operator import index
 from typing import Any, NamedTuple
 
-from pyasync._ffi import ffi, lib
-from pyasync.arguments import StrOrBytesPath, c_string, optional_callable, require_callable
-from pyasync.errors import FilesystemError, filesystem_error
+from pyasync._core.arguments import StrOrBytesPath, c_string, optional_callable, require_callable
 from pyasync._core.engine import PYPY
-from pyasync.loop import EventCallback, get_loop
-from pyasync.requests import Request
+from pyasync._core.pool_requests import Request
+from pyasync._ffi import ffi, lib
+from pyasync.errors import EventError, FilesystemError, filesystem_error
+from pyasync.loop import EventCallback, Loop, get_loop
 
 __all__ = [
     "Entry",
@@ -72,6 +72,8 @@ class FsRequest(Request):
 
     __slots__ = ("_filenames", "_read")
 
+    _loop: Loop
+
     def __init__(
         self,
         callback: Callback,
@@ -99,6 +101,9 @@ class FsRequest(Request):
 
     def _error(self, status: int) -> FilesystemError:
         return filesystem_error(status, *self._filenames)
+
+    def _report_error(self, error: EventError) -> None:
+        self._loop.report(self, error)
 
 
 class CloseRequest(FsRequest):

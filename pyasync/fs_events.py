@@ -6,10 +6,10 @@ import errno
 import os
 from collections.abc import Callable
 
+from pyasync._core.arguments import StrOrBytesPath, c_string, optional_callable, require_callable
+from pyasync._core.handles import CHandle
 from pyasync._ffi import ffi, lib
-from pyasync.arguments import StrOrBytesPath, c_string, optional_callable, require_callable
 from pyasync.errors import FilesystemError, filesystem_error
-from pyasync.handles import PlainHandle
 from pyasync.loop import EventCallback, Loop, get_loop
 
 ChangeCallback = Callable[["FsMonitor", str, bool, bool], object]
@@ -27,10 +27,12 @@ _LIMITS = {
 }
 
 
-class FsMonitor(PlainHandle):
+class FsMonitor(CHandle):
     """A function that runs when what has a path changes; made by `fs_watch`."""
 
     __slots__ = ("_callback", "_name", "path")
+
+    _loop: Loop
 
     def __init__(
         self,

@@ -9,14 +9,16 @@ import stat
 from collections.abc import Callable
 from typing import Any, Union
 
+from pyasync._core.arguments import optional_callable, require_timeout
+from pyasync._core.connecting import Socket
+from pyasync._core.deadlines import Timer
+from pyasync._core.sockets import adopt, listen, require_max_connections
+from pyasync._core.stream import UNCONNECTED, Data, WriteCallback
 from pyasync._ffi import lib
-from pyasync.arguments import optional_callable, require_timeout
 from pyasync.errors import PipeNotFound, SocketAddressInUse, SocketError, check, socket_error
 from pyasync.loop import EventCallback, get_loop, logger
-from pyasync.socket_setup import adopt, listen, require_max_connections
-from pyasync.sockets import Server, Socket
-from pyasync.stream_state import UNCONNECTED, Data, Settings, WriteCallback
-from pyasync._core.deadlines import Timer
+from pyasync.options import StreamOptions
+from pyasync.streams import Server, Stream
 
 ReadCallback = Callable[["PipeSocket", Any], object]
 SocketCallback = Callable[["PipeSocket"], object]
@@ -28,7 +30,7 @@ Name = Union[str, bytes, "os.PathLike[str]"]
 CONNECT_RETRY = 0.01
 
 
-class PipeSocket(Socket):
+class PipeSocket(Stream, Socket):
     """A connection over a pipe, accepted by a `PipeServer` or made by `pipe_connect`."""
 
     __slots__ = ()
@@ -43,9 +45,9 @@ class PipeServer(Server):
     _kind = lib.PA_PIPE_SERVER
 
     def __init__(
-        self, settings: Settings, sock: sockets.socket, limit: int | None, owns_file: bool
+        self, options: StreamOptions, sock: sockets.socket, limit: int | None, owns_file: bool
     ) -> None:
-        super().__init__(settings, sock, limit)
+        super().__init__(options, sock, limit)
         self._file = _file_at(self._address) if owns_file else None
 
     def close(self) -> None:
@@ -106,7 +108,7 @@ def pipe_server(
     """
     loop = get_loop()
     require_max_connections(max_connections)
-    settings = Settings(
+    options = StreamOptions(
         loop,
         read_cb,
         stream=stream,
@@ -132,7 +134,7 @@ def pipe_server(
             listen(sock, backlog)
         except OSError as error:
             raise _pipe_error(error, sock.getsockname()) from None
-        return PipeServer(settings, sock, max_connections, owns_file=fd is None)
+        return PipeServer(options, sock, max_connections, owns_file=fd is None)
 
 
 def _path(name: Name) -> str | bytes:
@@ -206,7 +208,7 @@ def pipe_connect(
     loop = get_loop()
     path = _path(name)
     optional_callable("write_cb", write_cb)
-    settings = Settings(
+    options = StreamOptions(
         loop,
         read_cb,
         stream=stream,
@@ -218,9 +220,9 @@ def pipe_connect(
         read_timeout=read_timeout,
         write_timeout=write_timeout,
     )
-    settings.drain_read_buffer = drain_read_buffer
+    options.drain_read_buffer = drain_read_buffer
     require_timeout("connect_timeout", connect_timeout)
-    socket = PipeSocket(settings, -1, UNCONNECTED)
+    socket = PipeSocket(options, -1, UNCONNECTED)
     socket._begin()
     if data is not None:
         socket.write(data, write_cb=write_cb)

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from pyasync._core.arguments import StrOrBytesPath, c_string, optional_callable
+from pyasync._core.handles import CHandle
+from pyasync._core.stream import ENDED, SHUT, Data, WriteCallback, as_buffer_slice
 from pyasync._ffi import ffi, lib
-from pyasync.arguments import StrOrBytesPath, c_string, optional_callable
 from pyasync.errors import check, filesystem_error
-from pyasync.handles import PlainHandle
 from pyasync.loop import EventCallback, Loop, get_loop
-from pyasync.stream_state import ENDED, SHUT, Data, Settings, WriteCallback
-from pyasync.streams import Stream, part_of
+from pyasync.options import StreamOptions
+from pyasync.streams import Stream
 
 Argument = StrOrBytesPath
 ExitCallback = Callable[["Process", int, int], object]
@@ -67,7 +68,7 @@ class StdioPipe:
         optional_callable("event_cb", event_cb)
         optional_callable("pressure_cb", pressure_cb)
         self._read_cb = read_cb
-        self._data = None if data is None else bytes(part_of(data))
+        self._data = None if data is None else bytes(as_buffer_slice(data))
         self._write_cb = write_cb
         self._event_cb = event_cb
         self._pressure_cb = pressure_cb
@@ -94,11 +95,11 @@ class ProcessPipe(Stream):
     __slots__ = ("_write_cb",)
 
     def __init__(
-        self, settings: Settings, slot: int, state: int, write_cb: WriteCallback | None
+        self, options: StreamOptions, slot: int, state: int, write_cb: WriteCallback | None
     ) -> None:
-        super().__init__(settings, slot, state)
+        super().__init__(options, slot, state)
         self._write_cb = write_cb
-        settings.loop.register(slot, self)
+        options.loop.register(slot, self)
         self._begin()
 
     def write(
@@ -132,7 +133,7 @@ class ProcessPipe(Stream):
             super().shutdown()
 
 
-class Process(PlainHandle):
+class Process(CHandle):
     """A child process, made by `spawn`.
 
     It keeps the loop running until the child has exited; then it is closed, and `exit_status` and
@@ -288,7 +289,7 @@ def spawn(
         _require_stdio("output", output),
         _require_stdio("error_output", error_output),
     ]
-    settings = [
+    options = [
         _settings(loop, stdio, event_cb) if isinstance(stdio, StdioPipe) else None
         for stdio in wanted
     ]
@@ -304,7 +305,7 @@ def spawn(
         process = Process(loop, slot, exit_cb, event_cb)
         process.input, process.output, process.error_output = (
             None if stdio is None else _open(stdio, wanted[fd], ours, fd)
-            for fd, stdio in enumerate(settings)
+            for fd, stdio in enumerate(options)
         )
     return process
 
@@ -377,8 +378,8 @@ def _require_stdio(name: str, value: Any) -> StdioPipe | Stdio | int:
     return fd
 
 
-def _settings(loop: Loop, stdio: StdioPipe, event_cb: EventCallback | None) -> Settings:
-    return Settings(
+def _settings(loop: Loop, stdio: StdioPipe, event_cb: EventCallback | None) -> StreamOptions:
+    return StreamOptions(
         loop,
         stdio._read_cb or _do_nothing,
         stream=stdio._stream,
@@ -427,12 +428,12 @@ def _pipe() -> tuple[int, int]:
         raise filesystem_error(-(error.errno or 0)) from None
 
 
-def _open(settings: Settings, stdio: Any, ours: list[int], fd: int) -> Any:
+def _open(options: StreamOptions, stdio: Any, ours: list[int], fd: int) -> Any:
     """Return the stream of our end of the pipe, which is no longer ours to close."""
     descriptor, ours[fd] = ours[fd], -1
-    slot = check(lib.pa_open(settings.loop.c, descriptor, lib.PA_STDIO))
+    slot = check(lib.pa_open(options.loop.c, descriptor, lib.PA_STDIO))
     # Of a writing end nothing will be read any more, and to a reading one nothing written.
-    pipe = ProcessPipe(settings, slot, ENDED if fd == 0 else SHUT, stdio._write_cb)
+    pipe = ProcessPipe(options, slot, ENDED if fd == 0 else SHUT, stdio._write_cb)
     subject = pipe._subject
     if fd == 0 and subject is not pipe:
         subject._end()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pyasync._core.arguments import optional_callable, require_callable
+from pyasync._core.handles import CHandle
 from pyasync._ffi import lib
-from pyasync.arguments import optional_callable, require_callable
 from pyasync.errors import message
-from pyasync.handles import PlainHandle
 from pyasync.loop import EventCallback, Loop, get_loop
 
 
-class SignalHandler(PlainHandle):
+class SignalHandler(CHandle):
     """A function that runs in the loop when a signal arrives.
 
     Closing it lets the signal do again what it did before the loop handled it.
@@ -39,9 +39,7 @@ class SignalHandler(PlainHandle):
 
 def _handlers(loop: Loop) -> list[SignalHandler]:
     return [
-        handle
-        for handle in loop.objects
-        if isinstance(handle, SignalHandler) and not handle.closed
+        handle for handle in loop.objects if isinstance(handle, SignalHandler) and not handle.closed
     ]
 
 

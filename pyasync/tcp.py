@@ -6,17 +6,18 @@ import socket as sockets
 from collections.abc import Callable
 from typing import Any, Union
 
+from pyasync._core.addresses import numeric_address
+from pyasync._core.arguments import optional_callable, require_port, require_timeout
+from pyasync._core.connecting import Connector, Socket, connect
+from pyasync._core.deadlines import Timer
+from pyasync._core.sockets import adopt, bind, bind_error, listen, require_max_connections
+from pyasync._core.stream import UNCONNECTED, Data, WriteCallback
 from pyasync._ffi import lib
-from pyasync.addresses import numeric_address
-from pyasync.arguments import optional_callable, require_port, require_timeout
 from pyasync.async_stream import AsyncStream
-from pyasync.connecting import Connector, connect
 from pyasync.errors import check
 from pyasync.loop import EventCallback, get_loop
-from pyasync.socket_setup import adopt, bind, bind_error, listen, require_max_connections
-from pyasync.sockets import Server, Socket
-from pyasync.stream_state import UNCONNECTED, Data, Settings, WriteCallback
-from pyasync._core.deadlines import Timer
+from pyasync.options import StreamOptions
+from pyasync.streams import Server, Stream
 
 ReadCallback = Callable[["TcpSocket", Any], object]
 SocketCallback = Callable[["TcpSocket"], object]
@@ -24,7 +25,7 @@ PressureCallback = Callable[["TcpSocket", bool], object]
 LocalAddress = Union[str, "tuple[str, int]", None]
 
 
-class TcpSocket(Socket):
+class TcpSocket(Stream, Socket):
     """A TCP connection, accepted by a `TcpServer` or made by `tcp_connect`."""
 
     __slots__ = ()
@@ -115,7 +116,7 @@ def tcp_server(
     >>> host
     '127.0.0.1'
     """
-    settings = Settings(
+    options = StreamOptions(
         get_loop(),
         read_cb,
         stream=stream,
@@ -128,13 +129,13 @@ def tcp_server(
         write_timeout=write_timeout,
     )
     return make_server(
-        TcpServer, settings, bind_address, port, fd, backlog, reuse_port, max_connections
+        TcpServer, options, bind_address, port, fd, backlog, reuse_port, max_connections
     )
 
 
 def make_server(
     kind: type[TcpServer],
-    settings: Settings,
+    options: StreamOptions,
     bind_address: str | None,
     port: int,
     fd: int | None,
@@ -144,7 +145,7 @@ def make_server(
 ) -> TcpServer:
     """Return a server of the kind: see `tcp_server` for the arguments."""
     require_max_connections(max_connections)
-    settings.loop.submit()  # a server that was closed just now may have held the address
+    options.loop.submit()  # a server that was closed just now may have held the address
     if fd is None:
         require_port(port)
         sock = bind(bind_address, port, reuse_port)
@@ -159,7 +160,7 @@ def make_server(
             listen(sock, backlog)
         except OSError as error:
             raise bind_error(error, bind_address, port) from None
-        return kind(settings, sock, max_connections)
+        return kind(options, sock, max_connections)
 
 
 def tcp_connect(
@@ -245,7 +246,7 @@ def init_tcp_socket(
     the descriptor of a connected socket, the socket is connected at once: the descriptor is
     duplicated, and the caller keeps its own.
     """
-    settings = Settings(
+    options = StreamOptions(
         get_loop(),
         read_cb,
         stream=stream,
@@ -259,7 +260,7 @@ def init_tcp_socket(
     )
     return make_client(
         TcpSocket,
-        settings,
+        options,
         fd,
         data,
         write_cb,
@@ -271,7 +272,7 @@ def init_tcp_socket(
 
 def make_client(
     kind: type[TcpSocket],
-    settings: Settings,
+    options: StreamOptions,
     fd: int | None,
     data: Data | None,
     write_cb: WriteCallback | None,
@@ -280,10 +281,10 @@ def make_client(
     drain_read_buffer: bool,
 ) -> Any:
     """Return a socket of the kind, or its stream: see `init_tcp_socket` for the arguments."""
-    settings.connect_timeout = require_timeout("connect_timeout", connect_timeout)
-    settings.local_address = _local_address(local_address)
-    settings.drain_read_buffer = drain_read_buffer
-    socket = kind(settings, -1, UNCONNECTED)
+    options.connect_timeout = require_timeout("connect_timeout", connect_timeout)
+    options.local_address = _local_address(local_address)
+    options.drain_read_buffer = drain_read_buffer
+    socket = kind(options, -1, UNCONNECTED)
     socket._begin()
     if data is not None:
         socket.write(data, write_cb=write_cb)
@@ -295,7 +296,7 @@ def make_client(
         except OSError:
             sock.close()
             raise ValueError(f"descriptor {fd} is a socket that is not connected") from None
-        loop = settings.loop
+        loop = options.loop
         socket._on_slot(check(lib.pa_open(loop.c, sock.detach(), lib.PA_TCP)))
         # Timers come first in an iteration: connect_cb before what is there to be read.
         Timer(loop, socket._begin_connected).start()
@@ -328,20 +329,20 @@ def connect_tcp_socket(
     require_port(port)
     loop = socket._loop
     socket._open_slot()
-    settings = socket._options
-    if not socket._state & UNCONNECTED or settings.remote is not None:
+    options = socket._options
+    if not socket._state & UNCONNECTED or options.remote is not None:
         raise ValueError("the socket is connected, or was told to connect, already")
     if event_cb is not None:
         optional_callable("event_cb", event_cb)
-        settings.event_cb = event_cb
+        options.event_cb = event_cb
     socket._before_connecting(host)
     loop.submit()  # what was closed just now may free a descriptor, or the local address
     if numeric_address(host) is not None:
-        socket._on_slot(check(connect(loop, host, port, settings.local_address)))
+        socket._on_slot(check(connect(loop, host, port, options.local_address)))
         connector = None
     else:
-        connector = Connector(socket, host, port, settings.local_address)
-    settings.remote = (host, port)
-    if connector is not None or settings.connect_timeout is not None:
-        socket._connect_to(connector, settings.connect_timeout)
+        connector = Connector(socket, host, port, options.local_address)
+    options.remote = (host, port)
+    if connector is not None or options.connect_timeout is not None:
+        socket._connect_to(connector, options.connect_timeout)
     return subject

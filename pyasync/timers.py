@@ -11,8 +11,8 @@ from threading import get_ident
 from time import monotonic
 from typing import Any
 
+from pyasync._core.arguments import optional_callable, require_callable
 from pyasync._core.deadlines import Timer, due_in
-from pyasync.arguments import optional_callable, require_callable
 from pyasync.errors import EventFreed
 from pyasync.loop import EventCallback, Loop, get_loop
 

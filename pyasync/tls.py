@@ -9,24 +9,22 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, Union
 
-from pyasync._ffi import lib
-from pyasync.arguments import optional_callable, require_port, require_timeout
-from pyasync.async_stream import AsyncStream
-from pyasync.errors import socket_error
-from pyasync.loop import EventCallback, get_loop
-from pyasync.stream_state import (
+from pyasync._core.arguments import optional_callable, require_port, require_timeout
+from pyasync._core.stream import (
     CONNECTING,
     ENCRYPTED,
     ENDED,
-    KEPT,
-    READ_DISABLED,
     SHUT,
     UNCONNECTED,
-    WRITE_DISABLED,
     Data,
-    Settings,
     WriteCallback,
 )
+from pyasync._core.tls import TlsOptions, TlsState, tls_error
+from pyasync._core.tls_stream import TlsStream, start_tls_on
+from pyasync.async_stream import AsyncStream
+from pyasync.errors import socket_error
+from pyasync.loop import EventCallback, get_loop
+from pyasync.options import StreamOptions
 from pyasync.tcp import (
     LocalAddress,
     TcpServer,
@@ -35,8 +33,32 @@ from pyasync.tcp import (
     make_client,
     make_server,
 )
-from pyasync.tls_sockets import BARRIER, SslServer, SslSocket
-from pyasync.tls_state import HANDSHAKE, TlsSettings, TlsState
+
+
+class SslSocket(TlsStream, TcpSocket):
+    """A TLS connection over TCP. It has what a `TcpSocket` has; its data is what TLS carries."""
+
+    __slots__ = ()
+
+
+class SslServer(TcpServer):
+    """A TCP server whose connections speak TLS."""
+
+    __slots__ = ()
+
+    _connection = SslSocket
+
+    def _on_accepted(self, slot: int) -> None:
+        socket = self.make_connection(slot)
+        self._loop.register(slot, socket)
+        socket._begin()
+        try:
+            socket._before_connecting(None)
+        except (OSError, ValueError) as error:
+            socket._fail_with(tls_error(error))
+        else:
+            socket._on_connected(0)
+
 
 ReadCallback = Callable[[SslSocket, Any], object]
 SocketCallback = Callable[[SslSocket], object]
@@ -93,7 +115,7 @@ def tcp_ssl_server(
         )
     elif (certificate, key, password) != (None, None, None):
         raise TypeError("with an ssl_context there must be no certificate, key or password")
-    settings = Settings(
+    options = StreamOptions(
         get_loop(),
         read_cb,
         stream=stream,
@@ -105,10 +127,10 @@ def tcp_ssl_server(
         read_timeout=read_timeout,
         write_timeout=write_timeout,
     )
-    settings.tls = _tls_settings(ssl_context, True, None, None, handshake_timeout, shutdown_timeout)
-    TlsState(settings.tls)  # what is wrong with the context shows now
+    options.tls = _tls_options(ssl_context, True, None, None, handshake_timeout, shutdown_timeout)
+    TlsState(options.tls)  # what is wrong with the context shows now
     return make_server(
-        SslServer, settings, bind_address, port, fd, backlog, reuse_port, max_connections
+        SslServer, options, bind_address, port, fd, backlog, reuse_port, max_connections
     )
 
 
@@ -209,7 +231,7 @@ def init_tcp_ssl_socket(
     duplicated, and the caller keeps its own.
     """
     optional_callable("write_cb", write_cb)
-    settings = Settings(
+    options = StreamOptions(
         get_loop(),
         read_cb,
         stream=stream,
@@ -221,12 +243,12 @@ def init_tcp_ssl_socket(
         read_timeout=read_timeout,
         write_timeout=write_timeout,
     )
-    settings.tls = _tls_settings(
+    options.tls = _tls_options(
         ssl_context, False, server_hostname, session, handshake_timeout, shutdown_timeout
     )
     return make_client(
         SslSocket,
-        settings,
+        options,
         fd,
         data,
         write_cb,
@@ -286,50 +308,24 @@ def start_tls(
         raise socket_error(-errno.EPIPE, socket)
     if server_side and ssl_context is None:
         raise TypeError("an ssl_context is needed, which has the certificate")
-    tls_settings = _tls_settings(
+    tls_options = _tls_options(
         ssl_context, server_side, server_hostname, session, handshake_timeout, shutdown_timeout
     )
     remote = socket._options.remote
-    tls = TlsState(tls_settings, remote[0] if remote is not None else None)
+    tls = TlsState(tls_options, remote[0] if remote is not None else None)
     with memoryview(received) as view:
         belongs_to_tls = [bytes(view)]
 
     # Nothing raises from here on.
-    settings = socket._options = socket._options.copy()
-    settings.tls = tls_settings
-    settings.read_cb = read_cb or settings.read_cb
-    settings.connect_cb = connect_cb
-    settings.event_cb = event_cb or settings.event_cb
-    rare = socket._need_rare()
-    if rare.held:
-        socket._release()  # written before: it is not to be encrypted
-    if rare.stream is not None:
-        belongs_to_tls.append(rare.stream._take_all())
-    ends = [item for item in rare.kept if not isinstance(item, bytes)]
-    belongs_to_tls += [item for item in rare.kept if isinstance(item, bytes)]
-    rare.kept.clear()
-    socket._stop_read_timeout()
-    socket._state = socket._state & ~KEPT | ENCRYPTED | CONNECTING | state & WRITE_DISABLED
-    socket.__class__ = SslSocket
-    if state & WRITE_DISABLED:
-        rare.held.append(BARRIER)
-    rare.tls = tls
-    tls.incoming.write(b"".join(belongs_to_tls))
-    if state & READ_DISABLED:
-        socket._loop.queue((lib.PA_READ_START, socket._slot, 0, b"", None))
-    socket._on_connected(0)
-    if tls.incoming.pending or ends:
-        socket._loop.ready.append(lambda: _go_on(socket, ends))
+    options = socket._options = socket._options.copy()
+    options.tls = tls_options
+    options.read_cb = read_cb or options.read_cb
+    options.connect_cb = connect_cb
+    options.event_cb = event_cb or options.event_cb
+    if socket._extras is not None and socket._extras.stream is not None:
+        belongs_to_tls.append(socket._extras.stream._take_all())
+    start_tls_on(socket, SslSocket, tls, belongs_to_tls)
     return subject
-
-
-def _go_on(socket: Any, ends: list[Any]) -> None:
-    """Go on with what had arrived before `start_tls`: not inside it, as callbacks are called."""
-    tls = socket._rare.tls
-    if tls.phase == HANDSHAKE and tls.incoming.pending:  # also of a socket that has been closed
-        socket._go_on()
-    for kind, value in ends:
-        socket._on_end_event(kind, value)
 
 
 @cache
@@ -337,14 +333,14 @@ def _default_context() -> ssl.SSLContext:
     return ssl.create_default_context()  # which reads some hundred certificates
 
 
-def _tls_settings(
+def _tls_options(
     context: ssl.SSLContext | None,
     server_side: bool,
     server_hostname: str | None,
     session: ssl.SSLSession | None,
     handshake_timeout: float | None,
     shutdown_timeout: float | None,
-) -> TlsSettings:
+) -> TlsOptions:
     if context is None:
         context = _default_context()
     if not isinstance(context, ssl.SSLContext):
@@ -354,7 +350,7 @@ def _tls_settings(
         raise ValueError(f"ssl_context is for the other side: {context.protocol!r}")
     if server_hostname is not None and not isinstance(server_hostname, str):
         raise TypeError(f"server_hostname must be a string, not {type(server_hostname).__name__}")
-    return TlsSettings(
+    return TlsOptions(
         context,
         server_side=server_side,
         server_hostname=server_hostname,

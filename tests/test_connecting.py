@@ -23,7 +23,7 @@ from peers import (
 )
 
 import pyasync
-from pyasync import connecting
+from pyasync._core import connecting
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 

@@ -14,7 +14,7 @@ from functools import partial
 import pytest
 
 import pyasync
-import pyasync.handles
+import pyasync._core.handles
 from pyasync._ffi import lib
 from pyasync.dns import dns_error
 
@@ -521,7 +521,7 @@ class Interrupting:
 def test_a_handle_is_closed_also_if_its_close_is_interrupted(run, monkeypatch):
     def start():
         server = pyasync.tcp_server("127.0.0.1", 0, nothing)
-        monkeypatch.setattr(pyasync.handles, "lib", Interrupting())
+        monkeypatch.setattr(pyasync._core.handles, "lib", Interrupting())
         with pytest.raises(AppError):
             server.close()
         assert server.closed

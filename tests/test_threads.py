@@ -13,6 +13,7 @@ from functools import partial
 import pytest
 
 import pyasync
+from pyasync._core import wakeup
 
 HOUR = 3600.0
 
@@ -109,8 +110,8 @@ class CountedWakeups:
 
 
 def test_many_calls_that_the_loop_has_not_run_yet_share_one_wakeup(run, monkeypatch):
-    counted = CountedWakeups(pyasync.loop.lib)
-    monkeypatch.setattr(pyasync.loop, "lib", counted)
+    counted = CountedWakeups(wakeup.lib)
+    monkeypatch.setattr(wakeup, "lib", counted)
     calls = []
 
     def call_often(loop):
@@ -157,7 +158,7 @@ def test_a_call_that_has_run_before_it_wakes_the_loop_leaves_the_next_its_wakeup
 
     ident, idler, sleeper = threading.get_ident(), None, None
     loops, iterations, others = [], [], []
-    monkeypatch.setattr(pyasync.loop, "deque", TakenAtOnce)
+    monkeypatch.setattr(wakeup, "deque", TakenAtOnce)
     run(start)
     others[0].result()
 

@@ -969,8 +969,8 @@ def test_a_slow_reader_costs_no_encrypted_copies(run, read_first):
         after_iterations(10, lambda: look(sock))
 
     def look(sock):
-        refused = sock._refused_size()
-        held.append((refused, sock._waiting_size()))
+        refused = sock._blocked_size()
+        held.append((refused, sock._delayed_size()))
         looked.set()
 
     result, _ = serve(run, talk, connect_cb=connected, linger=PATIENCE)
@@ -992,7 +992,7 @@ def test_bytes_are_kept_by_reference(run):
     def connected(sock):
         small_buffers(sock)
         sock.write(data)
-        ((view, _),) = sock._rare.held
+        ((view, _),) = sock._extras.held
         kept.append(view.obj is data)
         looked.set()
         sock.close()
@@ -1121,7 +1121,7 @@ def test_no_write_cb_follows_an_error(run, kept_back):
                     pass
 
     def fill(sock):
-        if sock._rare.waiting and sock._rare.held:
+        if sock._extras.waiting and sock._extras.held:
             waiting.set()
             time.sleep(0.3)  # both come with one poll
         elif not sock.closed:
@@ -1307,7 +1307,7 @@ def test_a_failure_while_much_waits_is_reported_once(run):
         loop = pyasync.current_loop()
         small_buffers(sock)
         sock.write(bytes(MORE_THAN_FITS))
-        when(lambda: sock.write_queue_size < MORE_THAN_FITS and sock._refused_size(), ready.set)
+        when(lambda: sock.write_queue_size < MORE_THAN_FITS and sock._blocked_size(), ready.set)
 
     loop = None
     serve(
@@ -1349,7 +1349,7 @@ def test_key_updates_keep_the_order_of_the_data(run):
 
 @key_updates
 def test_a_peer_that_reads_no_answer_to_its_key_updates_is_ended(run, monkeypatch):
-    monkeypatch.setattr("pyasync.tls_sockets.ANSWERS_SIZE", 10_000)
+    monkeypatch.setattr("pyasync._core.tls_stream.ANSWERS_SIZE", 10_000)
     blocked, told = threading.Event(), []
 
     def talk(address):
@@ -1364,7 +1364,7 @@ def test_a_peer_that_reads_no_answer_to_its_key_updates_is_ended(run, monkeypatc
     def connected(sock):
         small_buffers(sock)
         sock.write(bytes(MORE_THAN_FITS))
-        when(sock._refused_size, blocked.set)
+        when(sock._blocked_size, blocked.set)
 
     serve(
         run, talk, connect_cb=connected, linger=0.1,

@@ -8,14 +8,14 @@ import sys
 import pytest
 from tls_peers import CLIENT, SERVER, client_context, server_context
 
+from pyasync._core.tls import HANDSHAKE, TlsOptions, TlsState
 from pyasync.errors import TcpSslError
-from pyasync.tls_state import HANDSHAKE, TlsSettings, TlsState
 
 CASES = 10_000
 
 
 def make(context, server_side):
-    settings = TlsSettings(
+    settings = TlsOptions(
         context, server_side=server_side, handshake_timeout=None, shutdown_timeout=None
     )
     return TlsState(settings, None if server_side else "localhost")

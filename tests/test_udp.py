@@ -470,7 +470,7 @@ def test_a_scope_may_be_named_or_numbered(in_loop):
 
 
 def test_more_peers_than_are_remembered(in_loop, monkeypatch):
-    monkeypatch.setattr("pyasync.udp.REMEMBERED", 3)
+    monkeypatch.setattr("pyasync._core.datagrams.REMEMBERED", 3)
     received = []
 
     def read(udp, data, address):

@@ -99,7 +99,7 @@ class Deadlines:
         return self.dues[0] if self.armed and self.dues else -1
 
     def arm(self, timer: Armable, due: int) -> None:
-        """Let the timer fire when it is ``due``, in milliseconds, and no more when it would have."""
+        """Let the timer fire when it is ``due``, in milliseconds, and not when it was before."""
         if self._changing:
             self._postponed.append((self.arm, timer, due))
             return
@@ -304,9 +304,7 @@ class Timer:
     # whether the timer is referenced, where these are not None and True.
     __slots__ = ("_bucket", "_callback", "_loop", "_options")
 
-    def __init__(
-        self, loop: Engine, callback: Callable[[], object], event_cb: Any = None
-    ) -> None:
+    def __init__(self, loop: Engine, callback: Callable[[], object], event_cb: Any = None) -> None:
         """``event_cb`` is for the engine's `on_error`, which is given the timer."""
         self._loop = loop
         self._callback: Callable[[], object] | None = callback

@@ -129,7 +129,7 @@ class Engine:
         self.max_callback_time = 0.0
 
         # The queue out, five items an operation: which, slot, value, and of a write its data and
-        # callback. All come at once, because a signal handler may run, and raise, between two calls.
+        # callback. All five come in one call, because a signal handler may run between two.
         self.operations: list[Any] = []
         self.queue: Callable[[Operation], object] = self.operations.extend
         self.inline_limit = INLINE_WRITE_LIMIT
@@ -155,7 +155,7 @@ class Engine:
         self._written: list[WriteCall] = []
         self.written_now: list[WriteCall] = []
 
-        # What poll has left for dispatch. Both iterators are kept when an exception leaves the walk.
+        # What poll has left for dispatch. The iterators are kept when an exception leaves the walk.
         self._batch: Any = None
         self._write_calls: Any = None
         self._alive = True
@@ -632,6 +632,6 @@ class Engine:
     def drop(self) -> None:
         """Let the running callback be the last: forget what the batch still has."""
         self.stopping = True
-        for _ in self._batch or ():
-            pass
-        self.written_now.clear()
+        for rest in (self._batch, self._write_calls):
+            for _ in rest or ():
+                pass

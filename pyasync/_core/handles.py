@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pyasync._core.engine import Engine
 from pyasync._ffi import lib
 from pyasync.errors import HandleClosed, check
-from pyasync.loop import EventCallback, Loop
 
 
 class Handle:
@@ -19,10 +19,10 @@ class Handle:
 
     __slots__ = ()
 
-    _loop: Loop
+    _loop: Engine
     #: By which C knows the handle; -1 when it is closed.
     _slot: int
-    _event_cb: EventCallback | None
+    _event_cb: Any
 
     #: What a call on a closed handle raises.
     _closed_error: type[HandleClosed] = HandleClosed
@@ -89,14 +89,14 @@ class DescriptorHandle(Handle):
         return check(lib.pa_fileno(self._loop.c, self._handle_slot()))
 
 
-class PlainHandle(Handle):
+class CHandle(Handle):
     """A handle of which a program has few: it keeps its own loop and event callback."""
 
     __slots__ = ("__weakref__", "_event_cb", "_loop", "_slot")
 
     _state = 0  # see Stream
 
-    def __init__(self, loop: Loop, slot: int, event_cb: EventCallback | None) -> None:
+    def __init__(self, loop: Engine, slot: int, event_cb: Any) -> None:
         self._loop = loop
         self._slot = slot
         self._event_cb = event_cb
@@ -121,7 +121,7 @@ class PythonHandle(Handle):
     #: By what name it is counted: a key of Loop._python_handles.
     _kind: str
 
-    def __init__(self, loop: Loop, event_cb: EventCallback | None) -> None:
+    def __init__(self, loop: Engine, event_cb: Any) -> None:
         self._loop = loop
         self._slot = 0  # as long as it is open
         self._event_cb = event_cb

@@ -11,8 +11,8 @@ import socket as sockets
 from struct import Struct
 from typing import Any, Union
 
+from pyasync._core.arguments import require_host, require_port
 from pyasync._ffi import ffi, lib
-from pyasync.arguments import require_host, require_port
 from pyasync.errors import check
 
 #: As the `socket` module has it: (host, port), of IPv6 (host, port, flowinfo, scope_id).

@@ -1,9 +1,9 @@
-"""TLS: sockets that encrypt what is written to them, and decrypt what they read.
+"""TLS on a stream, as a mixin over the core's: it encrypts what is written, decrypts what is read.
 
-An `SslSocket` is a TCP socket whose writes are always held back, as while writing is disabled:
-that is the place between what the application has written and what goes to C. From there they are
-encrypted when the handshake is over, all of a callback's as one, and no faster than the kernel
-takes them: what a slow peer has not taken waits as the application's own objects.
+Writes of a `TlsStream` are always deferred, as while writing is disabled, because they must be
+encrypted before they go to C. That is done when the handshake is over, for all writes of a callback
+at once, and no faster than the kernel takes the result: what a slow peer has not taken waits as the
+application's own objects.
 """
 
 from __future__ import annotations
@@ -15,31 +15,27 @@ from threading import get_ident
 from time import monotonic
 from typing import Any
 
-from pyasync._ffi import lib
-from pyasync.errors import EventError, TcpSslError, socket_error
-from pyasync._core.engine import PYPY
-from pyasync.stream_state import (
-    CLOSED,
+from pyasync._core.connecting import Socket
+from pyasync._core.deadlines import background_timer
+from pyasync._core.engine import CLOSED, FAILED, PYPY
+from pyasync._core.stream import (
     CONNECTING,
     ENCRYPTED,
     ENDED,
-    FAILED,
-    KEPT,
+    PAUSED_INPUT,
     READ_DISABLED,
     SHUT,
     TIMED,
     WRITE_DISABLED,
-    Rare,
-    Settings,
     WriteCallback,
 )
-from pyasync.tcp import TcpServer, TcpSocket
-from pyasync._core.deadlines import background_timer
-from pyasync.tls_state import (
+from pyasync._core.stream_extras import Extras
+from pyasync._core.tls import (
     BATCH_SIZE,
     BROKEN,
     HANDSHAKE,
     OPEN,
+    PHASE_CLOSED,
     RECORD_SIZE,
     SHUTDOWN,
     TlsState,
@@ -47,29 +43,31 @@ from pyasync.tls_state import (
     tls_error,
     write,
 )
-from pyasync.tls_state import CLOSED as OVER
+from pyasync._ffi import lib
+from pyasync.errors import EventError, TcpSslError, socket_error
 
 #: How much a socket encrypts before others have their turn, in bytes.
-TURN_SIZE = 1 << 20
+ENCRYPT_BUDGET = 1 << 20
 
 #: How many bytes of answers may wait for a peer that asks for new keys, and reads nothing.
 ANSWERS_SIZE = 1 << 20
 
-#: What stands among what is held where writing was disabled: what is behind it has to wait.
+#: Marker in the deferred writes: entries after it were written while writing was disabled, and wait
+#: for enable(write=True).
 BARRIER: tuple[Any, None] = (None, None)
 
 
-class SslSocket(TcpSocket):
-    """A TLS connection over TCP. It has what a `TcpSocket` has; its data is what TLS carries."""
+class TlsStream(Socket):
+    """A stream over TLS: its data is what TLS carries."""
 
     __slots__ = ()
 
-    _rare: Rare
+    _extras: Extras
 
-    def __init__(self, settings: Settings, slot: int, state: int = 0) -> None:
+    def __init__(self, options: Any, slot: int, state: int = 0) -> None:
         # It connects until the handshake is over.
-        super().__init__(settings, slot, state | ENCRYPTED | CONNECTING)
-        self._need_rare()
+        super().__init__(options, slot, state | ENCRYPTED | CONNECTING)
+        self._need_extras()
 
     # What TLS has agreed upon
 
@@ -79,13 +77,13 @@ class SslSocket(TcpSocket):
 
         Leave reading, writing and unwrapping to the socket.
         """
-        tls = self._rare.tls
+        tls = self._extras.tls
         return None if tls is None else tls.object
 
     @property
     def cipher(self) -> tuple[str, str, int] | None:
         """The cipher in use: name, version of the protocol, secret bits; None before that."""
-        tls = self._rare.tls
+        tls = self._extras.tls
         return None if tls is None else tls.object.cipher()
 
     @property
@@ -94,7 +92,7 @@ class SslSocket(TcpSocket):
 
         Offer some by ``set_alpn_protocols`` of the context.
         """
-        tls = self._rare.tls
+        tls = self._extras.tls
         return None if tls is None else tls.object.selected_alpn_protocol()
 
     @property
@@ -104,15 +102,15 @@ class SslSocket(TcpSocket):
         A server's tickets come behind the handshake with TLS 1.3: take it when data has been
         read, or at the end. It can be read after the socket has closed.
         """
-        tls = self._rare.tls
+        tls = self._extras.tls
         return None if tls is None else tls.object.session
 
     # Writing
 
-    def _hold(self, data: Any, write_cb: WriteCallback | None, force: bool) -> None:
-        rare, size = self._rare, len(data)
-        rare.held.append((data if type(data) is bytes else bytes(data), write_cb))
-        rare.held_size += size
+    def _defer_write(self, data: Any, write_cb: WriteCallback | None, force: bool) -> None:
+        extras, size = self._extras, len(data)
+        extras.deferred.append((data if type(data) is bytes else bytes(data), write_cb))
+        extras.deferred_size += size
         if not self._may_send():
             self._check_pressure()
         elif force or size > self._options.loop.inline_limit:
@@ -120,12 +118,12 @@ class SslSocket(TcpSocket):
             if force:
                 self._loop.submit()
         else:
-            self._gather()
+            self._encrypt_soon()
 
     def disable(self, *, read: bool = False, write: bool = False) -> None:
         self._open_slot()
         if write and not self._state & (WRITE_DISABLED | SHUT):
-            self._rare.held.append(BARRIER)
+            self._extras.deferred.append(BARRIER)
         super().disable(read=read, write=write)
 
     def enable(self, *, read: bool = False, write: bool = False) -> None:
@@ -137,37 +135,37 @@ class SslSocket(TcpSocket):
     def _lift_barrier(self) -> None:
         if self._state & WRITE_DISABLED:
             with contextlib.suppress(ValueError):  # it was disabled after shutdown
-                self._rare.held.remove(BARRIER)
+                self._extras.deferred.remove(BARRIER)
 
     def _may_send(self) -> bool:
-        rare = self._rare
-        tls, held = rare.tls, rare.held
+        extras = self._extras
+        tls, deferred = extras.tls, extras.deferred
         return (
             tls is not None
             and tls.phase == OPEN
             and not tls.blocked
-            and len(held) > 0
-            and held[0] is not BARRIER
+            and len(deferred) > 0
+            and deferred[0] is not BARRIER
         )
 
-    def _gather(self) -> None:
+    def _encrypt_soon(self) -> None:
         """Send what there is to send before the loop's next crossing, as one."""
-        tls = self._rare.tls
-        if not tls.gathering:
-            tls.gathering = True
+        tls = self._extras.tls
+        if not tls.to_encrypt:
+            tls.to_encrypt = True
             self._options.loop.to_encrypt.append(self)
 
     def _flush(self) -> None:
-        self._rare.tls.gathering = False
+        self._extras.tls.to_encrypt = False
         self._send()
 
     def _send(self) -> None:
         """Encrypt what was written, as much as the kernel takes, and hand it to C."""
-        tls = self._rare.tls
-        if tls.phase >= OVER:
+        tls = self._extras.tls
+        if tls.phase >= PHASE_CLOSED:
             return
         if tls.sending:
-            self._gather()
+            self._encrypt_soon()
             return
         tls.sending = True
         try:
@@ -179,15 +177,15 @@ class SslSocket(TcpSocket):
             tls.sending = False
 
     def _send_some(self) -> None:
-        rare = self._rare
-        tls, held = rare.tls, rare.held
-        end_of_turn = rare.held_size - TURN_SIZE
+        extras = self._extras
+        tls, deferred = extras.tls, extras.deferred
+        end_of_turn = extras.deferred_size - ENCRYPT_BUDGET
         while self._may_send():
-            if rare.held_size < end_of_turn:
-                self._gather()
+            if extras.deferred_size < end_of_turn:
+                self._encrypt_soon()
                 break
             try:
-                callbacks, waits = self._encrypt(held)
+                callbacks, waits = self._encrypt(deferred)
             except OSError as error:
                 # After an error that is kept back, OpenSSL only says that it goes on no more.
                 self._fail_soon(tls.error or tls_error(error))
@@ -205,9 +203,9 @@ class SslSocket(TcpSocket):
                     text = "the peer asks for new keys, and does not read the answers"
                     self._fail_soon(make_error(errno.ENOBUFS, "TOO_MANY_KEY_UPDATES", text))
                     return
-        if not held and self._state & (CLOSED | SHUT):
+        if not deferred and self._state & (CLOSED | SHUT):
             self._finish()
-        if rare.paused and rare.held_size <= rare.low:
+        if extras.over_high and extras.deferred_size <= extras.low:
             self._loop.ready.append(self._tell_pressure)
 
     def _fail_soon(self, error: EventError) -> None:
@@ -225,28 +223,28 @@ class SslSocket(TcpSocket):
         except Exception as error:
             self._loop.on_error(error, self)
 
-    def _encrypt(self, held: Any) -> tuple[list[WriteCallback], bool]:
-        """Encrypt the next part of what is held. Returns the callbacks of what it completes.
+    def _encrypt(self, deferred: Any) -> tuple[list[WriteCallback], bool]:
+        """Encrypt the next part of what is deferred. Returns the callbacks of what it completes.
 
         And whether TLS can take no more before it has read something: a renegotiation runs.
         """
-        rare, tls = self._rare, self._rare.tls.object
+        extras, tls = self._extras, self._extras.tls.object
         done: list[WriteCallback] = []
         room = BATCH_SIZE
-        if PYPY and rare.held_size > TURN_SIZE:
+        if PYPY and extras.deferred_size > ENCRYPT_BUDGET:
             room = RECORD_SIZE  # as `bytes`, what is encrypted stays until a major collection
-        while held and held[0] is not BARRIER and room > 0:
-            data, write_cb = held.popleft()
+        while deferred and deferred[0] is not BARRIER and room > 0:
+            data, write_cb = deferred.popleft()
             size = len(data)
             callbacks = [] if write_cb is None else [write_cb]
             if size > room:
                 view = memoryview(data)
-                held.appendleft((view[room:], write_cb))
+                deferred.appendleft((view[room:], write_cb))
                 data, size, callbacks = view[:room], room, []
-            elif _fits(held, size):
+            elif _fits(deferred, size):
                 pieces = [data]
-                while _fits(held, size):
-                    data, write_cb = held.popleft()
+                while _fits(deferred, size):
+                    data, write_cb = deferred.popleft()
                     size += len(data)
                     pieces.append(data)
                     if write_cb is not None:
@@ -256,10 +254,10 @@ class SslSocket(TcpSocket):
                 if size:  # PyPy takes an empty write for an error
                     write(tls, data)
             except ssl.SSLWantReadError:
-                held.extendleft((b"", write_cb) for write_cb in reversed(callbacks))
-                held.appendleft((data, None))
+                deferred.extendleft((b"", write_cb) for write_cb in reversed(callbacks))
+                deferred.appendleft((data, None))
                 return done, True
-            rare.held_size -= size
+            extras.deferred_size -= size
             room -= size
             done += callbacks
         return done, False
@@ -289,29 +287,29 @@ class SslSocket(TcpSocket):
             loop.queue((kind, self._slot, size, data, callback))
         else:
             loop.write_now(self._slot, data, callback)
-            if self._refused_size():
-                self._rare.tls.blocked = True
+            if self._blocked_size():
+                self._extras.tls.blocked = True
 
-    def _release(self) -> None:
+    def _flush_deferred(self) -> None:
         self._lift_barrier()
-        if self._rare.tls is not None:
+        if self._extras.tls is not None:
             self._send()
 
     def _submit(self) -> None:
-        tls, here = self._rare.tls, self._loop.thread == get_ident()
+        tls, here = self._extras.tls, self._loop.thread == get_ident()
         if tls is not None and here and not self._state & CLOSED:
             self._send()
         super()._submit()
 
     def _on_blocked(self, kind: int, size: int) -> None:
-        self._rare.tls.blocked = True
+        self._extras.tls.blocked = True
         super()._on_blocked(kind, size)
 
     def _on_written(self, kind: int, has_callback: int) -> None:
-        tls = self._rare.tls
+        tls = self._extras.tls
         if tls.phase == BROKEN:
             return  # what waits for it was dropped
-        if tls.blocked and not self._refused_size():
+        if tls.blocked and not self._blocked_size():
             tls.blocked = False
             tls.answers_size = 0
             self._send()
@@ -320,30 +318,30 @@ class SslSocket(TcpSocket):
     # Connecting
 
     def _before_connecting(self, host: str | None) -> None:
-        self._rare.tls = TlsState(self._options.tls, host)
+        self._extras.tls = TlsState(self._options.tls, host)
 
     def _catch_up(self) -> None:
         """Do nothing: it is done when the handshake is over."""
 
     def _on_connected(self, status: int) -> None:
         """Begin the handshake, as TCP is connected."""
-        rare = self._rare
-        if self._state & CLOSED and not rare.held:
+        extras = self._extras
+        if self._state & CLOSED and not extras.deferred:
             return
         if status != 0:
             if self._state & CLOSED:
-                self._fail(status)
+                self._fail_with(socket_error(status))
             else:
                 super()._on_connected(status)
             return
-        rare.connector = None
-        if rare.connect_timer is not None:
-            rare.connect_timer.stop()
-            rare.connect_timer = None
+        extras.connector = None
+        if extras.connect_timer is not None:
+            extras.connect_timer.stop()
+            extras.connect_timer = None
         timeout = self._options.tls.handshake_timeout
         if timeout is not None:
-            rare.connect_timer = background_timer(self._loop, self._handshake_timed_out, timeout)
-        if not self._options.tls.server_side and not rare.tls.incoming.pending:
+            extras.connect_timer = background_timer(self._loop, self._handshake_timed_out, timeout)
+        if not self._options.tls.server_side and not extras.tls.incoming.pending:
             self._go_on()
 
     def _handshake_timed_out(self) -> None:
@@ -353,8 +351,8 @@ class SslSocket(TcpSocket):
 
     def _go_on(self) -> None:
         """Go on with the handshake; if it is over, with what comes behind it."""
-        rare = self._rare
-        tls = rare.tls
+        extras = self._extras
+        tls = extras.tls
         try:
             over = tls.handshake()
             # At once, as the callback may shut down: OpenSSL drops what it finds unread then.
@@ -365,12 +363,12 @@ class SslSocket(TcpSocket):
         if tls.error is not None and not over:
             self._fail_with(tls.error)
             return
-        self._gather()
+        self._encrypt_soon()
         if not over:
             return
-        if rare.connect_timer is not None:
-            rare.connect_timer.stop()
-            rare.connect_timer = None
+        if extras.connect_timer is not None:
+            extras.connect_timer.stop()
+            extras.connect_timer = None
         if not self._state & CLOSED:
             try:
                 self._established()
@@ -386,12 +384,12 @@ class SslSocket(TcpSocket):
             super()._stop_reading()
 
     def _on_read(self, arena: Any, start: int, end: int) -> None:
-        tls = self._rare.tls
-        # None: there is no TLS, because of its settings, and the socket is closed.
-        if tls is None or tls.ended or tls.phase >= OVER:
+        tls = self._extras.tls
+        # None: there is no TLS, because of its options, and the socket is closed.
+        if tls is None or tls.ended or tls.phase >= PHASE_CLOSED:
             return
         if self._state & TIMED:
-            self._rare.read_timeout.read_at = monotonic()  # type: ignore[union-attr]
+            self._extras.read_timeout.read_at = monotonic()  # type: ignore[union-attr]
         read = memoryview(arena)[start:end]
         shaking = tls.phase == HANDSHAKE
         try:
@@ -406,16 +404,16 @@ class SslSocket(TcpSocket):
 
     def _take(self, data: bytes) -> None:
         """Take what was decrypted, and the end that may be behind it."""
-        tls = self._rare.tls
+        tls = self._extras.tls
         if tls.outgoing.pending or self._may_send():
-            self._gather()
+            self._encrypt_soon()
         over = tls.ended or tls.error is not None
         if data and not self._state & CLOSED:
             try:
-                if self._state & (READ_DISABLED | KEPT):
-                    self._keep(data)
+                if self._state & (READ_DISABLED | PAUSED_INPUT):
+                    self._extras.paused_input.append(data)
                 else:
-                    self._deliver(data)
+                    self._report_data(data)
             except Exception as error:
                 if not over:
                     raise
@@ -429,14 +427,14 @@ class SslSocket(TcpSocket):
 
     def _on_tls_end(self, kind: int, error: EventError | None) -> None:
         if not self._state & CLOSED:
-            super()._on_end_event(kind, error)  # type: ignore[arg-type]
-        elif error is not None and self._rare.tls.phase < OVER:
+            super()._on_end_event(kind, error)
+        elif error is not None and self._extras.tls.phase < PHASE_CLOSED:
             self._fail_with(error)  # closed, and not everything has been sent
 
     def _on_end_event(self, kind: int, value: int) -> None:
         """Take the end of TCP, which is an error unless TLS has ended before."""
-        tls = self._rare.tls
-        if tls is None or tls.ended or tls.phase >= OVER:
+        tls = self._extras.tls
+        if tls is None or tls.ended or tls.phase >= PHASE_CLOSED:
             return
         error: EventError
         if kind != lib.PA_EOF:
@@ -471,7 +469,7 @@ class SslSocket(TcpSocket):
     def set_timeouts(self, read: float | None, write: float | None) -> None:
         """Set the time limits, as `Stream.set_timeouts`; that of `shutdown` remains."""
         super().set_timeouts(read, write)
-        tls = self._rare.tls
+        tls = self._extras.tls
         if tls is not None and tls.phase == SHUTDOWN:
             self._limit_shutdown()
 
@@ -487,7 +485,7 @@ class SslSocket(TcpSocket):
         if self._state & SHUT:
             return
         self._state |= SHUT
-        self._release()
+        self._flush_deferred()
         if self._state & ENDED:
             self.close()
 
@@ -496,8 +494,8 @@ class SslSocket(TcpSocket):
 
         All else is as of `Stream.close`. The peer's close_notify is not waited for.
         """
-        loop, rare = self._options.loop, self._rare
-        tls = rare.tls
+        loop, extras = self._options.loop, self._extras
+        tls = extras.tls
         if tls is not None and tls.phase == BROKEN:  # what is still under way is the alert
             if not self._state & CLOSED:
                 super().close(force=force)
@@ -507,32 +505,30 @@ class SslSocket(TcpSocket):
         if (self._state & CLOSED or loop.thread != get_ident()) and not self._may_close(force):
             return
         self._lift_barrier()
-        on_its_way = self._slot >= 0 or rare.connector is not None
-        if force or not on_its_way or not (rare.held or tls.phase != HANDSHAKE):
+        on_its_way = self._slot >= 0 or extras.connector is not None
+        if force or not on_its_way or not (extras.deferred or tls.phase != HANDSHAKE):
             if tls is not None:
                 # The end of the handshake: the peer will know that there was a connection.
                 if tls.phase == OPEN and tls.outgoing.pending:
                     self._write_encrypted(tls.outgoing.read(), None)
                     loop.submit()
-                tls.phase = OVER
+                tls.phase = PHASE_CLOSED
             super().close(force=force)
             return
         self._state = self._state & ~TIMED | CLOSED
-        timer, rare.connect_timer = rare.connect_timer, None
-        rare.stop_timeouts()
-        rare.connect_timer = timer  # the handshake may still take its time
-        rare.kept.clear()
-        if rare.stream is not None:
-            rare.stream._end()
+        timer, extras.connect_timer = extras.connect_timer, None
+        extras.stop_timeouts()
+        extras.connect_timer = timer  # the handshake may still take its time
+        self._drop_input()
         if self._state & READ_DISABLED and self._slot >= 0:
             loop.queue((lib.PA_READ_START, self._slot, 0, b"", None))
         self._send()
-        if tls.phase < OVER:
+        if tls.phase < PHASE_CLOSED:
             self._on_lingering()
 
     def _finish(self) -> None:
         """End TLS, as all that was written is encrypted, and then TCP as far as is asked for."""
-        loop, tls = self._loop, self._rare.tls
+        loop, tls = self._loop, self._extras.tls
         if tls.phase == OPEN:
             tls.shut_down()
             if tls.outgoing.pending:
@@ -541,7 +537,7 @@ class SslSocket(TcpSocket):
                 loop.queue((lib.PA_SHUTDOWN, self._slot, 0, b"", None))
                 self._limit_shutdown()
         if self._state & CLOSED and tls.phase != HANDSHAKE:
-            tls.phase = OVER
+            tls.phase = PHASE_CLOSED
             loop.queue((lib.PA_CLOSE, self._slot, 0, b"", None))
 
     def _limit_shutdown(self) -> None:
@@ -555,8 +551,8 @@ class SslSocket(TcpSocket):
 
     def _fail_with(self, error: EventError) -> None:
         """Report the error, once, and close; of an error of TLS, tell the peer by an alert."""
-        rare = self._rare
-        tls = rare.tls
+        extras = self._extras
+        tls = extras.tls
         if tls is not None:
             if tls.phase == BROKEN:
                 return  # such as that the alert could not be sent
@@ -564,42 +560,61 @@ class SslSocket(TcpSocket):
         if tls is None or not isinstance(error, TcpSslError) or self._options.linger is None:
             super()._fail_with(error)
             return
-        if self._state & FAILED or tls.phase == OVER:
+        if self._state & FAILED or tls.phase == PHASE_CLOSED:
             return
         tls.phase = BROKEN
         alert = tls.outgoing.read()
         if alert:
             self._write_encrypted(alert, None)
         self._state |= FAILED
-        self._loop.report(self, error, self)
-        rare.drop_held()
-        rare.waiting.clear()
-        if not self._state & CLOSED:
-            # Not by force, which may make the kernel send a reset, and take the alert with it.
-            super().close()
-        else:
-            self._loop.queue((lib.PA_CLOSE, self._slot, 0, b"", None))
-
-
-def _fits(held: Any, size: int) -> bool:
-    """Whether what is held next goes into a record with so many bytes before it."""
-    return held and held[0] is not BARRIER and size + len(held[0][0]) <= RECORD_SIZE
-
-
-class SslServer(TcpServer):
-    """A TCP server whose connections speak TLS."""
-
-    __slots__ = ()
-
-    _connection = SslSocket
-
-    def _on_accepted(self, slot: int) -> None:
-        socket = SslSocket(self._options, slot, self._state_of_new)
-        self._loop.register(slot, socket)
-        socket._begin()
         try:
-            socket._before_connecting(None)
-        except (OSError, ValueError) as error:
-            socket._fail_with(tls_error(error))
-        else:
-            socket._on_connected(0)
+            self._report_error(error)
+        finally:
+            extras.drop_deferred()
+            extras.blocked_callbacks.clear()
+            if not self._state & CLOSED:
+                # Not by force, which may make the kernel send a reset, and take the alert with it.
+                super().close()
+            else:
+                self._loop.queue((lib.PA_CLOSE, self._slot, 0, b"", None))
+
+
+def _fits(deferred: Any, size: int) -> bool:
+    """Whether what is deferred next goes into a record with so many bytes before it."""
+    return deferred and deferred[0] is not BARRIER and size + len(deferred[0][0]) <= RECORD_SIZE
+
+
+def start_tls_on(stream: Any, kind: type[TlsStream], tls: TlsState, received: list[bytes]) -> None:
+    """Let a connected stream go on with TLS, as an object of ``kind``.
+
+    Writes from before are sent as they are. What was ``received`` already, and paused input,
+    belongs to TLS. Its options have a TlsOptions.
+    """
+    extras, state = stream._need_extras(), stream._state
+    if extras.deferred:
+        stream._flush_deferred()  # written before: it is not to be encrypted
+    items = list(extras.paused_input)
+    ends = [item for item in items if not isinstance(item, bytes)]
+    received = received + [item for item in items if isinstance(item, bytes)]
+    extras.paused_input.clear()
+    stream._stop_read_timeout()
+    stream._state = stream._state & ~PAUSED_INPUT | ENCRYPTED | CONNECTING | state & WRITE_DISABLED
+    stream.__class__ = kind
+    if state & WRITE_DISABLED:
+        extras.deferred.append(BARRIER)
+    extras.tls = tls
+    tls.incoming.write(b"".join(received))
+    if state & READ_DISABLED:
+        stream._loop.queue((lib.PA_READ_START, stream._slot, 0, b"", None))
+    stream._on_connected(0)
+    if tls.incoming.pending or ends:
+        stream._loop.ready.append(lambda: _go_on_after_start(stream, ends))
+
+
+def _go_on_after_start(stream: Any, ends: list[Any]) -> None:
+    """Go on with what had arrived before: not inside `start_tls_on`, as callbacks are called."""
+    tls = stream._extras.tls
+    if tls.phase == HANDSHAKE and tls.incoming.pending:  # also of a stream that has been closed
+        stream._go_on()
+    for kind, value in ends:
+        stream._on_end_event(kind, value)

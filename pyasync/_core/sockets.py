@@ -1,15 +1,18 @@
-"""Sockets before they are handles: bound, adopted, and listening."""
+"""Sockets of the system: bound, adopted and listening, and the names and options of handles."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket as sockets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from pyasync.addresses import numeric_address, pack_address, unpack_address
-from pyasync.arguments import require_host
-from pyasync.errors import SocketAddressInUse, TcpServerBindError, libuv_number
+from pyasync._core.addresses import numeric_address, pack_address, unpack_address
+from pyasync._core.arguments import require_host
+from pyasync._core.handles import DescriptorHandle
+from pyasync.errors import SocketAddressInUse, TcpServerBindError, libuv_number, socket_error
 
 
 def bind(
@@ -87,3 +90,33 @@ def listen(sock: sockets.socket, backlog: int | None) -> None:
     elif not 0 <= backlog < 2**31:
         raise ValueError(f"backlog must be 0 or more, or None, not {backlog!r}")
     sock.listen(backlog)
+
+
+class SocketHandle(DescriptorHandle):
+    """A handle with a socket that has names and options."""
+
+    __slots__ = ()
+
+    @contextmanager
+    def _socket(self) -> Iterator[sockets.socket]:
+        """Lend a socket object on the handle's own descriptor."""
+        sock = sockets.socket(fileno=self.fileno())
+        sock.setblocking(False)  # PyPy has just made it block
+        try:
+            yield sock
+        except OSError as error:
+            raise socket_error(-(error.errno or errno.EIO), self) from None
+        finally:
+            sock.detach()
+
+    @property
+    def peername(self) -> Any:
+        """The peer's address, as `socket.socket.getpeername` gives it."""
+        with self._socket() as sock:
+            return sock.getpeername()
+
+    @property
+    def sockname(self) -> Any:
+        """The socket's own address, as `socket.socket.getsockname` gives it."""
+        with self._socket() as sock:
+            return sock.getsockname()

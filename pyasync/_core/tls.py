@@ -9,15 +9,15 @@ import ssl
 from collections.abc import Iterable
 from typing import Any
 
+from pyasync._core.engine import PYPY
 from pyasync._ffi import ffi
 from pyasync.errors import TcpSslError
-from pyasync._core.engine import PYPY
 
 # The phases of a connection, in order.
 HANDSHAKE = 0  # also before there is a connection
 OPEN = 1
 SHUTDOWN = 2  # our close_notify has been sent: nothing more will be
-CLOSED = 3  # all that was to be sent has been handed over, or was dropped
+PHASE_CLOSED = 3  # all that was to be sent has been handed over, or was dropped
 BROKEN = 4  # an error has been reported
 
 #: The most content that a record has, in bytes: RFC 8446, section 5.1.
@@ -29,7 +29,7 @@ RECORD_SIZE = 16 << 10
 BATCH_SIZE = 128 << 10
 
 
-class TlsSettings:
+class TlsOptions:
     """What a client's socket, or all the connections of a server, were asked to do about TLS."""
 
     __slots__ = (
@@ -62,25 +62,35 @@ class TlsSettings:
 class TlsState:
     """The TLS of one connection."""
 
-    __slots__ = ("answers_size", "blocked", "ended", "error", "gathering", "incoming", "object",
-                 "outgoing", "phase", "sending")  # fmt: skip
+    __slots__ = (
+        "answers_size",
+        "blocked",
+        "ended",
+        "error",
+        "incoming",
+        "object",
+        "outgoing",
+        "phase",
+        "sending",
+        "to_encrypt",
+    )  # fmt: skip
 
-    def __init__(self, settings: TlsSettings, host: str | None = None) -> None:
-        """Begin; ``host`` is the name of the server if the settings give none.
+    def __init__(self, options: TlsOptions, host: str | None = None) -> None:
+        """Begin; ``host`` is the name of the server if the options give none.
 
-        Raises `ssl.SSLError` or `ValueError` for settings that do not fit together.
+        Raises `ssl.SSLError` or `ValueError` for options that do not fit together.
         """
         self.incoming = ssl.MemoryBIO()
         self.outgoing = ssl.MemoryBIO()
-        name = settings.server_hostname
+        name = options.server_hostname
         if name is None and host is not None:
             name = host.partition("%")[0]  # a zone is none of the peer's business: RFC 6874, 1
-        self.object = settings.context.wrap_bio(
+        self.object = options.context.wrap_bio(
             self.incoming,
             self.outgoing,
-            server_side=settings.server_side,
-            server_hostname=None if settings.server_side else name,
-            session=settings.session,
+            server_side=options.server_side,
+            server_hostname=None if options.server_side else name,
+            session=options.session,
         )
         self.phase = HANDSHAKE
         #: The peer's close_notify has arrived.
@@ -91,7 +101,7 @@ class TlsState:
         #: Bytes of answers to key updates that have been sent since then.
         self.answers_size = 0
         #: What was written will be encrypted before the loop's next crossing.
-        self.gathering = False
+        self.to_encrypt = False
         #: It is being encrypted: a signal's handler that writes has to wait.
         self.sending = False
 

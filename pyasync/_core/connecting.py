@@ -1,4 +1,4 @@
-"""Connecting to a name: Happy Eyeballs (RFC 8305).
+"""Connecting: a stream that may be a client's, and Happy Eyeballs (RFC 8305) for names.
 
 The addresses of the name are tried in turn, families interleaved. Each has 250 ms for itself, then
 the next one is tried beside it; the first that answers wins, and the others are closed.
@@ -7,16 +7,127 @@ the next one is tried beside it; the first that answers wins, and the others are
 from __future__ import annotations
 
 import errno
+import socket as sockets
 from typing import Any
 
-from pyasync._ffi import ffi, lib
-from pyasync.addresses import NumericAddress, pack_address
-from pyasync.dns import Lookup
-from pyasync.errors import SocketError, message, socket_error
+from pyasync._core.addresses import NumericAddress, pack_address
 from pyasync._core.deadlines import Timer, background_timer
+from pyasync._core.engine import CLOSED
+from pyasync._core.pool_requests import Lookup
+from pyasync._core.sockets import SocketHandle
+from pyasync._core.stream import (
+    CONNECTING,
+    READ_DISABLED,
+    SHUT,
+    UNCONNECTED,
+    WRITE_DISABLED,
+    Stream,
+)
+from pyasync._core.stream_extras import report_timeout
+from pyasync._ffi import ffi, lib
+from pyasync.errors import EventError, SocketError, message, socket_error
 
 #: RFC 8305, section 5: Connection Attempt Delay, in seconds.
 ATTEMPT_DELAY = 0.25
+
+
+class Socket(SocketHandle, Stream):
+    """A stream that is a socket: it has names, and may be a client's, still to be connected."""
+
+    __slots__ = ()
+
+    def _connect_to(self, connector: Any, timeout: float | None) -> None:
+        """Wait for ``connector``, which calls `_on_slot` and `_on_connected`, or the last."""
+        extras = self._need_extras()
+        extras.connector = connector
+        if timeout is not None:
+            extras.connect_timer = background_timer(self._loop, self._connect_timer_fired, timeout)
+
+    def ref(self) -> None:
+        """Let the loop run on while this socket is open: how every socket begins."""
+        self._reference(True)
+
+    def unref(self) -> None:
+        """Let the loop end although this socket is open, once it is connected."""
+        self._reference(False)
+
+    def _reference(self, referenced: bool) -> None:
+        if self._open_slot() >= 0:
+            lib.pa_ref(self._loop.c, self._slot, referenced)
+        else:
+            self._need_extras().referenced = referenced
+
+    @property
+    def has_ref(self) -> bool:
+        """Whether the socket keeps the loop running."""
+        if self._open_slot() >= 0:
+            return bool(lib.pa_has_ref(self._loop.c, self._slot))
+        return self._extras is None or self._extras.referenced
+
+    def _handle_slot(self) -> int:
+        slot = self._open_slot()
+        if slot < 0:
+            raise socket_error(-errno.ENOTCONN, self)
+        return slot
+
+    # Connecting
+
+    def _before_connecting(self, host: str | None) -> None:
+        """Make what is needed for a connection to the host; None: it is connected already."""
+
+    def _on_slot(self, slot: int) -> None:
+        """Take a handle, which has connected or begins to."""
+        self._slot = slot
+        self._loop.register(slot, self)
+        self._state = self._state & ~UNCONNECTED | CONNECTING
+        if self._extras is not None and not self._extras.referenced:
+            lib.pa_ref(self._loop.c, slot, False)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Do what the application has asked for while there was no handle."""
+        extras, slot = self._extras, self._slot
+        ended = self._state & (SHUT | CLOSED)
+        if extras is not None and extras.deferred and (ended or not self._state & WRITE_DISABLED):
+            self._flush_deferred()
+        if self._state & SHUT:
+            self._loop.queue((lib.PA_SHUTDOWN, slot, 0, b"", None))
+        if self._state & CLOSED:
+            self._loop.queue((lib.PA_CLOSE, slot, 0, b"", None))
+
+    def _on_connected(self, status: int) -> None:
+        if self._state & CLOSED:
+            return
+        if status != 0:
+            assert self._options.remote is not None
+            host, port = self._options.remote
+            self._fail_with(socket_error(status, detail=f"{host} port {port}"))
+            return
+        self._established()
+
+    def _established(self) -> None:
+        """Take note that the connection stands, and tell."""
+        self._state &= ~CONNECTING
+        extras = self._extras
+        if extras is not None:
+            extras.connector = None
+            if extras.connect_timer is not None:
+                extras.connect_timer.stop()
+                extras.connect_timer = None
+        if self._state & READ_DISABLED:
+            self._loop.queue((lib.PA_READ_STOP, self._slot, 0, b"", None))
+        self._start_read_timeout()
+        self._report_opened()
+
+    def _begin_connected(self) -> None:
+        """Be connected, in a callback of the loop's that belongs to something else."""
+        try:
+            self._on_connected(0)
+        except Exception as error:
+            self._loop.on_error(error, self)
+
+    def _connect_timer_fired(self) -> None:
+        report_timeout(self, "connecting took too long", force=True)
 
 
 def interleave(addresses: list[NumericAddress]) -> list[NumericAddress]:
@@ -45,7 +156,9 @@ class Connector:
         self.attempts: list[Attempt] = []
         self.failures: list[tuple[str, int]] = []
         self.timer: Timer | None = None
-        self.lookup: Lookup | None = Lookup(self.loop, host, 0, self._on_found, self._on_not_found)
+        self.lookup: Lookup | None = Lookup(
+            self.loop, host, sockets.AF_UNSPEC, self._on_found, self._on_not_found
+        )
 
     def close(self) -> None:
         """Give up, and call nothing any more."""
@@ -58,7 +171,7 @@ class Connector:
         self.attempts.clear()
         self.addresses.clear()
 
-    def _on_not_found(self, error: Exception) -> None:
+    def _on_not_found(self, error: EventError) -> None:
         self.lookup = None
         self.socket._fail_with(error)
 

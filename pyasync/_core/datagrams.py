@@ -1,0 +1,400 @@
+"""UDP sockets, without an API.
+
+A datagram crosses between Python and C behind its peer's address, and otherwise as a stream's data
+does: what is sent leaves with the iteration's other operations, and what arrives is read in batches
+(recvmmsg(2)). What an address is packed to is remembered: see `pyasync._core.addresses`.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket as sockets
+from collections import deque
+from collections.abc import Callable
+from struct import Struct
+from threading import get_ident
+from typing import Any
+
+from pyasync._core.addresses import (
+    TO_PEER,
+    V4,
+    V6,
+    Address,
+    AddressFormat,
+    interface_number,
+    is_mapped,
+    numeric_address,
+    pack_address,
+    require_target,
+    unpack_address,
+    zone_number,
+)
+from pyasync._core.arguments import optional_callable, require_host
+from pyasync._core.engine import Engine
+from pyasync._core.handles import CHandle
+from pyasync._core.sockets import SocketHandle
+from pyasync._core.stream import (
+    WRITE,
+    WRITE_CALLBACK,
+    Data,
+    WriteCallback,
+    as_buffer_slice,
+    call_kept_callback,
+    keep_callback,
+)
+from pyasync._ffi import ffi, lib
+from pyasync.errors import DnsError, EventError, SocketClosed, check, socket_error
+
+#: The most that a datagram holds, in bytes: of IPv4 65,535 less its headers, which IPv6 does not
+#: count (RFC 768, RFC 8200).
+MAX_SIZE = {V4: 65507, V6: 65527}
+
+#: ip_mreqn (ip(7)): a group, an address of the interface, and its number.
+IP_MREQN = Struct("=4s4si")
+
+#: Of how many peers the addresses are remembered.
+REMEMBERED = 4096
+
+
+class DatagramSocket(SocketHandle, CHandle):
+    """A UDP socket.
+
+    Datagrams go to ``read_cb(socket, data, address)``; if that is None they are dropped.
+    """
+
+    __slots__ = (
+        "_address",
+        "_blocked_callbacks",
+        "_family",
+        "_format",
+        "_header_size",
+        "_max_size",
+        "_peers",
+        "_read_cb",
+        "_targets",
+        "data",
+    )
+
+    _closed_error = SocketClosed
+
+    #: Not zero, so that the loop calls `_on_read`; nothing else of it is read (see Stream).
+    _state = 2
+
+    def __init__(
+        self,
+        loop: Engine,
+        sock: sockets.socket,
+        read_cb: Callable[[Any, bytes, Any], object] | None,
+        event_cb: Any,
+    ) -> None:
+        """Take over a socket that is bound."""
+        self._family = sock.family
+        self._format = AddressFormat(sock)
+        self._header_size = self._format.size
+        self._max_size = MAX_SIZE[sock.family]
+        self._address = sock.getsockname()
+        self._read_cb = read_cb
+        self._peers: dict[bytes, Any] = {}
+        self._targets: dict[Any, bytes] = {}
+        self._blocked_callbacks: deque[Any] = deque()
+        #: For the application to use as it likes.
+        self.data: Any = None
+        super().__init__(loop, check(lib.pa_udp_open(loop.c, sock.detach())), event_cb)
+
+    # Sending
+
+    def send(
+        self,
+        data: Data,
+        address: Address | None = None,
+        *,
+        write_cb: WriteCallback | None = None,
+    ) -> None:
+        """Send a datagram, in the order of these calls; it never blocks.
+
+        ``data`` is bytes-like, or a string to be sent as UTF-8; it may be empty. ``address`` is
+        that of the `socket` module: ``(host, port)``, where the host is numeric; of IPv6 flowinfo
+        and scope_id may follow. A socket for both families takes addresses of both. After `connect`
+        it is None.
+
+        Datagrams leave when the callback that sends them has returned; one that the kernel has no
+        room for waits in a queue. ``write_cb(socket)`` is called once the
+        kernel has taken this datagram and all before it: never inside this call. That does not
+        mean that it arrives. One that cannot be sent is reported to ``event_cb``, and the socket
+        goes on: for example ENETUNREACH, or EACCES for a broadcast without ``broadcast=True``.
+
+        Raises `ValueError` for an address that is not numeric, or of the wrong family, and for
+        more data than a datagram holds (65,507 bytes, over IPv6 65,527); `TypeError` for data or
+        an address of a wrong type; `SocketError` for an address after `connect` (EISCONN), or None
+        before it (EDESTADDRREQ); and `SocketClosed`.
+        """
+        loop = self._loop
+        if self._slot < 0 or loop.thread != get_ident():
+            self._open_slot()
+        target = self._targets.get(address)
+        if target is None:
+            target = self._target(address)
+        if type(data) is not bytes:
+            data = bytes(as_buffer_slice(data))
+        if len(data) > MAX_SIZE[V4]:
+            self._check_size(len(data), target)
+        if write_cb is not None:
+            optional_callable("write_cb", write_cb)
+        datagram = target + data
+        size = len(datagram)
+        callback = None if write_cb is None else (self, write_cb)
+        if size <= loop.inline_limit:
+            kind = WRITE if callback is None else WRITE_CALLBACK
+            loop.queue((kind, self._slot, size, datagram, callback))
+        else:
+            loop.write_now(self._slot, datagram, callback)
+
+    def _check_size(self, size: int, target: bytes) -> None:
+        limit = MAX_SIZE[V4] if is_mapped(target) else self._max_size
+        if size > limit:
+            raise ValueError(f"a datagram must have {limit} bytes at most, not {size}")
+
+    def _target(self, address: Any) -> bytes:
+        """Return the address as it goes before a datagram, and remember it."""
+        if address is None:
+            raise socket_error(-errno.EDESTADDRREQ, self)
+        if None in self._targets:
+            raise socket_error(-errno.EISCONN, self, detail="address must be None")
+        target = self._format.pack(address)
+        self._remember(self._targets, address, target)
+        return target
+
+    @staticmethod
+    def _remember(known: dict[Any, Any], key: Any, value: Any) -> None:
+        if len(known) >= REMEMBERED:
+            known.clear()
+        known[key] = value
+
+    def connect(self, host: str, port: int) -> None:
+        """Talk to one peer only: others are not heard, and `send` needs no address.
+
+        ``host`` is a numeric address, or a name, which is looked up at once; `dns_lookup` does not
+        block. Nothing is sent. If the peer's system answers that nobody listens there,
+        ``event_cb`` gets a `SocketRefused`, and the socket goes on (udp(7)).
+
+        Raises `SocketError` if there is no way to the peer, or the socket is connected already
+        (EISCONN), `DnsError` for a name that is not found, `ValueError` and `TypeError` for
+        arguments that are wrong, and `SocketClosed`.
+        """
+        slot = self._open_slot()
+        require_target(host, port)
+        where = (host, port) if numeric_address(host) else self._look_up(host, port)
+        target = self._format.pack(where)
+        self._loop.submit()
+        status = lib.pa_udp_connect(self._loop.c, slot, target)
+        if status != 0:
+            raise socket_error(status, self, detail=f"{host} port {port}")
+        self._targets = {None: TO_PEER}
+        if is_mapped(target):
+            self._max_size = MAX_SIZE[V4]
+
+    def _look_up(self, host: str, port: int) -> Any:
+        family = sockets.AF_UNSPEC if self._format.dual else self._family
+        try:
+            found = sockets.getaddrinfo(host, port, family, sockets.SOCK_DGRAM)
+        except sockets.gaierror as error:
+            raise DnsError(error.errno, f"{error.strerror}: {host}") from None
+        return found[0][4]
+
+    @property
+    def send_queue_size(self) -> int:
+        """Bytes of the datagrams that have been sent, and not yet been handed to the kernel."""
+        size: int = lib.pa_udp_send_queue_size(self._loop.c, self._open_slot())
+        # Before `connect` it is a header of the one kind, since then of the other.
+        header = len(TO_PEER) if None in self._targets else self._header_size
+        pending, count = self._loop.pending_size(self._slot)
+        size += pending - count * header
+        return size
+
+    # The socket
+
+    @property
+    def address(self) -> Any:
+        """The address that the socket was bound to, as `socket.socket.getsockname` gives it."""
+        return self._address
+
+    def close(self) -> None:
+        """Send what was sent before, then close. Closing twice does nothing.
+
+        Callbacks of datagrams that were sent still run, no others.
+        """
+        if self._slot >= 0 and self._enter():
+            slot, self._slot = self._slot, -1
+            self._loop.queue((lib.PA_CLOSE, slot, 0, b"", None))
+
+    # Options
+
+    def join_multicast(
+        self, group: str, interface: str | None = None, *, source: str | None = None
+    ) -> None:
+        """Receive what is sent to a multicast group, on one interface.
+
+        ``group`` is a numeric address. ``interface`` is the name of the interface, or one of its
+        addresses, of the group's family; one that several interfaces have, as link-local ones may,
+        needs its zone (``fe80::1%eth0``). None: that of the group's zone (``ff02::7:7%eth0``), or
+        one that the system chooses. With ``source``, a numeric address, only what that
+        host sends is received (RFC 4607); call it for each source.
+
+        Raises `ValueError` for what is no such address, `SocketError` if the system refuses, for
+        example EADDRINUSE when the socket is a member already, and `SocketClosed`.
+        """
+        self._set_membership(group, interface, source, True)
+
+    def leave_multicast(
+        self, group: str, interface: str | None = None, *, source: str | None = None
+    ) -> None:
+        """Undo `join_multicast` with the same arguments. Raises what it raises."""
+        self._set_membership(group, interface, source, False)
+
+    def _set_membership(
+        self, group: str, interface: str | None, source: str | None, join: bool
+    ) -> None:
+        slot = self._open_slot()
+        family, text = self._own("group", group)
+        address, _, zone = text.partition("%")
+        first = sockets.inet_pton(family, address)[0]
+        if not (224 <= first < 240 if family == V4 else first == 0xFF):
+            raise ValueError(f"group must be a multicast address, not {group!r}")
+        if source is not None and self._own("source", source)[0] != family:
+            raise ValueError(f"source must be an address of the group's family, not {source!r}")
+        number = 0 if interface is None else interface_number(interface, family)
+        of_group = zone_number(zone) if zone else number
+        if number not in (0, of_group):
+            raise ValueError(f"group {group!r} is on another interface than {interface!r}")
+        whom = ffi.NULL if source is None else pack_address(source, 0)
+        self._loop.submit()
+        packed = pack_address(text, 0)
+        check(lib.pa_udp_membership(self._loop.c, slot, packed, of_group, whom, join))
+
+    def set_multicast_interface(self, interface: str) -> None:
+        """Send what goes to multicast groups through this interface.
+
+        It is given as to `join_multicast`; on a socket for both families, by an address of either,
+        and it is set for both. Raises `ValueError` if there is none such, `SocketError`, and
+        `SocketClosed`.
+        """
+        self._open_slot()
+        families = (V4, V6) if self._format.dual else (self._family,)
+        number = interface_number(interface, *families)
+        found = numeric_address(interface)
+        # Of IPv4 it is the source's address too, unless the socket is bound to one.
+        address = found[1] if found is not None and found[0] == V4 else "0.0.0.0"
+        self._loop.submit()  # what was sent before is not concerned
+        with self._socket() as sock:
+            if V6 in families:
+                sock.setsockopt(sockets.IPPROTO_IPV6, sockets.IPV6_MULTICAST_IF, number)
+            if V4 in families:
+                request = IP_MREQN.pack(bytes(4), sockets.inet_aton(address), number)
+                sock.setsockopt(sockets.IPPROTO_IP, sockets.IP_MULTICAST_IF, request)
+
+    def _own(self, name: str, host: str) -> tuple[int, str]:
+        require_host(name, host)
+        found = numeric_address(host)
+        if found is None or not (found[0] == self._family or self._format.dual):
+            raise ValueError(f"{name} must be a numeric address of the socket's, not {host!r}")
+        return found
+
+    @property
+    def multicast_ttl(self) -> int:
+        """Over how many routers what goes to multicast groups may pass, and one: 1 unless set."""
+        return self._option(sockets.IP_MULTICAST_TTL, sockets.IPV6_MULTICAST_HOPS)
+
+    @multicast_ttl.setter
+    def multicast_ttl(self, hops: int) -> None:
+        _require_byte("multicast_ttl", hops, 0)
+        self._set_option(sockets.IP_MULTICAST_TTL, sockets.IPV6_MULTICAST_HOPS, hops)
+
+    @property
+    def multicast_loop(self) -> bool:
+        """Whether this system's own members get what this socket sends to a group: they do."""
+        return self._option(sockets.IP_MULTICAST_LOOP, sockets.IPV6_MULTICAST_LOOP) != 0
+
+    @multicast_loop.setter
+    def multicast_loop(self, on: bool) -> None:
+        self._set_option(sockets.IP_MULTICAST_LOOP, sockets.IPV6_MULTICAST_LOOP, bool(on))
+
+    @property
+    def ttl(self) -> int:
+        """Over how many routers other datagrams may pass, and one (1 to 255): the system's."""
+        return self._option(sockets.IP_TTL, sockets.IPV6_UNICAST_HOPS)
+
+    @ttl.setter
+    def ttl(self, hops: int) -> None:
+        _require_byte("ttl", hops, 1)
+        self._set_option(sockets.IP_TTL, sockets.IPV6_UNICAST_HOPS, hops)
+
+    @property
+    def broadcast(self) -> bool:
+        """Whether broadcasts may be sent (SO_BROADCAST, socket(7))."""
+        with self._socket() as sock:
+            return sock.getsockopt(sockets.SOL_SOCKET, sockets.SO_BROADCAST) != 0
+
+    @broadcast.setter
+    def broadcast(self, on: bool) -> None:
+        self._loop.submit()
+        with self._socket() as sock:
+            sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_BROADCAST, bool(on))
+
+    def _option(self, of_v4: int, of_v6: int) -> int:
+        with self._socket() as sock:
+            if self._family == V4:
+                return sock.getsockopt(sockets.IPPROTO_IP, of_v4)
+            return sock.getsockopt(sockets.IPPROTO_IPV6, of_v6)
+
+    def _set_option(self, of_v4: int, of_v6: int, value: int) -> None:
+        self._open_slot()
+        self._loop.submit()  # what was sent before is not concerned
+        with self._socket() as sock:
+            if self._family == V6:
+                sock.setsockopt(sockets.IPPROTO_IPV6, of_v6, value)
+            if self._family == V4 or self._format.dual:
+                sock.setsockopt(sockets.IPPROTO_IP, of_v4, value)
+
+    # Called by the loop
+
+    def _on_read(self, arena: Any, start: int, end: int) -> None:
+        """Take a datagram behind its sender's address."""
+        read_cb = self._read_cb
+        if read_cb is None or self._slot < 0:
+            return
+        data = start + self._header_size
+        header = arena[start:data]
+        address = self._peers.get(header)
+        if address is None:
+            address = self._sender(header)
+        read_cb(self, arena[data:end], address)
+
+    def _sender(self, header: bytes) -> Any:
+        """Return the address that goes before a datagram, and remember it."""
+        address = unpack_address(header)
+        self._remember(self._peers, header, address)
+        return address
+
+    def _on_event(self, kind: int, value: int, data: int) -> None:
+        if kind == lib.PA_CALLBACK_WAITS:
+            keep_callback(self, self._blocked_callbacks, value)
+        elif kind == lib.PA_WRITTEN:
+            if value:
+                call_kept_callback(self, self._blocked_callbacks)
+        elif kind == lib.PA_WRITE_ERROR:
+            if data:
+                self._blocked_callbacks.popleft()
+            self._report_error(socket_error(value))
+        elif self._slot >= 0:  # PA_READ_ERROR
+            self._report_error(socket_error(value))
+
+    def _report_error(self, error: EventError) -> None:
+        """Take notice of an error, after which the socket goes on: for an API to override."""
+        raise NotImplementedError
+
+
+def _require_byte(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
+    if not least <= value <= 255:
+        raise ValueError(f"{name} must be from {least} to 255, not {value}")

@@ -1,0 +1,192 @@
+"""What libuv does in a thread of its pool: the base of all requests, and lookups.
+
+The pool has four threads for all loops of the process. Lookups may take half of them at a time, so
+that they do not keep operations on files waiting: the others wait for their turn.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as sockets
+from collections.abc import Callable
+from typing import Any
+
+from pyasync._core.addresses import NumericAddress, numeric_address, pack_address
+from pyasync._core.deadlines import Timer
+from pyasync._core.engine import Engine
+from pyasync._ffi import ffi, lib
+from pyasync.errors import DnsError, EventError, message
+
+FoundCallback = Callable[[list[NumericAddress]], object]
+
+
+class Request:
+    """Something under way in a thread. It keeps the loop running until it is over, or closed."""
+
+    __slots__ = ("__weakref__", "_address", "_callback", "_event_cb", "_loop")
+
+    def __init__(self, loop: Engine, callback: Callable[..., object], event_cb: Any) -> None:
+        self._loop = loop
+        self._callback: Callable[..., object] | None = callback
+        self._event_cb = event_cb
+        self._address = -1
+
+    def _begin(self, function: Callable[..., int], *arguments: Any) -> None:
+        """Call a function of C that begins a request, and returns its address or an error."""
+        self._loop.submit()
+        address = function(self._loop.c, *arguments)
+        if address < 0:  # refused at once, such as a name that is too long
+            self._finish_soon(error=self._error(address))
+        else:
+            self._address = address
+            self._loop.requests[address] = self
+
+    def _finish_soon(self, *results: Any, error: EventError | None = None) -> None:
+        """End the request without a thread, but in a later iteration as any other."""
+
+        def finish() -> None:
+            if error is not None:
+                self._fail(error)
+            else:
+                self._succeed(*results)
+
+        Timer(self._loop, finish, self._event_cb).start()
+
+    def close(self) -> None:
+        """Forget the request: its callback is not called. What a thread has begun, it ends."""
+        if self._callback is None:
+            return
+        running = self._loop.thread is not None
+        if running:
+            self._loop.check_thread()
+        self._callback = None
+        if running and self._address >= 0:
+            lib.pa_request_cancel(self._loop.c, self._address)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the request is over, or was closed, or its loop has ended."""
+        return self._callback is None or self._loop.thread is None
+
+    # Called by the loop
+
+    def _on_event(self, kind: int, value: int, data: int) -> None:
+        """Take PA_DONE."""
+        self._address = -1
+        try:
+            try:
+                results = self._results(value)
+            finally:  # before any callback: it is over, and counted no more
+                lib.pa_request_free(self._loop.c, value)
+        except EventError as error:
+            self._fail(error)
+        else:
+            self._succeed(*results)
+
+    def _succeed(self, *results: Any) -> None:
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            callback(*results)
+
+    def _fail(self, error: EventError) -> None:
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            self._report_error(error)
+
+    def _report_error(self, error: EventError) -> None:
+        """Tell that it has failed: an API overrides this for its own rules."""
+        if self._event_cb is not None:
+            self._event_cb(error)
+
+    # For the kinds of request
+
+    def _results(self, address: int) -> tuple[Any, ...]:
+        """Read what the callback is to be called with, or raise the error."""
+        raise NotImplementedError
+
+    def _error(self, status: int) -> EventError:
+        """Return the exception for a libuv error."""
+        raise NotImplementedError
+
+
+class Lookup(Request):
+    """A lookup of a name that is under way."""
+
+    __slots__ = ("host",)
+
+    def __init__(
+        self,
+        loop: Engine,
+        host: str,
+        family: int,
+        found_cb: FoundCallback,
+        event_cb: Any = None,
+    ) -> None:
+        """Call ``found_cb(addresses)`` when it is known where ``host`` is."""
+        super().__init__(loop, found_cb, event_cb)
+        #: The name that is looked up.
+        self.host = host
+        address = numeric_address(host)
+        if address is None:
+            self._begin(lib.pa_getaddrinfo, host.encode(), family)
+        elif family in (sockets.AF_UNSPEC, address[0]):
+            self._finish_soon([address])
+        else:
+            self._finish_soon(error=self._error(lib.UV_EAI_ADDRFAMILY))
+
+    def _results(self, address: int) -> tuple[list[NumericAddress]]:
+        found = lib.pa_getaddrinfo_result(address)
+        if found.status != 0:
+            raise self._error(found.status)
+        if found.count == 0:
+            raise self._error(lib.UV_EAI_NONAME)
+        return (
+            [
+                (sockets.AddressFamily(entry.family), ffi.string(entry.text).decode())
+                for entry in found.addresses[0 : found.count]
+            ],
+        )
+
+    def _error(self, status: int) -> DnsError:
+        return dns_error(status, self.host)
+
+
+class ReverseLookup(Request):
+    """A lookup of an address that is under way."""
+
+    __slots__ = ("ip",)
+
+    def __init__(
+        self,
+        loop: Engine,
+        ip: str,
+        found_cb: Callable[[str, str], object],
+        event_cb: Any = None,
+    ) -> None:
+        """Call ``found_cb(host, service)`` when the name of ``ip`` is known."""
+        super().__init__(loop, found_cb, event_cb)
+        #: The address that is looked up.
+        self.ip = ip
+        self._begin(lib.pa_getnameinfo, pack_address(ip, 0))
+
+    def _results(self, address: int) -> tuple[str, str]:
+        name = lib.pa_getnameinfo_result(address)
+        if name.status != 0:
+            raise self._error(name.status)
+        # Whoever owns the address chooses the name: it may be any bytes.
+        return os.fsdecode(ffi.string(name.host)), os.fsdecode(ffi.string(name.service))
+
+    def _error(self, status: int) -> DnsError:
+        return dns_error(status, self.ip)
+
+
+def dns_error(status: int, host: str) -> DnsError:
+    """Return the exception for a libuv error of a lookup."""
+    if -status in (errno.EINVAL, errno.ENAMETOOLONG):  # libuv has refused the name
+        status = lib.UV_EAI_NONAME
+    name = ffi.string(lib.uv_err_name(status)).decode()
+    code = getattr(sockets, name, sockets.EAI_FAIL) if name[:4] == "EAI_" else sockets.EAI_SYSTEM
+    error = DnsError(code, f"{message(status)}: {host}")
+    error._errcode = status
+    return error

@@ -1,0 +1,554 @@
+"""A connected stream of any kind, without callbacks: an API overrides the six `_report` methods.
+
+The usual life of a connection (data arrives, an answer is written, the connection is closed) runs
+through `Stream._write`, `Stream.close` and the engine itself. All that is rarer shows in the flags
+of ``_state``, zero for an open connection with nothing special about it, and keeps its data in an
+`Extras` made for that connection alone.
+
+Words: a *pending write* waits in Python for the next crossing. A *deferred write* is held back by
+the stream, because it is not connected, or writing is disabled, or TLS has to encrypt it. A
+*blocked write* was refused by the kernel, and waits in libuv. *Paused input* was read, and is not
+delivered because reading is disabled. To *linger* is to wait, in a close, until the peer has read
+everything.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable
+from threading import get_ident
+from time import monotonic
+from typing import Any, Protocol, Union
+
+from pyasync._core.arguments import require_timeout
+from pyasync._core.engine import CLOSED, FAILED, Engine
+from pyasync._core.handles import DescriptorHandle
+from pyasync._core.stream_extras import (
+    HIGH_WATERMARK,
+    Extras,
+    Linger,
+    ReadTimeout,
+    WriteTimeout,
+)
+from pyasync._ffi import lib
+from pyasync.errors import EventError, SocketClosed, socket_error
+
+Data = Union[bytes, bytearray, memoryview, str]
+WriteCallback = Callable[[Any], object]
+
+# The flags of Stream._state. CLOSED (1): close() was called, or pyasync has closed the stream.
+# FAILED (16): pending and blocked writes are lost.
+ENDED = 2  # the peer's end of stream has been reported
+SHUT = 4  # shutdown() was called
+CONNECTING = 8
+READ_DISABLED = 32
+WRITE_DISABLED = 64
+TIMED = 128  # a read timeout runs
+PAUSED_INPUT = 256  # reading is enabled again, and paused input is still to be delivered
+LIMITED = 512  # the server counts its connections
+HAS_EXTRAS = 1024
+UNCONNECTED = 2048  # there is no handle yet
+STREAMING = 4096  # for an API: data goes to a stream object of its own
+ENCRYPTED = 8192  # what is written and read passes through TLS
+
+DEFERRED = WRITE_DISABLED | UNCONNECTED | ENCRYPTED  # writes are deferred
+CANNOT_WRITE = CLOSED | SHUT | DEFERRED
+
+WRITE = lib.PA_WRITE
+WRITE_CALLBACK = lib.PA_WRITE_CALLBACK
+CLOSE = lib.PA_CLOSE
+
+_NOT_READING = READ_DISABLED | CONNECTING | UNCONNECTED | ENDED
+
+
+class Options(Protocol):
+    """What the core reads of a stream's options; all the connections of a server share one."""
+
+    loop: Engine
+    #: Called with data by the engine itself while the state is zero.
+    read_cb: Callable[[Any, Any], object]
+    #: None: `Stream._report_pressure` need not be called.
+    pressure_cb: Any
+    allow_half_open: bool
+    linger: float | None
+    read_timeout: float | None
+    write_timeout: float | None
+    #: Whether `Stream._begin` must be called for a connection that was accepted.
+    needs_begin: bool
+    #: The listener that made the connection, or None.
+    server: Any
+    #: Of a client: the host and port that it connects to.
+    remote: tuple[str, int] | None
+    #: Of TLS: a TlsOptions.
+    tls: Any
+
+    def copy(self) -> Any: ...
+
+
+class Stream(DescriptorHandle):
+    """A connected stream."""
+
+    __slots__ = ("__weakref__", "_extras", "_options", "_slot", "_state", "data")
+
+    _closed_error = SocketClosed
+
+    def __init__(self, options: Any, slot: int, state: int = 0) -> None:
+        self._options = options
+        self._slot = slot
+        self._state = state
+        self._extras: Extras | None = None
+        #: For the application to use as it likes.
+        self.data: Any = None
+
+    def _begin(self) -> None:
+        """Make what the options ask for, beside the ordinary."""
+        options = self._options
+        if options.read_timeout is not None or options.write_timeout is not None:
+            self.set_timeouts(options.read_timeout, options.write_timeout)
+
+    # What an API does: the six methods that it overrides
+
+    def _report_opened(self) -> None:
+        """Take notice that a client's connection stands, or that a TLS handshake is over."""
+
+    def _report_data(self, data: bytes) -> None:
+        """Take data that was read."""
+
+    def _report_end(self) -> None:
+        """Take notice that the peer has ended its sending side; what follows is up to the core."""
+
+    def _report_error(self, error: EventError) -> None:
+        """Take notice of an error, after which the core closes the stream."""
+
+    def _report_pressure(self, over_high: bool) -> None:
+        """Take notice that the write queue has grown over its high watermark, or shrunk again."""
+
+    def _report_closed(self) -> None:
+        """Take notice that the handle is gone. Not called after a plain close: see Engine."""
+
+    # Writing
+
+    def _write(self, data: bytes | memoryview, write_cb: WriteCallback | None, force: bool) -> None:
+        """Write, or defer; the caller has checked that the stream can be written to."""
+        if self._state & DEFERRED:
+            self._defer_write(data, write_cb, force)
+            return
+        loop = self._options.loop
+        size = len(data)
+        callback = None if write_cb is None else (self, write_cb)
+        if size <= loop.inline_limit and not force:
+            kind = WRITE if callback is None else WRITE_CALLBACK
+            loop.queue((kind, self._slot, size, data, callback))
+        else:
+            loop.write_now(self._slot, data, callback)
+
+    def _check_writable(self) -> None:
+        if self._state & CLOSED:
+            raise SocketClosed("the socket is closed")
+        self._loop.check_thread()
+        if self._state & SHUT:
+            raise socket_error(-errno.EPIPE, self)
+
+    def _submit(self) -> None:
+        """Send what was written at once."""
+        self._loop.check_thread()
+        self._loop.submit()
+
+    @property
+    def write_queue_size(self) -> int:
+        """Bytes that have been written, and not yet been handed to the kernel."""
+        self._open_slot()
+        pending: int = self._loop.pending_size(self._slot)[0]
+        return self._delayed_size() + pending
+
+    def _blocked_size(self) -> int:
+        """Bytes of blocked writes."""
+        if self._slot < 0:
+            return 0
+        size: int = lib.pa_write_queue_size(self._loop.c, self._slot)
+        return size
+
+    def _unsent_size(self) -> int:
+        """Bytes that the kernel has taken, but not sent."""
+        return lib.pa_unsent_size(self._loop.c, self._slot) if self._slot >= 0 else 0
+
+    def _delayed_size(self) -> int:
+        """Bytes of blocked and deferred writes."""
+        size = self._blocked_size()
+        if self._extras is not None:
+            size += self._extras.deferred_size
+        return size
+
+    def set_watermarks(self, high: int | None = None, low: int | None = None) -> None:
+        """Set when ``pressure_cb(socket, paused)`` is called, in bytes of `write_queue_size`.
+
+        It is called with True when the queue has grown over ``high`` (64 KiB), and with False when
+        it has shrunk to ``low`` (a quarter of ``high``) after that. Raises `ValueError` unless
+        0 <= ``low`` <= ``high``.
+        """
+        self._open_slot()
+        high = HIGH_WATERMARK if high is None else high
+        low = high // 4 if low is None else low
+        if not 0 <= low <= high:
+            raise ValueError(f"watermarks must be 0 <= low <= high, not {low!r} and {high!r}")
+        extras = self._need_extras()
+        extras.high, extras.low = high, low
+        self._check_pressure()
+
+    def _check_pressure(self) -> None:
+        if self._options.pressure_cb is None or self._state & CLOSED:
+            return
+        extras = self._need_extras()
+        # Not write_queue_size: pending writes may be taken at once, and then no event comes.
+        over_high = self._delayed_size() > (extras.low if extras.over_high else extras.high)
+        if over_high != extras.over_high:
+            extras.over_high = over_high
+            self._report_pressure(over_high)
+
+    # Closing
+
+    def close(self, *, force: bool = False) -> None:
+        """Send what was written, then close; ``force`` drops it, and closes at once.
+
+        Callbacks of writes still run, no others. When the peer takes nothing for ``linger``
+        seconds (a keyword of the call that made the socket), what it has not taken is dropped,
+        and ``event_cb`` gets a `SocketTimeout`. Closing with input unread would make the kernel
+        reset the connection, and destroy what the peer has not read yet (RFC 2525, 2.17): then
+        the writing side is shut down, and input is discarded for ``linger`` seconds at most.
+
+        Closing again does nothing, but to force a close that is still going on.
+        """
+        loop = self._options.loop
+        if (self._state & CLOSED or loop.thread != get_ident()) and not self._may_close(force):
+            return
+        self._state |= CLOSED
+        if self._extras is not None:
+            self._leave(force)
+        if force:
+            self._state |= FAILED
+        if self._slot >= 0:
+            loop.queue((CLOSE, self._slot, 1 if force else 0, b"", None))
+
+    def _may_close(self, force: bool) -> bool:
+        """Whether there is something to close still, or a close under way to be forced."""
+        if not self._enter():
+            return False
+        if not self._state & CLOSED:
+            return True
+        still_there = self._slot < 0 or self._loop.objects[self._slot] is self
+        return force and not self._state & FAILED and still_there
+
+    def _leave(self, force: bool) -> None:
+        """Give up what a closed stream has no use for."""
+        extras = self._need_extras()
+        extras.stop_timeouts()
+        self._drop_input()
+        if force:
+            extras.blocked_callbacks.clear()
+            extras.drop_deferred()
+        if extras.connector is not None and extras.deferred:
+            self._on_lingering()  # connect, send, then close
+        elif self._slot < 0:
+            if extras.connector is not None:
+                extras.connector.close()
+            extras.drop_deferred()
+        else:
+            self._flush_deferred()
+
+    def _drop_input(self) -> None:
+        """Forget what was read and is not delivered, because the stream is closed."""
+        self._need_extras().paused_input.clear()
+
+    def shutdown(self) -> None:
+        """Send what was written, then end the sending side (half-close); reading goes on.
+
+        The peer sees the end of the stream. Raises `SocketClosed`; a second call does nothing.
+        """
+        self._open_slot()
+        if self._state & SHUT:
+            return
+        if self._state & WRITE_DISABLED and self._slot >= 0:
+            self._flush_deferred()
+        self._state |= SHUT
+        if self._slot >= 0:
+            self._loop.queue((lib.PA_SHUTDOWN, self._slot, 0, b"", None))
+        if self._state & ENDED:
+            self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the socket was closed, by `close`, its peer, an error, or the loop's end."""
+        # The loop tells its end to those that have a handle.
+        return self._state & CLOSED != 0 or (self._slot < 0 and self._loop.thread is None)
+
+    # Disabling and enabling
+
+    def disable(self, *, read: bool = False, write: bool = False) -> None:
+        """Stop reading (``read_cb`` is not called, the peer is slowed down), or sending, or both.
+
+        What is written while writing is disabled is held back, and its `write_cb` with it.
+        Raises `SocketClosed`.
+        """
+        self._open_slot()
+        if read and not self._state & READ_DISABLED:
+            self._state |= READ_DISABLED
+            self._stop_reading()
+            self._stop_read_timeout()
+        if write:
+            self._state |= WRITE_DISABLED
+
+    def enable(self, *, read: bool = False, write: bool = False) -> None:
+        """Undo `disable`. What had been read and kept back is delivered first, in order.
+
+        Raises `SocketClosed`.
+        """
+        self._open_slot()
+        if read and self._state & READ_DISABLED:
+            extras = self._need_extras()
+            if extras.paused_input:
+                self._loop.ready.append(self._deliver_paused_input)
+            self._state &= ~READ_DISABLED
+            self._state |= PAUSED_INPUT if extras.paused_input else 0
+            if self._slot >= 0 and not self._state & ENDED:
+                self._loop.queue((lib.PA_READ_START, self._slot, 0, b"", None))
+            self._start_read_timeout()
+        if write and self._state & WRITE_DISABLED:
+            self._state &= ~WRITE_DISABLED
+            if self._slot >= 0:
+                self._flush_deferred()
+
+    def _stop_reading(self) -> None:
+        if self._slot >= 0:
+            self._loop.queue((lib.PA_READ_STOP, self._slot, 0, b"", None))
+
+    def _defer_write(self, data: Any, write_cb: WriteCallback | None, force: bool) -> None:
+        extras = self._need_extras()
+        extras.deferred.append((bytes(data), write_cb))
+        extras.deferred_size += len(data)
+        self._check_pressure()
+
+    def _flush_deferred(self) -> None:
+        """Write the deferred writes, whatever has happened to the stream since."""
+        state, self._state = self._state, self._state & ~CANNOT_WRITE
+        extras = self._need_extras()
+        while extras.deferred:
+            data, write_cb = extras.deferred.popleft()
+            extras.deferred_size -= len(data)
+            self._write(data, write_cb, False)
+        if extras.over_high:
+            self._write(b"", Stream._check_pressure, False)
+        self._state |= state & (CLOSED | SHUT)
+
+    def _deliver_paused_input(self) -> None:
+        items = self._need_extras().paused_input
+        while items and not self._state & (CLOSED | READ_DISABLED) and not self._loop.stopping:
+            item = items.popleft()
+            try:
+                if isinstance(item, bytes):
+                    self._report_data(item)
+                else:
+                    self._on_end(*item)
+            except Exception as error:
+                self._loop.on_error(error, self)
+        if not items:
+            self._state &= ~PAUSED_INPUT
+
+    # Timeouts
+
+    def set_timeouts(self, read: float | None, write: float | None) -> None:
+        """Set the time limits of the socket, in seconds; None: no limit.
+
+        ``read`` is the longest time without input; it stands still while reading is disabled.
+        ``write`` is the longest time for which the peer may take nothing of what waits for it.
+        When one passes, ``event_cb`` gets a `SocketTimeout`, and the socket is closed. Raises
+        `SocketClosed`, and `ValueError` for a time that is not over 0.
+        """
+        self._open_slot()
+        if self._options.read_timeout != read or self._options.write_timeout != write:
+            options = self._options.copy()
+            options.read_timeout = require_timeout("read", read)
+            options.write_timeout = require_timeout("write", write)
+            self._options = options
+        self._stop_read_timeout()
+        self._start_read_timeout()
+        self._stop_write_timeout()
+        self._start_write_timeout()
+
+    def _start_read_timeout(self) -> None:
+        timeout = self._options.read_timeout
+        if timeout is not None and not self._state & _NOT_READING:
+            self._need_extras().read_timeout = ReadTimeout(self, timeout)
+            self._state |= TIMED
+
+    def _stop_read_timeout(self) -> None:
+        self._state &= ~TIMED
+        extras = self._extras
+        if extras is not None and extras.read_timeout is not None:
+            extras.read_timeout.stop()
+            extras.read_timeout = None
+
+    def _start_write_timeout(self) -> None:
+        timeout, extras = self._options.write_timeout, self._need_extras()
+        if timeout is not None and extras.write_timeout is None and self._blocked_size():
+            extras.write_timeout = WriteTimeout(self, timeout)
+
+    def _stop_write_timeout(self) -> None:
+        extras = self._extras
+        if extras is not None and extras.write_timeout is not None:
+            extras.write_timeout.stop()
+            extras.write_timeout = None
+
+    # Records: see the contract in Engine
+
+    def _on_read(self, arena: Any, start: int, end: int) -> None:
+        state = self._state
+        if state & CLOSED:
+            return
+        if state & TIMED:
+            self._need_extras().read_timeout.read_at = monotonic()  # type: ignore[union-attr]
+        if state & (READ_DISABLED | PAUSED_INPUT):
+            self._need_extras().paused_input.append(arena[start:end])
+        else:
+            self._report_data(arena[start:end])
+
+    def _on_event(self, kind: int, value: int, data: int) -> None:
+        _EVENTS[kind](self, kind, value)
+
+    def _on_end_event(self, kind: int, value: Any) -> None:
+        if self._state & CLOSED:
+            return
+        if self._state & (READ_DISABLED | PAUSED_INPUT):
+            self._need_extras().paused_input.append((kind, value))
+        else:
+            self._on_end(kind, value)
+
+    def _on_end(self, kind: int, value: Any) -> None:
+        if kind != lib.PA_EOF:
+            self._fail_with(socket_error(value))
+            return
+        self._state |= ENDED
+        self._stop_read_timeout()
+        self._report_end()
+        if self._loop.stopping:
+            return
+        if not self._options.allow_half_open or self._state & SHUT:
+            self.close()
+
+    def _on_write_error(self, kind: int, value: int) -> None:
+        # Also of a stream that is closed already, and has not sent everything.
+        self._fail_with(socket_error(value))
+
+    def _fail_with(self, error: EventError) -> None:
+        """Report the error, once, and close."""
+        if self._state & FAILED:
+            return
+        self._state |= FAILED
+        try:
+            self._report_error(error)
+        finally:
+            self._state &= ~FAILED
+            self.close(force=True)
+
+    def _on_blocked(self, kind: int, size: int) -> None:
+        if self._options.write_timeout is not None and not self._state & CLOSED:
+            extras = self._need_extras()
+            if extras.write_timeout is not None:
+                extras.write_timeout.size += size
+            else:
+                self._start_write_timeout()
+        self._check_pressure()
+
+    def _on_callback_waits(self, kind: int, index: int) -> None:
+        keep_callback(self, self._need_extras().blocked_callbacks, index)
+
+    def _on_written(self, kind: int, has_callback: int) -> None:
+        try:
+            if has_callback and not self._state & FAILED:
+                call_kept_callback(self, self._need_extras().blocked_callbacks)
+        finally:
+            self._check_pressure()
+
+    def _on_lingering(self) -> None:
+        """Set a limit to a close that cannot end at once: it flushes, or awaits the peer's end."""
+        extras, seconds = self._need_extras(), self._options.linger
+        if seconds is not None and extras.linger is None:
+            extras.linger = Linger(self, seconds)
+
+    def _on_connected(self, status: int) -> None:
+        raise NotImplementedError
+
+    def _on_closed(self) -> None:
+        if self._extras is not None:
+            self._extras.stop_timeouts()
+            if self._extras.linger is not None:
+                self._extras.linger.stop()
+                self._extras.linger = None
+        if self._state & LIMITED:
+            self._options.server.connection_closed()
+        self._report_closed()
+
+    def _on_loop_end(self) -> None:
+        self._state |= CLOSED
+
+    # For Handle, and this class
+
+    @property
+    def _loop(self) -> Any:  # type: ignore[override]
+        return self._options.loop
+
+    def _need_extras(self) -> Extras:
+        if self._extras is None:
+            self._extras = Extras()
+            self._state |= HAS_EXTRAS
+        return self._extras
+
+
+_EVENTS: dict[int, Callable[[Stream, int, int], None]] = {
+    # Looked up in the object's class, because some kinds of stream override them.
+    lib.PA_EOF: lambda stream, kind, value: stream._on_end_event(kind, value),
+    lib.PA_READ_ERROR: lambda stream, kind, value: stream._on_end_event(kind, value),
+    lib.PA_BLOCKED: lambda stream, kind, value: stream._on_blocked(kind, value),
+    lib.PA_CALLBACK_WAITS: Stream._on_callback_waits,
+    lib.PA_WRITTEN: lambda stream, kind, value: stream._on_written(kind, value),
+    lib.PA_WRITE_ERROR: Stream._on_write_error,
+    lib.PA_LINGERING: lambda stream, kind, value: stream._on_lingering(),
+    lib.PA_CONNECTED: lambda stream, kind, value: stream._on_connected(value),
+}
+
+
+def _do_nothing(handle: Any) -> None:
+    pass
+
+
+def keep_callback(handle: Any, callbacks: deque[Any], index: int) -> None:
+    """Take PA_CALLBACK_WAITS: let a write's callback wait until the write is done."""
+    batch = handle._loop.written_now
+    callbacks.append((batch[index][1], batch, index))
+    batch[index] = (handle, _do_nothing)
+
+
+def call_kept_callback(handle: Any, callbacks: deque[Any]) -> None:
+    """Take PA_WRITTEN: the first of the writes whose callbacks wait is done."""
+    write_cb, batch, index = callbacks.popleft()
+    if batch is handle._loop.written_now:
+        batch[index] = (handle, write_cb)  # it follows those before it, after this walk
+    else:
+        write_cb(handle)
+
+
+def as_buffer_slice(data: Data, start: int = 0, end: int | None = None) -> bytes | memoryview:
+    """Return the part of the data to send: bytes, or a contiguous view of them."""
+    if isinstance(data, str):
+        data = data.encode()
+    elif type(data) is not bytes:  # a subclass may have a length of its own
+        try:
+            view = memoryview(data)
+        except TypeError:
+            raise TypeError(
+                f"data must be bytes-like or a string, not {type(data).__name__}"
+            ) from None
+        data = view.cast("B") if view.c_contiguous else view.tobytes()
+    if start < 0 or (end is not None and end < start):
+        raise ValueError(f"start and end must be 0 <= start <= end, not {start!r} and {end!r}")
+    return data if start == 0 and end is None else memoryview(data)[start:end]

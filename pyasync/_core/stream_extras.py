@@ -1,0 +1,177 @@
+"""Fields that most connections never need, and time limits for reading, writing and closing.
+
+No limit costs a call when data moves: a timer that fires looks at what has happened since, and is
+armed again for the rest.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from pyasync._core.deadlines import Timer, background_timer
+from pyasync._core.engine import FAILED
+from pyasync.errors import SocketTimeout
+
+if TYPE_CHECKING:
+    from pyasync._core.stream import Stream
+
+#: Watermarks of the write queue unless set otherwise, in bytes: asyncio's.
+HIGH_WATERMARK = 64 << 10
+LOW_WATERMARK = 16 << 10
+
+
+class Extras:
+    """Fields that most connections never need; allocated on first use to keep a Stream small."""
+
+    __slots__ = (
+        "blocked_callbacks",
+        "connect_timer",
+        "connector",
+        "deferred",
+        "deferred_size",
+        "high",
+        "linger",
+        "low",
+        "over_high",
+        "paused_input",
+        "read_timeout",
+        "referenced",
+        "stream",
+        "tls",
+        "write_timeout",
+    )
+
+    def __init__(self) -> None:
+        #: Callbacks of blocked writes, in order: (callback, batch, index in batch).
+        self.blocked_callbacks: deque[tuple[Callable[[Any], object], list[Any], int]] = deque()
+        #: What was read while reading was disabled: data, then the record of the end, if it came.
+        self.paused_input: deque[bytes | tuple[int, Any]] = deque()
+        #: Deferred writes, each with its callback, and their size in bytes.
+        self.deferred: deque[tuple[Any, Callable[[Any], object] | None]] = deque()
+        self.deferred_size = 0
+        self.connect_timer: Timer | None = None
+        #: What is trying to connect an unconnected socket: it has a close().
+        self.connector: Any = None
+        #: Of a socket without a handle: whether the handle will keep the loop running.
+        self.referenced = True
+        #: What an API keeps with the stream: the callback API its AsyncStream.
+        self.stream: Any = None
+        self.read_timeout: ReadTimeout | None = None
+        self.write_timeout: WriteTimeout | None = None
+        self.linger: Linger | None = None
+        self.high = HIGH_WATERMARK
+        self.low = LOW_WATERMARK
+        #: Whether the write queue has grown over ``high``, and not shrunk to ``low`` since.
+        self.over_high = False
+        #: Of a TLS socket: its TlsState.
+        self.tls: Any = None
+
+    def drop_deferred(self) -> None:
+        """Forget the deferred writes."""
+        self.deferred.clear()
+        self.deferred_size = 0
+
+    def stop_timeouts(self) -> None:
+        """Stop all limits but that of a close."""
+        if self.connect_timer is not None:
+            self.connect_timer.stop()
+        if self.read_timeout is not None:
+            self.read_timeout.stop()
+        if self.write_timeout is not None:
+            self.write_timeout.stop()
+        self.connect_timer = self.read_timeout = self.write_timeout = None
+
+
+def report_timeout(stream: Stream, reason: str, *, force: bool) -> None:
+    """Report a `SocketTimeout`, and close the stream."""
+    stream._report_error(SocketTimeout(errno.ETIMEDOUT, reason))
+    stream.close(force=force)
+
+
+class ReadTimeout:
+    """Ends a stream from which nothing has been read for some seconds."""
+
+    __slots__ = ("_stream", "_timeout", "_timer", "read_at")
+
+    def __init__(self, stream: Stream, timeout: float) -> None:
+        self._stream = stream
+        self._timeout = timeout
+        #: When the stream was last read from. The stream keeps it up to date.
+        self.read_at = monotonic()
+        self._timer = background_timer(stream._loop, self._fired, timeout)
+
+    def stop(self) -> None:
+        self._timer.stop()
+
+    def _fired(self) -> None:
+        left = self.read_at + self._timeout - monotonic()
+        if left > 0:
+            self._timer.start(left)
+        else:
+            reason = f"nothing was read for {self._timeout:g} seconds"
+            report_timeout(self._stream, reason, force=False)
+
+
+class WriteTimeout:
+    """Ends a stream whose peer takes nothing of the blocked writes for some seconds."""
+
+    __slots__ = ("_stream", "_timeout", "_timer", "size")
+
+    def __init__(self, stream: Stream, timeout: float) -> None:
+        self._stream = stream
+        self._timeout = timeout
+        #: The size of the blocked writes if the peer had taken nothing since the timer was armed.
+        #: The stream adds to it.
+        self.size = stream._blocked_size()
+        self._timer = background_timer(stream._loop, self._fired, timeout)
+
+    def stop(self) -> None:
+        self._timer.stop()
+
+    def _fired(self) -> None:
+        size = self._stream._blocked_size()
+        if size == 0:
+            self._stream._stop_write_timeout()
+        elif size < self.size:
+            self.size = size
+            self._timer.start(self._timeout)
+        else:
+            reason = f"the peer took nothing for {self._timeout:g} seconds"
+            report_timeout(self._stream, reason, force=True)
+
+
+class Linger:
+    """Ends a close when the peer takes nothing for some seconds, or sends no end of its own."""
+
+    __slots__ = ("_left", "_seconds", "_stream", "_timer")
+
+    def __init__(self, stream: Stream, seconds: float) -> None:
+        self._stream = stream
+        self._seconds = seconds
+        self._left = self._size_left()
+        self._timer = background_timer(stream._loop, self._fired, seconds)
+
+    def stop(self) -> None:
+        self._timer.stop()
+
+    def _size_left(self) -> int:
+        return self._stream._delayed_size() + self._stream._unsent_size()
+
+    def _fired(self) -> None:
+        before, self._left = self._left, self._size_left()
+        size = self._stream._delayed_size()
+        if self._left < before and self._seconds > 0:
+            self._timer.start(self._seconds)  # the peer still reads
+        elif size > 0 and not self._stream._state & FAILED:  # a failure was reported already
+            report_timeout(
+                self._stream,
+                f"closed, and the peer took nothing for {self._seconds:g} seconds: "
+                f"{size} bytes are lost",
+                force=True,
+            )
+        else:
+            self._stream.close(force=True)

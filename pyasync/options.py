@@ -1,0 +1,85 @@
+"""What a socket of the callback API was asked to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pyasync._core.arguments import optional_callable, require_callable, require_timeout
+from pyasync._core.deadlines import MAX_TIME
+from pyasync.loop import EventCallback, Loop
+
+
+class StreamOptions:
+    """What a client's socket, or all the connections of a server, were asked to do."""
+
+    __slots__ = (
+        "allow_half_open",
+        "connect_cb",
+        "connect_timeout",
+        "drain_read_buffer",
+        "event_cb",
+        "linger",
+        "local_address",
+        "loop",
+        "pressure_cb",
+        "read_cb",
+        "read_timeout",
+        "remote",
+        "server",
+        "stream",
+        "tls",
+        "write_timeout",
+    )
+
+    def __init__(
+        self,
+        loop: Loop,
+        read_cb: Callable[[Any, Any], object],
+        *,
+        stream: bool = False,
+        event_cb: EventCallback | None = None,
+        connect_cb: Callable[[Any], object] | None = None,
+        pressure_cb: Callable[[Any, bool], object] | None = None,
+        allow_half_open: bool = False,
+        linger: float | None = 2.0,
+        read_timeout: float | None = None,
+        write_timeout: float | None = None,
+    ) -> None:
+        require_callable("read_cb", read_cb)
+        optional_callable("event_cb", event_cb)
+        optional_callable("connect_cb", connect_cb)
+        optional_callable("pressure_cb", pressure_cb)
+        if linger is not None and not 0 <= linger <= MAX_TIME:
+            raise ValueError(f"linger must be from 0 to {MAX_TIME:g} seconds, not {linger!r}")
+        self.loop = loop
+        self.read_cb = read_cb
+        self.event_cb = event_cb
+        self.connect_cb = connect_cb
+        self.pressure_cb = pressure_cb
+        self.allow_half_open = allow_half_open
+        self.linger = linger
+        self.read_timeout = require_timeout("read_timeout", read_timeout)
+        self.write_timeout = require_timeout("write_timeout", write_timeout)
+        self.stream = bool(stream)
+        #: The server whose connections these are.
+        self.server: Any = None
+        #: Of a client: what it connects to, and from, how long, and whether it reads on and on.
+        self.remote: tuple[str, int] | None = None
+        self.local_address: tuple[str | None, int] = (None, 0)
+        self.connect_timeout: float | None = None
+        self.drain_read_buffer = True
+        #: Of TLS sockets: a TlsOptions.
+        self.tls: Any = None
+
+    @property
+    def needs_begin(self) -> bool:
+        """Whether a connection with these options needs `Stream._begin`."""
+        return self.stream or self.read_timeout is not None or self.write_timeout is not None
+
+    def copy(self) -> StreamOptions:
+        """Return options of one socket's own, to be changed."""
+        copy = StreamOptions.__new__(StreamOptions)
+        for name in StreamOptions.__slots__:
+            setattr(copy, name, getattr(self, name))
+        return copy
