@@ -1,12 +1,20 @@
 /* Operations on files. */
+#define _GNU_SOURCE  /* copy_file_range */
 #include "pyasync.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __linux__
+#include <sys/sendfile.h>
+#endif
 #include <unistd.h>
 
-/* Linux's read(2) gives no more at once. */
+/* Linux's read(2) gives no more at once, nor does its sendfile(2). */
 #define LARGEST_READ 0x7ffff000
+/* What sendfile reads at once where the kernel does not copy by itself. */
+#define COPY_SIZE ((size_t) 128 << 10)
 
 typedef struct {
   pa_request base;
@@ -14,11 +22,14 @@ typedef struct {
   pa_fs_outcome outcome;
   int taken;
   int fd;          /* to be closed, or written to */
-  int in_fd;       /* of a sendfile */
   int64_t offset;
   size_t size;     /* to be read or written */
   size_t done;     /* of it */
   char *buffer;
+  uv_work_t work;  /* of a sendfile, as are those below */
+  int in_fd;
+  int way;         /* index in ways */
+  int64_t sent;    /* by the last step, or its error */
 } pa_fs;
 
 static void release(pa_request *request) {
@@ -154,33 +165,114 @@ int64_t pa_fs_read(pa_loop *loop, int fd, size_t size, int64_t offset) {
       fs, uv_fs_read(&loop->uv, &fs->uv, fd, &buffer, 1, offset, on_done));
 }
 
-/* Writes and sendfile */
+/* sendfile, a step at a time: libuv's own waits in poll(2), without end, for a
+ * peer that does not read, although the descriptor does not block. */
 
-static void on_transferred(uv_fs_t *uv);
+#ifdef __linux__
+/* First, because it lets file systems share blocks in place of copying them. */
+static ssize_t copy_range(pa_fs *fs, off_t offset, size_t size) {
+  return copy_file_range(fs->in_fd, &offset, fs->fd, NULL, size, 0);
+}
+
+static ssize_t kernel_sendfile(pa_fs *fs, off_t offset, size_t size) {
+  return sendfile(fs->fd, fs->in_fd, &offset, size);
+}
+#endif
+
+static ssize_t write_all(int fd, const char *data, size_t size) {
+  size_t done = 0;
+  ssize_t result;
+
+  do {
+    result = write(fd, data + done, size - done);
+    if (result > 0)
+      done += (size_t) result;
+  } while (done < size && (result > 0 || (result < 0 && errno == EINTR)));
+  return done > 0 ? (ssize_t) done : result;
+}
+
+static ssize_t read_and_write(pa_fs *fs, off_t offset, size_t size) {
+  char *data;
+  ssize_t result;
+
+  if (size > COPY_SIZE)
+    size = COPY_SIZE;
+  data = malloc(size + 1);
+  if (data == NULL) {
+    errno = ENOMEM;
+    return -1;
+  }
+  result = pread(fs->in_fd, data, size, offset);
+  /* A pipe has no offset. What is taken out of it would be lost if the other
+   * end did not take it all. */
+  if (result < 0 && errno == ESPIPE && !(fcntl(fs->fd, F_GETFL) & O_NONBLOCK))
+    result = read(fs->in_fd, data, size);
+  if (result > 0)
+    result = write_all(fs->fd, data, (size_t) result);
+  free(data);
+  return result;
+}
+
+/* From the best to the one that works with all kinds of descriptors. */
+static ssize_t (*const ways[])(pa_fs *, off_t, size_t) = {
+#ifdef __linux__
+    copy_range,
+    kernel_sendfile,
+#endif
+    read_and_write,
+};
+#define LAST_WAY ((int) (sizeof(ways) / sizeof(ways[0])) - 1)
+
+/* Whether a way of the kernel's cannot do it, and another may. A result of 0 is
+ * the end of the file, or a file of /proc, whose size is 0 to copy_file_range. */
+static int may_another(ssize_t result) {
+  return result == 0 ||
+         (result < 0 && (errno == EINVAL || errno == ENOSYS || errno == EXDEV ||
+                         errno == ENOTSOCK || errno == EOPNOTSUPP ||
+                         errno == ESPIPE || errno == EIO));
+}
+
+/* In a thread of the pool: sends what one system call takes. */
+static void send_step(uv_work_t *work) {
+  pa_fs *fs = CONTAINER_OF(work, pa_fs, work);
+  off_t offset = (off_t) (fs->offset + (int64_t) fs->done);
+  size_t size = fs->size - fs->done;
+  ssize_t result;
+
+  if (size > LARGEST_READ)
+    size = LARGEST_READ;
+  for (;;) {
+    result = ways[fs->way](fs, offset, size);
+    if (fs->way < LAST_WAY && may_another(result))
+      fs->way++;
+    else if (result >= 0 || errno != EINTR)
+      break;
+  }
+  fs->sent = result < 0 ? uv_translate_sys_error(errno) : result;
+}
+
+/* Writes and sendfile, which go on after a short transfer */
+
+static void on_written(uv_fs_t *uv);
+static void on_sent(uv_work_t *work, int status);
 
 static int transfer(pa_fs *fs) {
   uv_loop_t *loop = &fs->base.loop->uv;
-  int64_t offset = fs->offset < 0 ? -1 : fs->offset + (int64_t) fs->done;
-  size_t left = fs->size - fs->done;
   uv_buf_t buffer;
 
   if (fs->buffer == NULL)
-    return uv_fs_sendfile(loop, &fs->uv, fs->fd, fs->in_fd, offset, left,
-                          on_transferred);
+    return uv_queue_work(loop, &fs->work, send_step, on_sent);
   buffer.base = fs->buffer + fs->done;
-  buffer.len = left;
-  return uv_fs_write(loop, &fs->uv, fs->fd, &buffer, 1, offset,
-                     on_transferred);
+  buffer.len = fs->size - fs->done;
+  return uv_fs_write(loop, &fs->uv, fs->fd, &buffer, 1,
+                     fs->offset < 0 ? -1 : fs->offset + (int64_t) fs->done,
+                     on_written);
 }
 
-static void on_transferred(uv_fs_t *uv) {
-  pa_fs *fs = CONTAINER_OF(uv, pa_fs, uv);
-  int64_t result = uv->result;
-
+static void transferred(pa_fs *fs, int64_t result) {
   if (result > 0) {
     fs->done += (size_t) result;
     if (fs->done < fs->size && !fs->base.loop->closing) {
-      uv_fs_req_cleanup(uv);
       result = transfer(fs);
       if (result == 0)
         return;
@@ -192,6 +284,19 @@ static void on_transferred(uv_fs_t *uv) {
     result = (int64_t) fs->done;
   fs->outcome.result = result;
   pa_request_done(&fs->base);
+}
+
+static void on_written(uv_fs_t *uv) {
+  int64_t result = uv->result;
+
+  uv_fs_req_cleanup(uv);
+  transferred(CONTAINER_OF(uv, pa_fs, uv), result);
+}
+
+static void on_sent(uv_work_t *work, int status) {
+  pa_fs *fs = CONTAINER_OF(work, pa_fs, work);
+
+  transferred(fs, status == 0 ? fs->sent : status);
 }
 
 int64_t pa_fs_write(pa_loop *loop, int fd, const char *data, size_t size,
@@ -216,7 +321,8 @@ int64_t pa_fs_sendfile(pa_loop *loop, int out_fd, int in_fd, int64_t offset,
   fs->in_fd = in_fd;
   fs->size = size;
   fs->offset = offset;
-  return begin(fs, transfer(fs));
+  return pa_request_begin(loop, &fs->base, (uv_req_t *) &fs->work,
+                          transfer(fs));
 }
 
 int64_t pa_fs_close(pa_loop *loop, int fd) {

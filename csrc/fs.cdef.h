@@ -13,7 +13,8 @@ int64_t pa_fs_lstat(pa_loop *loop, const char *path);
 int64_t pa_fs_fstat(pa_loop *loop, int fd);
 int64_t pa_fs_open(pa_loop *loop, const char *path, int flags, int mode);
 int64_t pa_fs_read(pa_loop *loop, int fd, size_t size, int64_t offset);
-/* This and pa_fs_sendfile go on after a short write. */
+/* This and pa_fs_sendfile go on after a short write, until a descriptor that
+ * does not block takes no more: then the result is what it has taken. */
 int64_t pa_fs_write(pa_loop *loop, int fd, const char *data, size_t size,
                     int64_t offset);
 int64_t pa_fs_sendfile(pa_loop *loop, int out_fd, int in_fd, int64_t offset,

@@ -12,6 +12,7 @@ import io
 from collections import deque
 from collections.abc import Callable
 from operator import index
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from pyasync._core.stream_extras import LOW_WATERMARK
@@ -36,6 +37,9 @@ class AsyncStream(io.BufferedIOBase):
     A ``for`` loop takes the whole lines that are there, and stops; the next one goes on. When the
     end has come (`ended`) it takes the rest, too: from then on `io.TextIOWrapper`,
     `shutil.copyfileobj` and all else that reads a file to its end is right.
+
+    Only the loop's thread may use it, others get a `RuntimeError`; when the loop has ended, any
+    thread may read what is left.
 
     What is not read stays in memory: when `buffered` grows, ``socket.disable(read=True)`` slows the
     peer down.
@@ -62,14 +66,15 @@ class AsyncStream(io.BufferedIOBase):
     b'THREE\n'
     """
 
-    __slots__ = ("_chunks", "_closed", "_ended", "_fed", "_head", "_newline", "_position",
-                 "_resume", "_searched", "_socket")  # fmt: skip
+    __slots__ = ("_chunks", "_closed", "_ended", "_fed", "_head", "_loop", "_newline",
+                 "_position", "_resume", "_searched", "_socket")  # fmt: skip
 
     #: There is none, as of `io.BytesIO`; but the type of what `io.TextIOWrapper` takes asks for it.
     name: Any
 
     def __init__(self, socket: Any) -> None:
         self._socket = socket
+        self._loop = socket._loop
         self._closed = False
         self._ended = False
         #: What to call when little waits again, for a socket that has stopped reading.
@@ -91,6 +96,7 @@ class AsyncStream(io.BufferedIOBase):
     @property
     def buffered(self) -> int:
         """How many bytes are there to be read."""
+        self._check_thread()
         return self._fed - self._position
 
     @property
@@ -141,6 +147,8 @@ class AsyncStream(io.BufferedIOBase):
         When the end has come, return what remains. With a ``size`` of 0 or more, return the first
         ``size`` bytes of a longer line, whether its end is there or not.
         """
+        if self._loop.thread != get_ident():
+            self._check_thread()
         position = self._position
         found = self._newline >= position or self._find_last_newline()
         # The usual case, if the line is in one chunk.
@@ -228,6 +236,11 @@ class AsyncStream(io.BufferedIOBase):
         if self._closed:
             raise ValueError("the stream is closed")
 
+    def _check_thread(self) -> None:
+        """Raise `RuntimeError` in another thread than the loop's, while the loop runs."""
+        if self._loop.thread is not None:
+            self._loop.check_thread()
+
     # For the socket
 
     def _feed(self, data: bytes) -> None:
@@ -241,7 +254,7 @@ class AsyncStream(io.BufferedIOBase):
 
     def _take_all(self) -> bytes:
         """Give up what waits."""
-        data = self._next(self.buffered)
+        data = self._next(self._fed - self._position)
         self._chunks.clear()
         self._position = self._head = self._fed
         return data
@@ -254,6 +267,7 @@ class AsyncStream(io.BufferedIOBase):
 
     def _available(self, size: int | None) -> int:
         """Return how many of ``size`` bytes are there; None or less than 0 asks for all."""
+        self._check_thread()
         self._check_open()
         waiting = self._fed - self._position
         return waiting if size is None or index(size) < 0 else min(index(size), waiting)
@@ -264,7 +278,7 @@ class AsyncStream(io.BufferedIOBase):
         self._position += count
         while chunks and self._head + len(chunks[0]) <= self._position:
             self._head += len(chunks.popleft())
-        if self.buffered <= LOW_WATERMARK:
+        if self._fed - self._position <= LOW_WATERMARK:
             self._read_on()
         return data
 

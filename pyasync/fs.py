@@ -14,6 +14,7 @@ it: then nothing is called, and what it has opened or made is closed or removed 
 side by side, in any order: what must come after another belongs in the other's callback. The pool
 has four threads for all loops (libuv's ``UV_THREADPOOL_SIZE``), and an operation that blocks, such
 as to read a terminal or to open a named pipe, holds one of them: see `poll` and `pipe_connect`.
+A descriptor must stay open until the callback: once it is closed its number may be another file's.
 """
 
 from __future__ import annotations
@@ -317,9 +318,19 @@ def sendfile(
     """Copy ``count`` bytes between descriptors inside the kernel, and call ``callback(size)``.
 
     They are read from ``offset``, in bytes, and written at the position of ``out_fd``. ``size`` is
-    how many they were: less than ``count`` where the file ends, or if ``out_fd`` does not block and
-    takes no more. The position of ``in_fd`` does not count, and stays. ``out_fd`` must not append:
-    with ``O_APPEND`` the error is EBADF (copy_file_range(2)).
+    how many they were: less than ``count`` where the file ends. The position of ``in_fd`` does not
+    count, and stays. A file as ``out_fd`` must not append: with ``O_APPEND`` the error is EBADF
+    (copy_file_range(2)).
+
+    An ``out_fd`` with ``O_NONBLOCK``, such as a socket's, never holds a thread of the pool for a
+    peer that does not read. When it takes no more, ``size`` is how many bytes it has taken; if that
+    is none, the error is EAGAIN. Wait with `poll` until it is writable, and send the rest from
+    ``offset + size``. An ``out_fd`` that blocks holds a thread until its peer has read all. When
+    the peer has left, the error is EPIPE or ECONNRESET.
+
+    ``in_fd`` is a file. A pipe or a socket, which has no offset, is read from where it is, but
+    not for an ``out_fd`` that does not block: that is ESPIPE, as bytes would be lost. Where the
+    kernel cannot copy, the bytes pass through a buffer of 128 KiB.
     """
     return FsRequest(
         callback,

@@ -139,7 +139,7 @@ class Process(CHandle):
     It keeps the loop running until the child has exited; then it is closed, and `exit_status` and
     `term_signal` tell how. The pipes are handles of their own: an output lives until its end, when
     nobody can write to it any more, be it before the exit or after; the input is closed after
-    ``exit_cb`` at the latest.
+    ``exit_cb`` at the latest, but not of a process that was closed before: see `close`.
     """
 
     __slots__ = (
@@ -194,8 +194,12 @@ class Process(CHandle):
     def close(self) -> None:
         """Forget the child, which runs on: ``exit_cb`` is not called, its pipes stay open.
 
-        It is reaped when it exits, by the loop, or, if that has ended, when a child is spawned
-        next or a loop begins or ends. Closing twice does nothing.
+        They are open after its exit as well: an output until its end, the input until it is closed
+        or broken. So what the child has started can be written to as long as it likes, and the
+        input is the caller's to close. An open input alone does not keep the loop running.
+
+        The child is reaped when it exits, by the loop, or, if that has ended, when a child is
+        spawned next or a loop begins or ends. Closing twice does nothing.
         """
         super().close()
 
@@ -210,8 +214,11 @@ class Process(CHandle):
             self._exit_cb(self, value, data)
 
     def _on_closed(self) -> None:
-        """Close the input: few programs that use a pipe would ever do so after the exit."""
-        if self.input is not None:
+        """Close the input: few programs that use a pipe would ever do so after the exit.
+
+        Not if nobody was told of the exit: then a write would fail for no reason that is known.
+        """
+        if self.input is not None and self.exit_status is not None:
             self.input.close()
 
 

@@ -106,6 +106,8 @@ class Event(Timer):
     @property
     def has_ref(self) -> bool:
         """Whether the event keeps the loop running while it is armed."""
+        if self._loop.thread is not None:
+            self._loop.check_thread()
         return self._options is None or self._options[1]
 
 

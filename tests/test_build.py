@@ -1,11 +1,15 @@
 """The build finds libuv, or stops with a message that says what to do."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import pyasync
+from pyasync import _libuv
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -107,3 +111,79 @@ def test_a_prefix_is_used_without_asking_pkg_config(tmp_path):
     )
     assert build.stderr == ""
     assert build.returncode == 0
+
+
+# A tree in which nothing is built
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Give a copy of the package's sources, without the extension."""
+    shutil.copytree(ROOT / "pyasync", tmp_path / "pyasync", ignore=shutil.ignore_patterns("*.so"))
+    return tmp_path
+
+
+def run_python(*arguments, cwd):
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "PYTHONSAFEPATH", "LD_PRELOAD")
+    }
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+@pytest.mark.parametrize("arguments", [("-c", "import pyasync"), ("-m", "pyasync")])
+def test_a_tree_in_which_nothing_is_built_says_so_and_what_to_do(tree, arguments):
+    # -S: an editable installation would find the extension of its own tree.
+    done = run_python("-S", *arguments, cwd=tree)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: {tree / 'pyasync'} has no extension")
+    assert f"`pip install -e .` in {tree}," in last
+    for word in ("hide a pyasync that is installed", "`python -I`", "`python -P`"):
+        assert word in last
+    assert "ModuleNotFoundError" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "-I",
+        pytest.param(
+            "-P", marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="since Python 3.11")
+        ),
+    ],
+)
+def test_the_options_that_the_message_names_find_the_installed_package(tree, option):
+    done = run_python(option, "-c", "import pyasync; print(pyasync.__file__)", cwd=tree)
+    assert (done.stdout.strip(), done.stderr) == (pyasync.__file__, "")
+
+
+def test_an_extension_whose_library_is_missing_says_which(tree):
+    code = Path(_libuv.__file__).read_bytes()
+    if b"libuv.so.1\0" not in code:
+        pytest.skip("libuv is linked in another way")
+    broken = tree / "pyasync" / Path(_libuv.__file__).name
+    broken.write_bytes(code.replace(b"libuv.so.1\0", b"libuv.so.0\0"))
+    done = run_python("-c", "import pyasync", cwd=tree)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: ")
+    assert "libuv.so.0" in last
+    assert "nothing is built" not in last
+
+
+def test_an_extension_that_misses_a_module_says_which(tree):
+    (tree / "pyasync" / "_libuv.py").write_text("import _cffi_backend_of_nobody\n")
+    done = run_python("-c", "import pyasync", cwd=tree)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last == "ModuleNotFoundError: No module named '_cffi_backend_of_nobody'"

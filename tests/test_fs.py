@@ -1,6 +1,7 @@
 """Operations on files, each in a thread."""
 
 import errno
+import fcntl
 import inspect
 import os
 import pathlib
@@ -13,6 +14,7 @@ import threading
 from functools import partial
 
 import pytest
+from peers import Background, read_exactly
 
 import pyasync
 from pyasync import fs
@@ -256,6 +258,194 @@ def test_sendfile_sends_to_a_socket(outcome, opened, tmp_path):
         assert outcome(fs.sendfile, ours.fileno(), opened(tmp_path / "in"), 0, 50_000) == 50_000
         ours.close()
         assert b"".join(iter(partial(theirs.recv, 1 << 16), b"")) == data
+
+
+def test_sendfile_to_a_descriptor_that_blocks_waits_for_the_reader(outcome, opened, large_file):
+    path, data = large_file
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        reader = Background(read_exactly, theirs, len(data))
+        assert outcome(fs.sendfile, ours.fileno(), opened(path), 0, 2**63 - 1) == len(data)
+        assert reader.result() == data
+
+
+@pytest.fixture
+def large_file(tmp_path):
+    """Give the path of a file, and its data, which no kernel takes from a peer that waits."""
+    data = os.urandom(1 << 20) * 16
+    (tmp_path / "large").write_bytes(data)
+    return tmp_path / "large", data
+
+
+def socket_pair():
+    ours, theirs = socket.socketpair()
+    return ours.detach(), theirs.detach()
+
+
+def tcp_pair():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        theirs = socket.create_connection(server.getsockname())
+        ours = server.accept()[0]
+    return ours.detach(), theirs.detach()
+
+
+def pipe_pair():
+    reader, writer = os.pipe()
+    return writer, reader
+
+
+def append_pair():
+    """Give a pipe to which sendfile(2) is refused: with O_APPEND, it is EINVAL."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETFL, os.O_APPEND)
+    return writer, reader
+
+
+PAIRS = [socket_pair, tcp_pair, pipe_pair, append_pair]
+
+
+@pytest.fixture(params=PAIRS)
+def pair(request):
+    """Give `pair()`: a descriptor that does not block, and the one of its peer."""
+    descriptors = []
+
+    def make():
+        ours, theirs = request.param()
+        os.set_blocking(ours, False)
+        descriptors.extend([ours, theirs])
+        return ours, theirs
+
+    def close(fd):
+        descriptors.remove(fd)
+        os.close(fd)
+
+    make.close = close
+    yield make
+    for fd in descriptors:
+        os.close(fd)
+
+
+def read_size(fd, size):
+    """Read as much, and return it."""
+    data = bytearray()
+    while len(data) < size:
+        data += os.read(fd, size - len(data))
+    return bytes(data)
+
+
+def test_sendfile_never_waits_for_a_peer_that_does_not_read(run, opened, large_file, pair):
+    # Four, because the pool has as many threads.
+    def start():
+        for ours, _ in pairs:
+            fs.sendfile(ours, source, 1000, len(data), partial(on_sent, ours), event_cb=unexpected)
+
+    def on_sent(ours, size):
+        sizes[ours] = size
+        if len(sizes) == len(pairs):
+            # Each is full, so that none of these can send anything.
+            for fd in sizes:
+                fs.sendfile(fd, source, 1000 + sizes[fd], 1, unexpected, event_cb=errors.append)
+            fs.stat("/", stats.append)
+
+    path, data = large_file
+    source = opened(path)
+    pairs = [pair() for _ in range(4)]
+    sizes, errors, stats = {}, [], []
+    run(start)
+    assert [error.errno for error in errors] == [errno.EAGAIN] * 4
+    assert len(stats) == 1
+    for ours, theirs in pairs:
+        size = sizes[ours]
+        assert 0 < size < len(data)
+        assert read_size(theirs, size) == data[1000 : 1000 + size]
+
+
+def test_a_short_sendfile_goes_on_where_it_was_when_the_descriptor_is_writable(
+    run, opened, large_file, pair
+):
+    def start():
+        fs.sendfile(ours, source, 0, len(data), on_sent)
+
+    def on_sent(size):
+        sizes.append(size)
+        if sum(sizes) < len(data):
+            poller = pyasync.poll(ours, lambda *events: on_writable(poller), readable=False)
+
+    def on_writable(poller):
+        poller.close()
+        done = sum(sizes)
+        fs.sendfile(ours, source, done, len(data) - done, on_sent, event_cb=on_error)
+
+    def on_error(error):
+        assert error.errno == errno.EAGAIN  # poll(2) calls a pipe writable before a page is free
+        on_sent(0)
+
+    path, data = large_file
+    source = opened(path)
+    ours, theirs = pair()
+    sizes = []
+    reader = Background(read_size, theirs, len(data))
+    run(start, limit=30)
+    assert reader.result() == data
+
+
+def test_sendfile_to_a_peer_that_has_left_is_a_broken_pipe(outcome, opened, large_file, pair):
+    path, data = large_file
+    ours, theirs = pair()
+    size = outcome(fs.sendfile, ours, opened(path), 0, len(data))
+    assert 0 < size < len(data)
+    pair.close(theirs)  # with all of that unread
+    with pytest.raises(pyasync.FilesystemError) as caught:
+        outcome(fs.sendfile, ours, opened(path), 0, len(data))
+    assert caught.value.errno in (errno.EPIPE, errno.ECONNRESET)
+
+
+def test_a_sendfile_that_has_begun_may_be_closed_and_its_loop_may_end(run, opened, large_file):
+    path, data = large_file
+    source, out = opened(path), opened(path.with_name("out"), os.O_WRONLY | os.O_CREAT)
+    for end in (pyasync.exit_event_loop, nothing):
+
+        def start(end=end):
+            request = fs.sendfile(out, source, 0, len(data), unexpected)
+            request.close()
+            end()
+
+        run(start)
+    assert fd_is_open(source)
+    assert fd_is_open(out)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
+def test_sendfile_copies_a_file_that_is_longer_than_it_says(outcome, opened, tmp_path):
+    out = opened(tmp_path / "out", os.O_WRONLY | os.O_CREAT)
+    size = outcome(fs.sendfile, out, opened("/proc/self/status"), 0, 1 << 20)
+    assert size > 100
+    assert (tmp_path / "out").read_bytes().startswith(b"Name:")
+
+
+def test_sendfile_from_a_pipe_takes_what_is_there_but_loses_nothing(outcome, opened, tmp_path):
+    out = opened(tmp_path / "out", os.O_WRONLY | os.O_CREAT)
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b"12345")
+        os.set_blocking(out, False)
+        with pytest.raises(pyasync.FilesystemError) as caught:
+            outcome(fs.sendfile, out, reader, 0, 5)
+        assert caught.value.errno == errno.ESPIPE
+        os.set_blocking(out, True)
+        assert outcome(fs.sendfile, out, reader, 0, 5) == 5
+        assert (tmp_path / "out").read_bytes() == b"12345"
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_sendfile_to_a_file_that_appends_is_refused(outcome, opened, tmp_path):
+    (tmp_path / "in").write_bytes(b"12345")
+    out = opened(tmp_path / "out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    with pytest.raises(pyasync.FilesystemError) as caught:
+        outcome(fs.sendfile, out, opened(tmp_path / "in"), 0, 5)
+    assert caught.value.errno == errno.EBADF
 
 
 # Directories and names

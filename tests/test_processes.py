@@ -917,6 +917,59 @@ def test_the_input_is_closed_after_the_exit(run):
     run(start)
 
 
+@LINUX
+@pytest.mark.parametrize("kind", [pyasync.PIPE, pyasync.STREAM])
+def test_the_input_of_a_process_that_was_closed_stays_open_after_the_exit(run, kind):
+    # The child is gone, but what it has started reads on, and nobody was told of the exit.
+    def start():
+        process = sh(
+            "exec 3<&0; cat <&3 & exit",
+            input=kind,
+            output=pyasync.StdioPipe(read_cb=lambda pipe, data: received.append(data)),
+            exit_cb=partial(pytest.fail, "called"),
+        )
+        process.close()
+        wait = pyasync.interval(lambda: exists(process.pid) or on_gone(process, wait), time=0.001)
+
+    def on_gone(process, wait):
+        wait.close()
+        # The loop has closed all that it will when the process's handle is gone.
+        again = pyasync.interval(
+            lambda: pyasync.stats().handles["process"] or write(process, again), time=0.001
+        )
+
+    def write(process, again):
+        again.close()
+        assert not process.input.closed
+        process.input.write(b"late")
+        process.input.close()
+
+    received = []
+    run(start)
+    assert b"".join(received) == b"late"
+
+
+@LINUX
+def test_an_input_that_stays_open_does_not_keep_the_loop_running_and_can_break(run):
+    def start():
+        process = sh("", input=pyasync.PIPE, event_cb=told.append)
+        process.close()
+        inputs.append(process.input)
+        wait = pyasync.interval(lambda: exists(process.pid) or end(wait, process.input), time=0.001)
+
+    def end(wait, pipe):
+        wait.close()
+        assert not pipe.closed
+        if writes:
+            pipe.write("nobody reads this")
+
+    for writes in (False, True):
+        inputs, told = [], []
+        run(start)
+        assert inputs[0].closed
+        assert [type(event) for event in told] == writes * [pyasync.SocketBrokenPipe]
+
+
 def test_pipes_of_children_are_no_connections(run):
     def start():
         process = sh("cat", input=pyasync.PIPE, output=pyasync.PIPE, error_output=pyasync.STREAM)

@@ -2,8 +2,10 @@
 
 import collections
 import contextlib
+import os
 import queue
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -274,45 +276,153 @@ with pyasync.event_loop() as loop:
 # Calls that only the loop's thread may make
 
 
-def test_calls_on_handles_from_another_thread_raise(run):
-    def check(event, interval, server, connection, handler):
-        for call in (
-            event.add,
-            event.remove,
-            event.free,
-            event.ref,
-            event.unref,
-            lambda: event.remaining,
-            interval.close,
-            interval.ref,
-            server.close,
-            server.fileno,
-            server.ref,
-            lambda: server.has_ref,
-            lambda: connection.write(b"data"),
-            connection.close,
-            connection.shutdown,
-            connection.fileno,
-            handler.close,
-            handler.unref,
-        ):
-            with pytest.raises(RuntimeError, match="not the event loop's"):
-                call()
+# What is looked at and changed by nobody, or is one flag, and what is made for other threads.
+FOR_ANY_THREAD = {
+    "Loop": {"call_threadsafe", "stats"},
+    "Event": {"closed", "freed"},
+    "Interval": {"closed"},
+    "Idler": {"closed"},
+    "Notifier": {"closed", "freed", "trigger"},
+    "Work": {"cancelled", "closed", "running"},
+    "Poller": {"closed", "disconnected"},
+    "SignalHandler": {"closed", "signo"},
+    "FsMonitor": {"closed", "path"},
+    "FsRequest": {"closed"},
+    "CloseRequest": {"closed"},
+    "Lookup": {"closed", "host"},
+    "ReverseLookup": {"closed", "ip"},
+    "TcpServer": {"address", "closed"},
+    "SslServer": {"address", "closed"},
+    "PipeServer": {"address", "closed"},
+    "TcpSocket": {"closed", "data"},
+    "SslSocket": {"closed", "data"},
+    "PipeSocket": {"closed", "data"},
+    "ProcessPipe": {"closed", "data"},
+    "Process": {
+        *("closed", "error_output", "exit_status", "input", "output", "pid", "term_signal"),
+    },
+    "UdpSocket": {"address", "closed", "data"},
+    # The last of these are io's own, and the same for every stream.
+    "AsyncStream": {
+        *("closed", "ended", "socket"),
+        *("detach", "isatty", "name", "readable", "seek", "seekable", "tell", "truncate"),
+        "writable",
+    },
+}
+
+REFUSED = "RuntimeError: called from a thread that is not the event loop's"
+
+# For those that need some.
+ARGUMENTS = {
+    "connect": ("127.0.0.1", 9),
+    "join_multicast": ("239.1.2.3",),
+    "keepalive": (10,),
+    "leave_multicast": ("239.1.2.3",),
+    "readinto": (bytearray(9),),
+    "readinto1": (bytearray(9),),
+    "send": (b"data", ("127.0.0.1", 9)),
+    "set_multicast_interface": ("127.0.0.1",),
+    "set_timeouts": (10, 10),
+    "write": (b"data",),
+    "writelines": ([b"data"],),
+}
+
+OF_A_HANDLE = {
+    "Interval": [pyasync.remove_interval],
+    "Idler": [pyasync.free_idler],
+    "Notifier": [pyasync.free_notifier],
+    "Poller": [pyasync.free_poller],
+    "FsMonitor": [pyasync.fs_unwatch, pyasync.fs_monitor_close],
+    "Process": [lambda process: pyasync.process_kill(process, 0)],
+    "TcpSocket": [
+        lambda socket: pyasync.connect_tcp_socket(socket, "127.0.0.1", 9),
+        pyasync.start_tls,
+    ],
+    "AsyncStream": [pyasync.start_tls, list, next, lambda stream: stream.__exit__()],
+}
+
+
+def calls_on(handle):
+    """Give name and call of all that a handle has, and of what takes one."""
+    kind = type(handle)
+    for name in dir(handle):
+        private = name.startswith("_") and name != "__call__"
+        if private or name in FOR_ANY_THREAD[kind.__name__]:
+            continue
+        member = getattr(kind, name)
+        if isinstance(member, property):
+            yield name, partial(getattr, handle, name)
+            if member.fset is not None:
+                yield f"{name} =", partial(setattr, handle, name, 1)
+        else:
+            yield name, partial(getattr(handle, name), *ARGUMENTS.get(name, ()))
+    for function in OF_A_HANDLE.get(kind.__name__, ()):
+        yield str(function), partial(function, handle)
+
+
+def test_calls_on_handles_from_another_thread_raise(run, tmp_path):
+    def check(handles):
+        assert {type(handle).__name__ for handle in handles} == set(FOR_ANY_THREAD)
+        accepted = []
+        for handle in handles:
+            for name, call in calls_on(handle):
+                try:
+                    outcome = call()
+                except Exception as error:
+                    outcome = f"{type(error).__name__}: {error}"
+                if not str(outcome).startswith(REFUSED):
+                    accepted.append((type(handle).__name__, name, outcome))
+        assert accepted == []
 
     def start():
         server = pyasync.tcp_server("127.0.0.1", 0, nothing)
-        handles = (
+        pipe_server = pyasync.pipe_server(tmp_path / "pipe", nothing)
+        process = pyasync.spawn("cat", [], input=pyasync.PIPE)
+        stream = pyasync.tcp_connect(*server.address, nothing, stream=True)
+        stream._feed(b"a line\nand more")
+        handles = [
+            pyasync.current_loop(),
             pyasync.delay(nothing, time=HOUR),
             pyasync.interval(nothing, time=HOUR),
-            server,
-            pyasync.tcp_connect(*server.address, nothing),
+            pyasync.idle(nothing),
+            pyasync.make_notifier(nothing),
+            pyasync.work(nothing, nothing),
+            pyasync.poll(reader, nothing),
             pyasync.signal_handler(signal.SIGUSR1, nothing),
-        )
-        in_other_thread(check, *handles)
-        assert not any(handle.closed for handle in handles)
+            pyasync.fs_watch(tmp_path, nothing),
+            pyasync.fs.stat("/", nothing),
+            pyasync.fs.close(os.dup(reader), nothing),
+            pyasync.dns_lookup("127.0.0.1", nothing),
+            pyasync.reverse_dns_lookup("127.0.0.1", nothing),
+            server,
+            tcp_ssl_server(),
+            pipe_server,
+            pyasync.tcp_connect(*server.address, nothing),
+            pyasync.init_tcp_ssl_socket(nothing),
+            pyasync.pipe_connect(tmp_path / "pipe", nothing),
+            process,
+            process.input,
+            pyasync.udp_socket("127.0.0.1", 0),
+            stream,
+        ]
+        in_other_thread(check, handles)
+        assert not any(handle.closed for handle in handles[1:])
+        assert stream.read() == b"a line\nand more"
+        process.kill()
+        process.input.close()
         pyasync.exit_event_loop()
 
-    run(start)
+    reader, writer = os.pipe()
+    try:
+        run(start)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def tcp_ssl_server():
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    return pyasync.tcp_ssl_server("127.0.0.1", 0, nothing, ssl_context=context)
 
 
 def test_another_thread_has_no_loop_of_its_own(run):

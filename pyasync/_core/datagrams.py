@@ -336,6 +336,7 @@ class DatagramSocket(SocketHandle, CHandle):
 
     @broadcast.setter
     def broadcast(self, on: bool) -> None:
+        self._open_slot()
         self._loop.submit()
         with self._socket() as sock:
             sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_BROADCAST, bool(on))

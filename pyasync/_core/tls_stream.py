@@ -77,14 +77,15 @@ class TlsStream(Socket):
 
         Leave reading, writing and unwrapping to the socket.
         """
+        self._enter()  # OpenSSL's objects are for one thread at a time
         tls = self._extras.tls
         return None if tls is None else tls.object
 
     @property
     def cipher(self) -> tuple[str, str, int] | None:
         """The cipher in use: name, version of the protocol, secret bits; None before that."""
-        tls = self._extras.tls
-        return None if tls is None else tls.object.cipher()
+        tls = self.ssl_object
+        return None if tls is None else tls.cipher()
 
     @property
     def alpn(self) -> str | None:
@@ -92,8 +93,8 @@ class TlsStream(Socket):
 
         Offer some by ``set_alpn_protocols`` of the context.
         """
-        tls = self._extras.tls
-        return None if tls is None else tls.object.selected_alpn_protocol()
+        tls = self.ssl_object
+        return None if tls is None else tls.selected_alpn_protocol()
 
     @property
     def session(self) -> Any:
@@ -102,8 +103,8 @@ class TlsStream(Socket):
         A server's tickets come behind the handshake with TLS 1.3: take it when data has been
         read, or at the end. It can be read after the socket has closed.
         """
-        tls = self._extras.tls
-        return None if tls is None else tls.object.session
+        tls = self.ssl_object
+        return None if tls is None else tls.session
 
     # Writing
 
