@@ -5,6 +5,18 @@ Everything public is here: see `start_event_loop`, `tcp_server`, `delay` and `st
 
 from pyasync import fs
 from pyasync.async_stream import AsyncStream
+from pyasync.cl_names import (
+    free_idler,
+    free_notifier,
+    free_poller,
+    fs_monitor_close,
+    process_error_output,
+    process_input,
+    process_kill,
+    process_output,
+    remove_interval,
+    trigger_notifier,
+)
 from pyasync.counters import Stats
 from pyasync.dns import dns_lookup, dns_lookup_all, reverse_dns_lookup
 from pyasync.errors import (
@@ -37,7 +49,7 @@ from pyasync.errors import (
     TcpSslError,
 )
 from pyasync.fs import mkdtemp
-from pyasync.fs_events import FsMonitor, fs_monitor_close, fs_unwatch, fs_watch
+from pyasync.fs_events import FsMonitor, fs_unwatch, fs_watch
 from pyasync.loop import (
     Loop,
     add_event_loop_exit_callback,
@@ -62,10 +74,6 @@ from pyasync.processes import (
     ProcessPipe,
     StdioPipe,
     StdioStream,
-    process_error_output,
-    process_input,
-    process_kill,
-    process_output,
     spawn,
 )
 from pyasync.signals import (
@@ -85,10 +93,8 @@ from pyasync.tcp import (
 from pyasync.threads import (
     Notifier,
     Work,
-    free_notifier,
     make_notifier,
     set_max_workers,
-    trigger_notifier,
     work,
 )
 from pyasync.timers import (
@@ -97,13 +103,12 @@ from pyasync.timers import (
     delay,
     interval,
     make_event,
-    remove_interval,
     with_delay,
     with_interval,
 )
 from pyasync.tls import SslSocket, init_tcp_ssl_socket, start_tls, tcp_ssl_connect, tcp_ssl_server
 from pyasync.udp import UdpSocket, udp_socket
-from pyasync.watchers import Idler, Poller, free_idler, free_poller, idle, poll
+from pyasync.watchers import Idler, Poller, idle, poll
 
 __version__ = "0.1.0"
 

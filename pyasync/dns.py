@@ -11,14 +11,16 @@ from collections.abc import Callable
 
 from pyasync._core.addresses import numeric_address
 from pyasync._core.arguments import optional_callable, require_callable, require_host
-from pyasync._core.pool_requests import FoundCallback, Lookup, ReverseLookup
+from pyasync._core.pool_requests import FoundCallback
+from pyasync._core.pool_requests import Lookup as CoreLookup
+from pyasync._core.pool_requests import ReverseLookup as CoreReverseLookup
 from pyasync.errors import EventError
 from pyasync.loop import EventCallback, Loop, get_loop
 
 FAMILIES = (sockets.AF_UNSPEC, sockets.AF_INET, sockets.AF_INET6)
 
 
-class DnsLookup(Lookup):
+class Lookup(CoreLookup):
     """A lookup of a name that is under way."""
 
     __slots__ = ()
@@ -29,7 +31,7 @@ class DnsLookup(Lookup):
         self._loop.report(self, error)
 
 
-class DnsReverseLookup(ReverseLookup):
+class ReverseLookup(CoreReverseLookup):
     """A lookup of an address that is under way."""
 
     __slots__ = ()
@@ -46,7 +48,7 @@ def dns_lookup(
     *,
     event_cb: EventCallback | None = None,
     family: int = sockets.AF_UNSPEC,
-) -> DnsLookup:
+) -> Lookup:
     """Find an address of a host, and call ``resolve_cb(address, family)``, later.
 
     The address is numeric, a string; its family is ``socket.AF_INET`` or ``AF_INET6``. It is the
@@ -67,7 +69,7 @@ def dns_lookup_all(
     *,
     event_cb: EventCallback | None = None,
     family: int = sockets.AF_UNSPEC,
-) -> DnsLookup:
+) -> Lookup:
     """Find all addresses of a host, and call ``resolve_cb(addresses)``, later.
 
     ``addresses`` is a list of pairs ``(address, family)``, in the order in which they are to be
@@ -98,7 +100,7 @@ def reverse_dns_lookup(
     resolve_cb: Callable[[str, str], object],
     *,
     event_cb: EventCallback | None = None,
-) -> DnsReverseLookup:
+) -> ReverseLookup:
     """Find the name of an address, and call ``resolve_cb(host, service)``, later.
 
     ``ip`` is a numeric address, of IPv4 or IPv6. ``host`` is its name; an address that has none is
@@ -114,7 +116,7 @@ def reverse_dns_lookup(
     optional_callable("event_cb", event_cb)
     if numeric_address(ip) is None:
         raise ValueError(f"ip must be a numeric address, not {ip!r}")
-    return DnsReverseLookup(get_loop(), ip, resolve_cb, event_cb)
+    return ReverseLookup(get_loop(), ip, resolve_cb, event_cb)
 
 
 def _look_up(
@@ -123,10 +125,10 @@ def _look_up(
     found_cb: FoundCallback,
     event_cb: EventCallback | None,
     family: int,
-) -> DnsLookup:
+) -> Lookup:
     require_host("host", host)
     require_callable("resolve_cb", resolve_cb)
     optional_callable("event_cb", event_cb)
     if family not in FAMILIES:
         raise ValueError(f"family must be AF_INET, AF_INET6 or AF_UNSPEC, not {family!r}")
-    return DnsLookup(get_loop(), host, family, found_cb, event_cb)
+    return Lookup(get_loop(), host, family, found_cb, event_cb)

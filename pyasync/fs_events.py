@@ -121,10 +121,5 @@ def fs_unwatch(monitor: FsMonitor) -> None:
     monitor.close()
 
 
-def fs_monitor_close(monitor: FsMonitor) -> None:
-    """Close the monitor: the same as `fs_unwatch`."""
-    monitor.close()
-
-
 def _error(status: int, path: str | bytes) -> FilesystemError:
     return filesystem_error(status, path, detail=_LIMITS.get(-status))

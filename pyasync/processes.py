@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import enum
-import errno
-import os
-import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from pyasync._core.arguments import StrOrBytesPath, c_string, optional_callable
-from pyasync._core.handles import CHandle
+from pyasync._core.arguments import optional_callable
+from pyasync._core.children import (
+    NEW_PIPE,
+    NULL_DEVICE,
+    Argument,
+    ChildProcess,
+    pipe_slot,
+    started_child,
+)
 from pyasync._core.stream import ENDED, SHUT, Data, WriteCallback, as_buffer_slice
-from pyasync._ffi import ffi, lib
-from pyasync.errors import check, filesystem_error
 from pyasync.loop import EventCallback, Loop, get_loop
 from pyasync.options import StreamOptions
 from pyasync.streams import Stream
 
-Argument = StrOrBytesPath
 ExitCallback = Callable[["Process", int, int], object]
-
-#: The greatest id of a user or group: one more would mean "leave it" to setreuid(2).
-MAX_ID = 2**32 - 2
 
 
 class Stdio(enum.Enum):
@@ -133,7 +130,7 @@ class ProcessPipe(Stream):
             super().shutdown()
 
 
-class Process(CHandle):
+class Process(ChildProcess):
     """A child process, made by `spawn`.
 
     It keeps the loop running until the child has exited; then it is closed, and `exit_status` and
@@ -142,54 +139,17 @@ class Process(CHandle):
     ``exit_cb`` at the latest, but not of a process that was closed before: see `close`.
     """
 
-    __slots__ = (
-        "_exit_cb",
-        "error_output",
-        "exit_status",
-        "input",
-        "output",
-        "pid",
-        "term_signal",
-    )
+    __slots__ = ("_exit_cb", "error_output", "input", "output")
 
     def __init__(
         self, loop: Loop, slot: int, exit_cb: ExitCallback | None, event_cb: EventCallback | None
     ) -> None:
         self._exit_cb = exit_cb
-        #: The child's process id, also when it has exited, and the id is another's.
-        self.pid: int = lib.pa_process_pid(loop.c, slot)
         #: The `ProcessPipe` or `AsyncStream` to each standard stream; None if it has none.
         self.input: Any = None
         self.output: Any = None
         self.error_output: Any = None
-        #: The status that the child has exited with, 0 if a signal has ended it, and that signal
-        #: or 0; None while it runs.
-        self.exit_status: int | None = None
-        self.term_signal: int | None = None
         super().__init__(loop, slot, event_cb)
-
-    def kill(self, signo: int = signal.SIGTERM) -> bool:
-        """Send a signal to the child, by default SIGTERM; return False if it has exited.
-
-        A signal that is sent ends most programs, but in their own time: see ``exit_cb``. With a
-        ``signo`` of 0 nothing is sent (kill(2)). Raises `ValueError` for what is no signal,
-        `HandleClosed` if the process was closed before it exited, and `FilesystemPermission` if
-        the child has become another user's.
-        """
-        if not isinstance(signo, int):
-            raise TypeError(f"signo must be an integer, not {type(signo).__name__}")
-        if not 0 <= signo < signal.NSIG:
-            raise ValueError(f"no such signal: {signo}")
-        if self.exit_status is not None:
-            return False
-        slot = self._open_slot()
-        self._loop.submit()
-        status = lib.pa_process_kill(self._loop.c, slot, signo)
-        if status == -errno.ESRCH:
-            return False
-        if status < 0:
-            raise filesystem_error(status)
-        return True
 
     def close(self) -> None:
         """Forget the child, which runs on: ``exit_cb`` is not called, its pipes stay open.
@@ -203,15 +163,9 @@ class Process(CHandle):
         """
         super().close()
 
-    # Called by the loop
-
-    def _on_event(self, kind: int, value: int, data: int) -> None:
-        if self._slot < 0:
-            return  # closed, and the child has exited since
-        self._slot = -1
-        self.exit_status, self.term_signal = value, data
+    def _report_exit(self) -> None:
         if self._exit_cb is not None:
-            self._exit_cb(self, value, data)
+            self._exit_cb(self, self.exit_status or 0, self.term_signal or 0)
 
     def _on_closed(self) -> None:
         """Close the input: few programs that use a pipe would ever do so after the exit.
@@ -276,91 +230,36 @@ def spawn(
     loop = get_loop()
     optional_callable("exit_cb", exit_cb)
     optional_callable("event_cb", event_cb)
-    if isinstance(args, (str, bytes)):
-        raise TypeError("args must be a list of arguments, not one")
-    file = c_string("path", path)
-    argv = _c_strings([file, *(c_string("an argument", arg) for arg in args)])
-    environ = ffi.NULL if env is None else _c_strings(_environment(env))
-    directory = (
-        ffi.NULL
-        if working_directory is None
-        else ffi.new("char[]", c_string("working_directory", working_directory))
-    )
-    flags = lib.PA_DETACHED if detached else 0
-    for name, value, flag in [("uid", uid, lib.PA_SETUID), ("gid", gid, lib.PA_SETGID)]:
-        if value is not None:
-            _require_id(name, value)
-            flags |= flag
     wanted = [
         _require_stdio("input", input),
         _require_stdio("output", output),
         _require_stdio("error_output", error_output),
     ]
     options = [
-        _settings(loop, stdio, event_cb) if isinstance(stdio, StdioPipe) else None
+        _pipe_options(loop, stdio, event_cb) if isinstance(stdio, StdioPipe) else None
         for stdio in wanted
     ]
 
-    loop.submit()
-    with _descriptors(wanted) as (theirs, ours):
-        slot = lib.pa_spawn(
-            loop.c, file, argv[0], environ and environ[0], directory, theirs, flags,
-            uid or 0, gid or 0,
-        )  # fmt: skip
-        if slot < 0:
-            raise filesystem_error(slot, _culprit(slot, path, working_directory))
+    with started_child(
+        loop,
+        path,
+        args,
+        [_descriptor(stdio, fd) for fd, stdio in enumerate(wanted)],
+        env=env,
+        working_directory=working_directory,
+        uid=uid,
+        gid=gid,
+        detached=detached,
+    ) as (slot, ours):
         process = Process(loop, slot, exit_cb, event_cb)
         process.input, process.output, process.error_output = (
-            None if stdio is None else _open(stdio, wanted[fd], ours, fd)
-            for fd, stdio in enumerate(options)
+            None if pipe is None else _open(pipe, wanted[fd], ours, fd)
+            for fd, pipe in enumerate(options)
         )
     return process
 
 
-def process_kill(process: Process, signo: int) -> bool:
-    """Return ``process.kill(signo)``."""
-    return process.kill(signo)
-
-
-def process_input(process: Process) -> Any:
-    """Return ``process.input``."""
-    return process.input
-
-
-def process_output(process: Process) -> Any:
-    """Return ``process.output``."""
-    return process.output
-
-
-def process_error_output(process: Process) -> Any:
-    """Return ``process.error_output``."""
-    return process.error_output
-
-
 # What spawn was given
-
-
-def _c_strings(strings: list[bytes]) -> tuple[Any, list[Any]]:
-    """Return a ``char *[]`` that ends with NULL, and what must live as long."""
-    memory = [ffi.new("char[]", string) for string in strings]
-    return ffi.new("char *[]", [*memory, ffi.NULL]), memory
-
-
-def _environment(env: Mapping[Any, Any]) -> list[bytes]:
-    if not isinstance(env, Mapping):
-        raise TypeError(f"env must be a mapping, not {type(env).__name__}")
-    items = [(c_string("a name in env", key), c_string("env", env[key])) for key in env]
-    for key, _ in items:
-        if not key or b"=" in key:
-            raise ValueError(f"no name of an environment variable: {key!r}")
-    return [b"%s=%s" % item for item in items]
-
-
-def _require_id(name: str, value: Any) -> None:
-    if not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
-    if not 0 <= value <= MAX_ID:
-        raise ValueError(f"{name} must be from 0 to {MAX_ID}, not {value}")
 
 
 def _require_stdio(name: str, value: Any) -> StdioPipe | Stdio | int:
@@ -385,7 +284,15 @@ def _require_stdio(name: str, value: Any) -> StdioPipe | Stdio | int:
     return fd
 
 
-def _settings(loop: Loop, stdio: StdioPipe, event_cb: EventCallback | None) -> StreamOptions:
+def _descriptor(stdio: StdioPipe | Stdio | int, fd: int) -> int:
+    if isinstance(stdio, StdioPipe):
+        return NEW_PIPE
+    if isinstance(stdio, int):
+        return stdio
+    return fd if stdio is INHERIT else NULL_DEVICE
+
+
+def _pipe_options(loop: Loop, stdio: StdioPipe, event_cb: EventCallback | None) -> StreamOptions:
     return StreamOptions(
         loop,
         stdio._read_cb or _do_nothing,
@@ -400,45 +307,9 @@ def _do_nothing(pipe: Any, data: Any) -> None:
     pass
 
 
-# Descriptors
-
-
-@contextmanager
-def _descriptors(wanted: list[StdioPipe | Stdio | int]) -> Iterator[tuple[list[int], list[int]]]:
-    """Give the three descriptors for the child, and our ends of pipes; -1 where there is none.
-
-    At the end close all that are ours; those that `_open` has taken are no longer. Real pipes, in
-    place of the socket pairs that libuv would make, let a child open ``/dev/stdout``.
-    """
-    theirs, ours, made = [-1] * 3, [-1] * 3, []
-    try:
-        for fd, stdio in enumerate(wanted):
-            if isinstance(stdio, StdioPipe):
-                reader, writer = _pipe()
-                theirs[fd], ours[fd] = (reader, writer) if fd == 0 else (writer, reader)
-                made.append(theirs[fd])
-            elif stdio is INHERIT:
-                theirs[fd] = fd
-            elif isinstance(stdio, int):
-                theirs[fd] = stdio
-        yield theirs, ours
-    finally:
-        for fd in [*made, *ours]:
-            if fd >= 0:
-                os.close(fd)
-
-
-def _pipe() -> tuple[int, int]:
-    try:
-        return os.pipe()
-    except OSError as error:
-        raise filesystem_error(-(error.errno or 0)) from None
-
-
 def _open(options: StreamOptions, stdio: Any, ours: list[int], fd: int) -> Any:
     """Return the stream of our end of the pipe, which is no longer ours to close."""
-    descriptor, ours[fd] = ours[fd], -1
-    slot = check(lib.pa_open(options.loop.c, descriptor, lib.PA_STDIO))
+    slot = pipe_slot(options.loop, ours, fd)
     # Of a writing end nothing will be read any more, and to a reading one nothing written.
     pipe = ProcessPipe(options, slot, ENDED if fd == 0 else SHUT, stdio._write_cb)
     subject = pipe._subject
@@ -447,12 +318,3 @@ def _open(options: StreamOptions, stdio: Any, ours: list[int], fd: int) -> Any:
     if stdio._data is not None:
         pipe.write(stdio._data)
     return subject
-
-
-def _culprit(status: int, path: Argument, directory: Argument | None) -> Argument | None:
-    """Return what the child could not use, as far as can be said: it says no more than an errno."""
-    if -status not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG):
-        return path if -status in (errno.ENOEXEC, errno.ETXTBSY, errno.EISDIR) else None
-    if directory is not None and not (os.path.isdir(directory) and os.access(directory, os.X_OK)):
-        return directory
-    return path

@@ -298,13 +298,3 @@ def make_notifier(
     require_callable("callback", callback)
     optional_callable("event_cb", event_cb)
     return Notifier(get_loop(), callback, event_cb, bool(single_shot))
-
-
-def trigger_notifier(notifier: Notifier) -> None:
-    """Let the notifier's callback run in its loop; from any thread: see `Notifier.trigger`."""
-    notifier.trigger()
-
-
-def free_notifier(notifier: Notifier) -> None:
-    """Free the notifier. Freeing twice does nothing."""
-    notifier.free()

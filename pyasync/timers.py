@@ -220,11 +220,6 @@ def with_interval(seconds: float) -> Callable[[Callback], Interval]:
     return lambda callback: interval(callback, time=seconds)
 
 
-def remove_interval(interval: Interval) -> None:
-    """Cancel the interval."""
-    interval.close()
-
-
 def make_event(callback: Callback, *, event_cb: EventCallback | None = None) -> Event:
     """Return an `Event` that is not armed: see `Event.add`. Raises `EventLoopNotRunning`."""
     optional_callable("event_cb", event_cb)

@@ -131,11 +131,6 @@ def poll(
     return Poller(loop, slot, events, callback, event_cb)
 
 
-def free_poller(poller: Poller) -> None:
-    """Close the poller. Closing twice does nothing."""
-    poller.close()
-
-
 def _events(readable: bool, writable: bool) -> int:
     return (READABLE if readable else 0) | (WRITABLE if writable else 0)
 
@@ -193,8 +188,3 @@ def idle(callback: Callable[[], object], *, event_cb: EventCallback | None = Non
     require_callable("callback", callback)
     optional_callable("event_cb", event_cb)
     return Idler(get_loop(), callback, event_cb)
-
-
-def free_idler(idler: Idler) -> None:
-    """Close the idler. Closing twice does nothing."""
-    idler.close()
