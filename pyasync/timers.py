@@ -7,12 +7,11 @@ Times are rounded up to libuv's milliseconds, so that none fires early.
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import get_ident
 from time import monotonic
 from typing import Any
 
 from pyasync._core.arguments import optional_callable, require_callable
-from pyasync._core.deadlines import Timer, due_in
+from pyasync._core.deadlines import Bucket, due_in
 from pyasync.errors import EventFreed
 from pyasync.loop import EventCallback, Loop, get_loop
 
@@ -22,15 +21,15 @@ Callback = Callable[[], object]
 MIN_INTERVAL = 1e-6
 
 
-class Event(Timer):
+class Event:
     """A callback that can be armed to run once, after a time, any number of times.
 
     Events due at the same time run in the order in which they were armed; none runs early.
     """
 
-    __slots__ = ()
-
-    _loop: Loop
+    # Four fields, because programs hold very many of these: see Armable. _options is a pair of
+    # event_cb and whether the event is referenced, where these are not None and True.
+    __slots__ = ("_bucket", "_callback", "_loop", "_options")
 
     def __init__(
         self, loop: Loop, callback: Callback, event_cb: EventCallback | None = None
@@ -39,7 +38,12 @@ class Event(Timer):
             require_callable("callback", callback)
         if event_cb is not None:
             require_callable("event_cb", event_cb)
-        super().__init__(loop, callback, event_cb)
+        self._loop = loop
+        self._callback: Callback | None = callback
+        self._bucket: Bucket | None = None
+        self._options: tuple[EventCallback | None, bool] | None = None
+        if event_cb is not None:
+            self._options = (event_cb, True)
 
     def add(self, timeout: float | None = None) -> None:
         """Arm the event to run its callback after ``timeout`` seconds; None: as soon as possible.
@@ -50,7 +54,7 @@ class Event(Timer):
         self._loop.check_thread()
         if self._callback is None:
             raise EventFreed("the event has been freed")
-        self.start(timeout)
+        self._loop.deadlines.arm(self, 0 if timeout is None else due_in(timeout))
 
     def remove(self) -> None:
         """Disarm the event; it can be added again. Raises `EventFreed`."""
@@ -62,9 +66,10 @@ class Event(Timer):
     def free(self) -> None:
         """Disarm the event for good. Freeing twice does nothing."""
         loop = self._loop
-        if loop.thread != get_ident() and loop.thread is not None:
-            loop.refuse()
-        self.stop()
+        if loop.thread is not None:
+            loop.check_thread()
+            loop.deadlines.disarm(self)
+        self._callback = None
 
     close = free
 
@@ -102,6 +107,10 @@ class Event(Timer):
         event_cb = self._event_cb
         options = None if event_cb is None and referenced else (event_cb, referenced)
         self._loop.deadlines.set_options(self, options)
+
+    @property
+    def _event_cb(self) -> EventCallback | None:
+        return None if self._options is None else self._options[0]
 
     @property
     def has_ref(self) -> bool:

@@ -49,7 +49,7 @@ class SslServer(TcpServer):
     _connection = SslSocket
 
     def _on_accepted(self, slot: int) -> None:
-        socket = self.make_connection(slot)
+        socket = self._make_connection(slot)
         self._loop.register(slot, socket)
         socket._begin()
         try:

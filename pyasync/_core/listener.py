@@ -60,7 +60,7 @@ class Listener(CHandle, DescriptorHandle):
     # Called by the loop
 
     def _on_accepted(self, slot: int) -> None:
-        stream = self.make_connection(slot)
+        stream = self._make_connection(slot)
         objects = self._loop.objects
         if slot < len(objects):
             objects[slot] = stream
@@ -70,11 +70,11 @@ class Listener(CHandle, DescriptorHandle):
             stream._begin()
         stream._report_opened()
 
-    def make_connection(self, slot: int) -> Any:
+    def _make_connection(self, slot: int) -> Any:
         """Return the stream of a connection that has been accepted: for an API to say."""
         raise NotImplementedError
 
-    def connection_closed(self) -> None:
+    def _connection_closed(self) -> None:
         if self._slot >= 0:
             self._loop.queue((lib.PA_ACCEPT, self._slot, 1, b"", None))
 

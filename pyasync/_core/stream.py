@@ -485,7 +485,7 @@ class Stream(DescriptorHandle):
                 self._extras.linger.stop()
                 self._extras.linger = None
         if self._state & LIMITED:
-            self._options.server.connection_closed()
+            self._options.server._connection_closed()
         self._report_closed()
 
     def _on_loop_end(self) -> None:
