@@ -180,7 +180,13 @@ def start_event_loop(
         loop.ready.append(start_fn)
         loop.run()
     finally:
-        close_whole(loop)
+        try:
+            loop.close()
+        finally:
+            try:
+                loop.close()  # goes on where Ctrl-C has interrupted the first
+            finally:
+                loop.close()
 
 
 @contextmanager
@@ -211,18 +217,13 @@ def event_loop(
         yield loop
         loop.run()
     finally:
-        close_whole(loop)
-
-
-def close_whole(loop: Loop) -> None:
-    """Close the loop also when Ctrl-C, even pressed again and again, interrupts its end."""
-    try:
-        loop.close()
-    finally:
         try:
-            loop.close()  # goes on where the first was interrupted; else there is nothing to do
-        finally:
             loop.close()
+        finally:
+            try:
+                loop.close()  # goes on where Ctrl-C has interrupted the first
+            finally:
+                loop.close()
 
 
 def exit_event_loop() -> None:

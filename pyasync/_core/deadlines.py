@@ -105,8 +105,8 @@ class Deadlines:
             return
         if timer._bucket is not None:
             self.disarm(timer)
-        self._changing = True
         try:
+            self._changing = True
             bucket = self.buckets.get(due)
             if bucket is None:
                 bucket = self.buckets[due] = [due]
@@ -130,8 +130,8 @@ class Deadlines:
             return
         if timer._bucket is None:
             return
-        self._changing = True
         try:
+            self._changing = True
             timer._bucket = None
             self.armed -= 1
             self.stale += 1
@@ -157,8 +157,8 @@ class Deadlines:
         if self._changing:
             self._postponed.append((self.set_options, timer, options))
             return
-        self._changing = True
         try:
+            self._changing = True
             before, timer._options = timer._options, options
             if timer._bucket is not None:
                 self.unreferenced += _is_unreferenced(options) - _is_unreferenced(before)
@@ -188,6 +188,9 @@ class Deadlines:
 
     def _repair(self) -> None:
         """Count anew, because an exception of a signal handler has cut a change short."""
+        for bucket in self.due:
+            if self.buckets.get(bucket[0]) is bucket:
+                del self.buckets[bucket[0]]
         self.dues = sorted(self.buckets)
         waiting = [*self.due, *self.buckets.values()]
         live = [timer for bucket in waiting for timer in _live(bucket)]
@@ -259,18 +262,23 @@ class Deadlines:
 
     def _collect(self, now: int) -> None:
         """Let the buckets that are due be fired: not those that the callbacks will make."""
-        self._changing = True
         try:
+            self._changing = True
             while self.dues and self.dues[0] <= now:
-                bucket = self.buckets.pop(self.dues[0], None)
+                bucket = self.buckets.get(self.dues[0])
                 if bucket is not None:
-                    self.due.append(bucket)
+                    self.due.append(bucket)  # before it is removed: an exception must not lose it
+                    del self.buckets[self.dues[0]]
                 heappop(self.dues)
-        finally:
             self._changing = False
+        finally:
+            if self._changing:
+                self._repair()
 
     def _take(self) -> bool:
         """Let the next bucket that was collected be ``firing``. Returns whether there was one."""
+        if self.due and self.due[0] is self.firing:
+            self.due.popleft()  # an exception has come before this could be done below
         if not self.due:
             self.firing, self.rest = [], iter(())  # its callbacks are not to outlive their calls
             return False

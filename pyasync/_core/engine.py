@@ -146,7 +146,6 @@ class Engine:
         self.crossing = False
         self._polling = False
         self._in_flight = _NOTHING_IN_FLIGHT
-        self._callback_in_flight: WriteCall | None = None
         #: How many crossings C has performed, as far as Python knows.
         self._crossings = 0
 
@@ -337,9 +336,9 @@ class Engine:
     def submit(self) -> None:
         """Perform the pending operations now, before a rare one that crosses by itself."""
         if self.operations and not self.crossing:
-            self.crossing = True
             try:
-                lib.pa_submit(self.c, *self._pack_operations())
+                self.crossing = True
+                lib.pa_submit(self.c, *self._pack_operations([]))
                 self._performed()
             finally:
                 if self.crossing:
@@ -352,41 +351,42 @@ class Engine:
             kind = lib.PA_WRITE if callback is None else lib.PA_WRITE_CALLBACK
             self.operations.extend((kind, slot, size, bytes(data), callback))
             return
-        self.crossing = True
         try:
+            self.crossing = True
             if type(data) is not bytes:
                 data = ffi.from_buffer(data)
-            self._callback_in_flight = callback
+            callbacks = [] if callback is None else [callback]
             if self.operations:
-                batch = self._pack_operations()
+                batch = self._pack_operations(callbacks)
                 lib.pa_submit_and_write(self.c, *batch, slot, data, size, callback is not None)
             else:
+                self._in_flight = (0, callbacks)
                 lib.pa_write(self.c, slot, data, size, callback is not None)
             self._performed()
         finally:
             if self.crossing:
                 self._recover()
 
-    def _pack_operations(self) -> tuple[Any, int, bytes]:
+    def _pack_operations(self, more_callbacks: list[WriteCall]) -> tuple[Any, int, bytes]:
         """Return the pending operations as C takes them. They stay in the queue until it has."""
         batch = self.operations[:]
         size = len(batch)
         payload = b"".join(batch[3::5])
         callbacks = [callback for callback in batch[4::5] if callback is not None]
         del batch[4::5], batch[3::4]
-        self._in_flight = (size, callbacks)
+        self._in_flight = (size, callbacks + more_callbacks)
         return ffi.new(_INT64_ARRAY, batch), size // 5, payload
 
     def _performed(self) -> None:
-        """Take notice that C has performed a crossing."""
+        """Take notice that C has performed a crossing.
+
+        Each step may be the last before an exception, and is not done twice then: see `_recover`.
+        """
         size, callbacks = self._in_flight
         if size:
-            del self.operations[:size]
-            self._in_flight = _NOTHING_IN_FLIGHT
-            self._written += callbacks
-        if self._callback_in_flight is not None:
-            self._written.append(self._callback_in_flight)
-            self._callback_in_flight = None
+            self.operations[:size], self._in_flight = (), (0, callbacks)
+        if callbacks:
+            self._written, self._in_flight = self._written + callbacks, _NOTHING_IN_FLIGHT
         self._crossings += 1
         self.crossing = False
 
@@ -401,7 +401,6 @@ class Engine:
         polling, self._polling = self._polling, False
         if lib.pa_crossings(self.c) == self._crossings:
             self._in_flight = _NOTHING_IN_FLIGHT
-            self._callback_in_flight = None
             self.crossing = False
         elif polling:
             self._polled(lib.pa_event_count(self.c))
@@ -446,9 +445,9 @@ class Engine:
         if self.to_encrypt:
             self._flush_encryption()
         wakeup, deadlines = self._wakeup, self.deadlines
-        self.crossing = self._polling = True
         try:
-            operations = self._pack_operations() if self.operations else _NO_OPERATIONS
+            self.crossing = self._polling = True
+            operations = self._pack_operations([]) if self.operations else _NO_OPERATIONS
             wakeup.woken = False  # before looking: a call that comes after it wakes the loop
             wait = not (
                 timeout == 0
@@ -472,9 +471,9 @@ class Engine:
 
     def _polled(self, count: int) -> None:
         """Keep what `pa_run` has left, from which nothing is lost if an exception comes here."""
-        written = self._written
-        if self._in_flight[1]:
-            written = written + self._in_flight[1]
+        size, callbacks = self._in_flight
+        if size:
+            self.operations[:size], self._in_flight = (), (0, callbacks)
         self._alive = count >= 0
         if not self._alive:
             count = ~count
@@ -485,15 +484,11 @@ class Engine:
             # A copy, so that the walk uses no memory of C.
             records = self._records[: count * _RECORD.size]
             self._batch = _RECORD.iter_unpack(records)
-        if written and self._write_calls is None:
+        if self._write_calls is None and (callbacks or self._written):
             self._alive = True
-            self.written_now = written
-            self._write_calls = iter(written)
-            self._written = []
-        size = self._in_flight[0]
-        if size:
-            del self.operations[:size]
-            self._in_flight = _NOTHING_IN_FLIGHT
+            self.written_now = written = self._written + callbacks
+            self._write_calls, self._written = iter(written), []
+        self._in_flight = _NOTHING_IN_FLIGHT
         self._crossings += 1
         self.crossing = self._polling = False
 

@@ -1,0 +1,54 @@
+"""What a signal handler does, at each line of some functions in turn."""
+
+import contextlib
+import sys
+
+
+class Interrupt(Exception):
+    """What the handler raises."""
+
+
+@contextlib.contextmanager
+def at_line(number, act, *functions):
+    """Call ``act()`` before the ``number``-th line that runs in one of the functions.
+
+    As a signal handler does, it runs between two steps of the interpreter; what it raises comes out
+    of that line. Gives a list, which has an item when it was called.
+    """
+    codes = {function.__code__ for function in functions}
+    left, called = number, []
+
+    def trace(frame, event, arg):
+        return trace_line if frame.f_code in codes else None
+
+    def trace_line(frame, event, arg):
+        nonlocal left
+        if event == "line" and not called:
+            if left == 0:
+                called.append(frame.f_lineno)
+                sys.settrace(None)
+                act()
+            left -= 1
+        return trace_line
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield called
+    finally:
+        sys.settrace(before)
+
+
+def each_line(scenario, act, *functions, most=10_000):
+    """Run ``scenario()`` again and again, with ``act()`` at the first line, the second, and on."""
+    for number in range(most):
+        with at_line(number, act, *functions) as called:
+            scenario()
+        if not called:
+            assert number > 0, "none of these functions has run"
+            return number
+    raise AssertionError(f"more than {most} lines")
+
+
+def raise_interrupt():
+    raise Interrupt

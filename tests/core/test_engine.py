@@ -1,0 +1,397 @@
+"""The engine: iterations, batches and crossings that outlive an exception, and its end."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from engines import (
+    RecordingEngine,
+    entered,
+    read_available,
+    step,
+    steps,
+    stream_and_peer,
+)
+from interrupts import Interrupt, each_line, raise_interrupt
+
+import pyasync
+from pyasync._core.deadlines import Timer
+from pyasync._core.engine import Engine
+from pyasync._core.wakeup import SignalWakeup, Wakeup
+from pyasync.loop import Loop
+
+CROSSINGS = [
+    Engine.poll,
+    Engine.submit,
+    Engine.write_now,
+    Engine._pack_operations,
+    Engine._performed,
+    Engine._polled,
+    Engine._map_records,
+]
+
+
+# Iterations
+
+
+def test_a_poll_ends_after_its_timeout_and_at_once_with_zero():
+    with entered() as engine:
+        engine.keep_alive()
+        for timeout in (0, 0.01):
+            before = time.monotonic()
+            engine.poll(timeout)
+            engine.dispatch()
+            assert time.monotonic() - before >= timeout
+        engine.let_end()
+
+
+def test_a_poll_ends_at_the_first_deadline_if_that_comes_before_its_timeout():
+    fired = []
+    with entered() as engine:
+        Timer(engine, lambda: fired.append(True)).start(0.02)
+        steps(engine, lambda: fired, most=50)  # an hour's poll would last longer than the test
+        Timer(engine, lambda: fired.append(True)).start(0.02)
+        step(engine, 3600)
+        steps(engine, lambda: len(fired) == 2)
+
+
+def test_an_engine_only_says_that_nothing_is_alive_and_goes_on():
+    with entered() as engine:
+        step(engine)
+        step(engine)
+        assert not engine.alive
+        called = []
+        engine.ready.append(lambda: called.append(1))
+        assert engine.alive
+        step(engine)
+        assert called == [1]
+
+
+def test_several_engines_live_in_a_thread_and_take_turns():
+    with entered() as first:
+        first.leave()
+        with entered() as second:
+            first_called, second_called = [], []
+            first.ready.append(lambda: first_called.append(1))
+            second.ready.append(lambda: second_called.append(1))
+            step(second)
+            second.leave()
+            first.enter()
+            step(first)
+            assert (first_called, second_called) == ([1], [1])
+
+
+def test_an_engine_is_made_in_one_thread_and_runs_in_another():
+    engine, told, failures = RecordingEngine(), [], []
+    engine.open()
+
+    def run():
+        try:
+            engine.enter()
+            with stream_and_peer(engine) as (stream, peer):
+                peer.send(b"hello")
+                steps(engine, lambda: stream.told)
+                told.extend(stream.told)
+            engine.leave()
+            engine.close()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(30)
+    assert failures == []
+    assert told == [b"hello"]
+
+
+def test_left_is_not_closed():
+    with entered() as engine:
+        engine.leave()
+        with pytest.raises(pyasync.EventLoopNotRunning):
+            engine.check_thread()
+        called = []
+        engine.call_threadsafe(lambda: called.append(1))  # for when it is entered again
+        engine.enter()
+        step(engine)
+        assert called == [1]
+    with pytest.raises(pyasync.EventLoopNotRunning):
+        engine.call_threadsafe(lambda: None)
+
+
+# Batches
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_a_batch_goes_on_behind_the_callback_that_has_raised(error):
+    """Of three streams that have something to read in one iteration."""
+    got = []
+
+    def read(stream, data):
+        got.append(data)
+        if len(got) == 2:
+            raise error
+
+    with entered() as engine:
+        with stream_and_peer(engine, read) as (_, a), stream_and_peer(engine, read) as (_, b):
+            with stream_and_peer(engine, read) as (_, c):
+                step(engine)
+                for peer, data in [(a, b"1"), (b, b"2"), (c, b"3")]:
+                    peer.send(data)
+                engine.poll(1)
+                with pytest.raises(error):
+                    engine.dispatch()
+                assert len(got) == 2
+                iterations = engine.stats().iterations
+                engine.poll(0)  # nothing is polled before the rest of the batch
+                assert engine.stats().iterations == iterations
+                engine.dispatch()
+                assert sorted(got) == [b"1", b"2", b"3"]
+                engine.poll(0)
+                assert engine.stats().iterations == iterations + 1
+
+
+def test_callbacks_of_writes_and_timers_go_on_behind_the_one_that_has_raised():
+    called = []
+
+    def callback(number):
+        called.append(number)
+        if number in (1, 4):
+            raise KeyboardInterrupt
+
+    with entered() as engine, stream_and_peer(engine) as (stream, _):
+        for number in range(3):
+            stream._write(b"x", lambda stream, number=number: callback(number), False)
+        for number in range(3, 6):
+            Timer(engine, lambda number=number: callback(number)).start()
+        raised = 0
+        for _ in range(20):
+            try:
+                step(engine)
+            except KeyboardInterrupt:
+                raised += 1
+        assert raised == 2
+        assert sorted(called) == list(range(6))
+
+
+def test_what_is_ready_goes_on_behind_the_call_that_has_raised():
+    called = []
+
+    def call(number):
+        called.append(number)
+        if number == 1:
+            engine.ready.append(lambda: call(3))
+            raise KeyboardInterrupt
+
+    with entered() as engine:
+        for number in range(3):
+            engine.ready.append(lambda number=number: call(number))
+        with pytest.raises(KeyboardInterrupt):
+            step(engine)
+        step(engine)
+        assert called == [0, 1, 2, 3]
+
+
+# Crossings
+
+
+def check_crossings(buffer_writes):
+    """Write, close and read while an exception may come; at its end nothing is lost or doubled."""
+    done, interrupted = [], []
+
+    def attempt(write, number):
+        try:
+            write()
+        except Interrupt:
+            interrupted.append(number)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(Interrupt))  # which comes while the engine closes
+        engine = stack.enter_context(entered(buffer_writes=buffer_writes))
+        stream, peer = stack.enter_context(stream_and_peer(engine))
+        received = b""
+        for number in range(6):
+            size = 3 if number % 3 else 20_000  # large ones cross at once
+            data = bytes([number]) * size
+
+            def write(data=data, number=number):
+                stream._write(data, lambda stream: done.append(number), False)
+
+            attempt(write, number)
+            peer.send(bytes([100 + number]))
+            if number % 2:
+                for part in (engine.submit, lambda: engine.poll(0)):
+                    attempt(part, None)
+                engine.dispatch()
+            received += read_available(peer)
+        for _ in range(6):
+            attempt(lambda: engine.poll(0), None)
+            engine.dispatch()
+            received += read_available(peer)
+        assert b"".join(stream.told) == bytes(range(100, 106))
+        wrote = [number for number in range(6) if bytes([number]) in received]
+        expected = b"".join(bytes([n]) * (3 if n % 3 else 20_000) for n in wrote)
+        assert received == expected
+        assert set(range(6)) - set(wrote) <= set(interrupted)  # only that one may be missing
+        assert done == wrote
+        assert engine.errors == []
+
+
+@pytest.mark.parametrize("buffer_writes", [True, False], ids=["buffered", "unbuffered"])
+def test_nothing_is_lost_or_done_twice_by_an_exception_at_any_line_of_a_crossing(buffer_writes):
+    lines = each_line(lambda: check_crossings(buffer_writes), raise_interrupt, *CROSSINGS)
+    assert lines > 100
+
+
+def test_a_handler_that_writes_at_any_line_of_a_crossing_writes_in_order():
+    """Its write is whole, and those of the stream come in the order of their calls."""
+    current = []
+
+    def handler():
+        current[0]._write(b"[handler]", None, False)
+
+    def scenario():
+        with entered() as engine, stream_and_peer(engine) as (stream, peer):
+            current[:] = [stream]
+            received = b""
+            for number in range(4):
+                stream._write(b"<%d>" % number * (1 if number % 2 else 5000), None, False)
+                if number % 2:
+                    step(engine)
+                    received += read_available(peer)
+            for _ in range(3):
+                step(engine)
+                received += read_available(peer)
+            pieces = [b"<%d>" % number * (1 if number % 2 else 5000) for number in range(4)]
+            assert received.replace(b"[handler]", b"") == b"".join(pieces)
+
+    each_line(scenario, handler, *CROSSINGS)
+
+
+def test_the_queue_of_a_stream_is_counted_once_for_all_who_ask():
+    with entered() as engine, stream_and_peer(engine) as (stream, _):
+        with stream_and_peer(engine) as (other, _):
+            looked_at = 0
+
+            class Operations(list):
+                def __getitem__(self, index):
+                    nonlocal looked_at
+                    looked_at += 1
+                    return super().__getitem__(index)
+
+            engine.operations = Operations()
+            engine.queue = engine.operations.extend
+            for number in range(1, 1001):
+                stream._write(b"xyz", None, False)
+                other._write(b"x", None, False)
+                assert stream.write_queue_size == 3 * number
+                assert other.write_queue_size == number
+            assert looked_at <= 2000
+
+
+# The end
+
+
+def open_descriptors():
+    return set(os.listdir("/proc/self/fd"))
+
+
+def test_an_engine_that_was_never_entered_closes():
+    engine = RecordingEngine()
+    engine.open()
+    engine.close()
+    engine.close()
+    with pytest.raises(pyasync.EventLoopNotRunning):
+        engine.call_threadsafe(lambda: None)
+
+
+CLOSING = [Engine.close, Engine.submit, Engine.leave, Wakeup.close, SignalWakeup.close,
+           SignalWakeup.restore]  # fmt: skip
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_a_close_that_is_interrupted_at_any_line_goes_on_with_the_next_call():
+    before = signal.set_wakeup_fd(-1)
+    try:
+        descriptors = open_descriptors()
+
+        def scenario():
+            engine = RecordingEngine()
+            engine.open()
+            engine.enter()
+            with stream_and_peer(engine) as (stream, peer):
+                stream._write(b"last", None, False)
+                interrupts = 0
+                for _ in range(2):
+                    try:
+                        engine.close()
+                    except Interrupt:
+                        interrupts += 1
+                assert interrupts <= 1
+                assert read_available(peer) == b"last"
+                assert stream.closed
+                assert signal.set_wakeup_fd(-1) == -1
+                assert engine.thread is None
+            assert open_descriptors() == descriptors
+
+        each_line(scenario, raise_interrupt, *CLOSING)
+    finally:
+        signal.set_wakeup_fd(before)
+
+
+def test_a_program_that_presses_ctrl_c_again_and_again_can_start_another_loop(run):
+    """At each line of the end of a loop, as start_event_loop has it."""
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    def scenario():
+        before = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(before)
+        try:
+            pyasync.start_event_loop(lambda: pyasync.tcp_server("127.0.0.1", 0, print).unref())
+        except KeyboardInterrupt:
+            pass
+        assert pyasync.current_loop() is None
+        assert signal.set_wakeup_fd(before) == before
+
+    each_line(scenario, interrupt, Loop.close, *CLOSING)
+    run(lambda: None)
+
+
+def test_a_signal_handler_may_end_the_loop_while_c_moves_its_records():
+    """Of six hundred descriptors that are ready at once, more than ever before."""
+    program = """if True:
+        import os, signal, threading
+        import pyasync
+        signal.signal(signal.SIGUSR1, lambda *_: pyasync.exit_event_loop())
+        go = threading.Event()
+        def kill():
+            go.wait()
+            os.kill(os.getpid(), signal.SIGUSR1)  # while the main thread is in C
+        threading.Thread(target=kill).start()
+        pipes = [os.pipe() for _ in range(600)]
+        def start():
+            for reader, _ in pipes:
+                pyasync.poll(reader, on_ready, writable=False)
+            os.write(pipes[0][1], b"!")
+        def on_ready(readable, writable):
+            if not go.is_set():
+                os.read(pipes[0][0], 1)
+                pyasync.call_soon(provoke)
+        def provoke():
+            for _, writer in pipes:
+                os.write(writer, b"!")
+            go.set()
+        pyasync.start_event_loop(start)
+        print("ended")
+        """
+    for _ in range(5):
+        result = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+        )
+        assert (result.returncode, result.stdout) == (0, "ended\n"), result.stderr

@@ -1,0 +1,59 @@
+"""Who may import whom: the core stands by itself, and nothing needs asyncio."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyasync
+
+PACKAGE = Path(pyasync.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+#: What the core may import of the package, besides itself.
+ALLOWED = {"pyasync._ffi", "pyasync.errors", "pyasync.counters"}
+
+
+def imported_by(path):
+    """Return the modules of the package that a module imports, also where only types need them."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            module = node.module or ""
+            names = {f"{module}.{alias.name}" for alias in node.names}
+            modules = {name for name in names if is_module(name)}
+            found |= modules or {module}
+    return {name for name in found if name.split(".")[0] == "pyasync"}
+
+
+def is_module(name):
+    path = PACKAGE.joinpath(*name.split(".")[1:])
+    return path.with_suffix(".py").is_file() or path.is_dir()
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("_core/*.py")), ids=lambda path: path.stem)
+def test_the_core_imports_itself_and_what_has_no_policy(path):
+    others = {name for name in imported_by(path) if not name.startswith("pyasync._core")}
+    assert others <= ALLOWED
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_extension_is_imported_in_one_place(path):
+    if path.name != "_ffi.py":
+        assert "pyasync._libuv" not in imported_by(path)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nobody_imports_an_api_on_top(path):
+    if path.parent != PACKAGE / "aio":
+        assert not {name for name in imported_by(path) if name.startswith("pyasync.aio")}
+
+
+def test_the_callback_api_does_without_asyncio():
+    program = "import sys, pyasync; assert 'asyncio' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd="/", timeout=60)
