@@ -136,23 +136,23 @@ def test_a_batch_goes_on_behind_the_callback_that_has_raised(error):
         if len(got) == 2:
             raise error
 
-    with entered() as engine:
-        with stream_and_peer(engine, read) as (_, a), stream_and_peer(engine, read) as (_, b):
-            with stream_and_peer(engine, read) as (_, c):
-                step(engine)
-                for peer, data in [(a, b"1"), (b, b"2"), (c, b"3")]:
-                    peer.send(data)
-                engine.poll(1)
-                with pytest.raises(error):
-                    engine.dispatch()
-                assert len(got) == 2
-                iterations = engine.stats().iterations
-                engine.poll(0)  # nothing is polled before the rest of the batch
-                assert engine.stats().iterations == iterations
-                engine.dispatch()
-                assert sorted(got) == [b"1", b"2", b"3"]
-                engine.poll(0)
-                assert engine.stats().iterations == iterations + 1
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(entered())
+        peers = [stack.enter_context(stream_and_peer(engine, read))[1] for _ in range(3)]
+        step(engine)
+        for number, peer in enumerate(peers):
+            peer.send(b"%d" % number)
+        engine.poll(1)
+        with pytest.raises(error):
+            engine.dispatch()
+        assert len(got) == 2
+        iterations = engine.stats().iterations
+        engine.poll(0)  # nothing is polled before the rest of the batch
+        assert engine.stats().iterations == iterations
+        engine.dispatch()
+        assert sorted(got) == [b"0", b"1", b"2"]
+        engine.poll(0)
+        assert engine.stats().iterations == iterations + 1
 
 
 def test_callbacks_of_writes_and_timers_go_on_behind_the_one_that_has_raised():
@@ -273,24 +273,24 @@ def test_a_handler_that_writes_at_any_line_of_a_crossing_writes_in_order():
 
 
 def test_the_queue_of_a_stream_is_counted_once_for_all_who_ask():
-    with entered() as engine, stream_and_peer(engine) as (stream, _):
-        with stream_and_peer(engine) as (other, _):
-            looked_at = 0
+    class Operations(list):
+        looked_at = 0
 
-            class Operations(list):
-                def __getitem__(self, index):
-                    nonlocal looked_at
-                    looked_at += 1
-                    return super().__getitem__(index)
+        def __getitem__(self, index):
+            self.looked_at += 1
+            return super().__getitem__(index)
 
-            engine.operations = Operations()
-            engine.queue = engine.operations.extend
-            for number in range(1, 1001):
-                stream._write(b"xyz", None, False)
-                other._write(b"x", None, False)
-                assert stream.write_queue_size == 3 * number
-                assert other.write_queue_size == number
-            assert looked_at <= 2000
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(entered())
+        stream, other = (stack.enter_context(stream_and_peer(engine))[0] for _ in range(2))
+        engine.operations = Operations()
+        engine.queue = engine.operations.extend
+        for number in range(1, 1001):
+            stream._write(b"xyz", None, False)
+            other._write(b"x", None, False)
+            assert stream.write_queue_size == 3 * number
+            assert other.write_queue_size == number
+        assert engine.operations.looked_at <= 2000
 
 
 # The end
