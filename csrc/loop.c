@@ -270,14 +270,20 @@ static void perform_on_handle(pa_loop *loop, enum pa_operation operation,
   }
 }
 
-static void perform(pa_loop *loop, const int64_t *operations, int count,
+static void perform(pa_loop *loop, const char *operations, int count,
                     const char *payload) {
-  const int64_t *end = operations + 3 * (size_t) count;
+  int64_t fields[3];
 
-  for (; operations < end; operations += 3) {
-    enum pa_operation operation = (enum pa_operation) operations[0];
-    int slot = (int) operations[1];
-    int64_t value = operations[2];
+  for (; count > 0; count--, operations += sizeof(fields)) {
+    enum pa_operation operation;
+    int slot;
+    int64_t value;
+
+    /* Copied, because nobody says how Python's bytes are aligned. */
+    memcpy(fields, operations, sizeof(fields));
+    operation = (enum pa_operation) fields[0];
+    slot = (int) fields[1];
+    value = fields[2];
 
     switch (operation) {
       case PA_WRITE:
@@ -320,7 +326,7 @@ static int may_skip_poll(const pa_loop *loop) {
 }
 
 int pa_run(pa_loop *loop, int wait, int64_t due, int timers_referenced,
-           const int64_t *operations, int count, const char *payload) {
+           const char *operations, int count, const char *payload) {
   int alive;
 
   loop->crossings++;
@@ -350,14 +356,14 @@ int pa_run(pa_loop *loop, int wait, int64_t due, int timers_referenced,
   return alive ? loop->events.count : ~loop->events.count;
 }
 
-static void submit(pa_loop *loop, const int64_t *operations, int count,
+static void submit(pa_loop *loop, const char *operations, int count,
                    const char *payload) {
   loop->counters->crossings++;
   perform(loop, operations, count, payload);
   pa_write_flush_all(loop);
 }
 
-void pa_submit(pa_loop *loop, const int64_t *operations, int count,
+void pa_submit(pa_loop *loop, const char *operations, int count,
                const char *payload) {
   loop->crossings++;
   submit(loop, operations, count, payload);
@@ -368,7 +374,7 @@ void pa_write(pa_loop *loop, int slot, const char *data, size_t size,
   pa_submit_and_write(loop, NULL, 0, NULL, slot, data, size, callback);
 }
 
-void pa_submit_and_write(pa_loop *loop, const int64_t *operations, int count,
+void pa_submit_and_write(pa_loop *loop, const char *operations, int count,
                          const char *payload, int slot, const char *data,
                          size_t size, int callback) {
   loop->crossings++;
@@ -381,9 +387,9 @@ void pa_submit_and_write(pa_loop *loop, const int64_t *operations, int count,
 /* The operations, each as a call of its own. */
 #define OPERATION(name, operation)                        \
   void name(pa_loop *loop, int slot, int64_t value) {     \
-    int64_t operations[] = {operation, slot, value};      \
+    int64_t fields[] = {operation, slot, value};          \
                                                           \
-    submit(loop, operations, 1, NULL);                    \
+    submit(loop, (const char *) fields, 1, NULL);         \
   }
 
 OPERATION(pa_close, PA_CLOSE)

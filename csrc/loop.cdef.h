@@ -1,7 +1,7 @@
 /* A loop, and the two queues between Python and libuv.
  *
- * Out: Python sends an array of operations (three int64: what, slot, value)
- * and the joined bytes of their writes. In: pa_run fills an array of pa_event
+ * Out: Python sends an array of operations (three int64 each: what, slot,
+ * value) as bytes, and the joined bytes of their writes. In: pa_run fills an array of pa_event
  * that Python walks. A slot is the small number by which both sides know a
  * handle; it is given out again only after Python has walked the handle's
  * PA_CLOSED.
@@ -119,9 +119,9 @@ int pa_loop_close(pa_loop **place);
  * timer is pending). Returns the number of events; its complement (~n) when
  * no referenced handle is left, and no timer that timers_referenced tells of. */
 int pa_run(pa_loop *loop, int wait, int64_t due, int timers_referenced,
-           const int64_t *operations, int count, const char *payload);
+           const char *operations, int count, const char *payload);
 /* Performs the operations only. */
-void pa_submit(pa_loop *loop, const int64_t *operations, int count,
+void pa_submit(pa_loop *loop, const char *operations, int count,
                const char *payload);
 /* One operation each, under its own name. */
 void pa_close(pa_loop *loop, int slot, int64_t value);

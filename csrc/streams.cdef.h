@@ -5,7 +5,7 @@ void pa_write(pa_loop *loop, int slot, const char *data, size_t size,
               int callback);
 /* The same, when the operations are done: together with what they have written
  * to the stream. */
-void pa_submit_and_write(pa_loop *loop, const int64_t *operations, int count,
+void pa_submit_and_write(pa_loop *loop, const char *operations, int count,
                          const char *payload, int slot, const char *data,
                          size_t size, int callback);
 /* Bytes that the kernel has not taken yet. */

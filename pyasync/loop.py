@@ -34,7 +34,7 @@ class _Current(threading.local):
     loop: Loop | None = None
 
 
-_current = _Current()
+current = _Current()
 
 
 class Loop(Engine):
@@ -43,6 +43,8 @@ class Loop(Engine):
     It belongs to the thread that started it. Only `call_threadsafe` and `stats` are for any
     thread. All else of it is for the modules of the package, and may change.
     """
+
+    __slots__ = ("_catch_app_errors", "_send_errors_to_event_cb", "exit_callbacks", "pool")
 
     def __init__(
         self,
@@ -53,7 +55,7 @@ class Loop(Engine):
     ) -> None:
         if not isinstance(catch_app_errors, bool) and not callable(catch_app_errors):
             raise TypeError("catch_app_errors must be a bool or a function of one exception")
-        if _current.loop is not None:
+        if current.loop is not None:
             raise RuntimeError("an event loop is running in this thread already")
         super().__init__(buffer_writes=buffer_writes)
         self._catch_app_errors = catch_app_errors
@@ -66,19 +68,21 @@ class Loop(Engine):
 
     def enter(self) -> None:
         super().enter()
-        _current.loop = self
+        current.loop = self
 
     def run(self) -> None:
         """Run until nothing is left that could happen, or until the loop is told to stop."""
-        while not self.stopping:
+        while True:  # CPython 3.11 specializes the code of such a loop, and of no other kind
+            if self.stopping:
+                break
             self.poll()
             if self.stopping:  # by a signal handler: the batch is not wanted any more
                 break
             self.dispatch()
-            if self.has_ready:
+            if self.ready or self._wakeup.calls:
                 self.run_ready()
-            elif not self.alive:
-                return
+            elif not self._alive and not self.alive:
+                break
         if self.forked:
             raise self.not_running()
 
@@ -91,16 +95,16 @@ class Loop(Engine):
                     callback()
                 except Exception:
                     logger.exception("exception in an exit callback of the event loop")
-        if _current.loop is self:
-            _current.loop = None
+        if current.loop is self:
+            current.loop = None
         super().close()
         if self.pool is not None and not self.forked:
             self.pool.close()
 
     def forget_after_fork(self) -> None:
         super().forget_after_fork()
-        if _current.loop is self:
-            _current.loop = None
+        if current.loop is self:
+            current.loop = None
 
     # Exceptions, and other news
 
@@ -236,12 +240,12 @@ def exit_event_loop() -> None:
 
 def current_loop() -> Loop | None:
     """Return the event loop that runs in this thread, or None."""
-    return _current.loop
+    return current.loop
 
 
 def get_loop() -> Loop:
     """Return the event loop that runs in this thread, or raise `EventLoopNotRunning`."""
-    loop = _current.loop
+    loop = current.loop
     if loop is None:
         raise EventLoopNotRunning("no event loop is running in this thread")
     return loop

@@ -22,7 +22,7 @@ from typing import Any
 
 import pyasync
 from pyasync.errors import EventLoopNotRunning
-from pyasync.loop import Loop, _current, exit_event_loop, get_loop, start_event_loop
+from pyasync.loop import Loop, current, exit_event_loop, get_loop, start_event_loop
 
 #: How long the end of the prompt waits for the end of the loop, in seconds: longer than the loop
 #: waits for its threads.
@@ -72,10 +72,10 @@ class LoopThread:
                     raise EventLoopNotRunning("the event loop has ended")
             owner = loop.thread
             try:
-                loop.thread, _current.loop = get_ident(), loop
+                loop.thread, current.loop = get_ident(), loop
                 yield
             finally:
-                _current.loop = None
+                current.loop = None
                 if loop.thread is not None:  # as in the child of a fork
                     loop.thread = owner
         finally:

@@ -11,9 +11,9 @@ from time import monotonic
 from typing import Any
 
 from pyasync._core.arguments import optional_callable, require_callable
-from pyasync._core.deadlines import Bucket, due_in
+from pyasync._core.deadlines import MAX_TIME, Bucket, due_in
 from pyasync.errors import EventFreed
-from pyasync.loop import EventCallback, Loop, get_loop
+from pyasync.loop import EventCallback, Loop, current, get_loop
 
 Callback = Callable[[], object]
 
@@ -185,8 +185,16 @@ def delay(
     first
     second
     """
-    event = Event(get_loop(), callback, event_cb)
-    event._loop.deadlines.arm(event, 0 if time is None else due_in(time))
+    # As get_loop() and due_in(time), without their calls: programs make very many delays.
+    loop = current.loop or get_loop()
+    event = Event(loop, callback, event_cb)
+    if time is None:
+        due = 0
+    elif 0 <= time <= MAX_TIME:
+        due = int((monotonic() + time) * 1000) + 1
+    else:
+        due = due_in(time)
+    loop.deadlines.arm(event, due)
     return event
 
 

@@ -117,9 +117,9 @@ class Deadlines:
             if timer._options is not None and not timer._options[1]:
                 self.unreferenced += 1
             self._changing = False
-        finally:
-            if self._changing:
-                self._repair()
+        except BaseException:
+            self._repair()
+            raise
         if self._postponed:
             self._catch_up()
 
@@ -140,9 +140,9 @@ class Deadlines:
             if self.stale > self.armed + SLACK:
                 self._compact()
             self._changing = False
-        finally:
-            if self._changing:
-                self._repair()
+        except BaseException:
+            self._repair()
+            raise
         if self._postponed:
             self._catch_up()
 
@@ -163,9 +163,9 @@ class Deadlines:
             if timer._bucket is not None:
                 self.unreferenced += _is_unreferenced(options) - _is_unreferenced(before)
             self._changing = False
-        finally:
-            if self._changing:
-                self._repair()
+        except BaseException:
+            self._repair()
+            raise
         if self._postponed:
             self._catch_up()
 
@@ -271,9 +271,9 @@ class Deadlines:
                     del self.buckets[self.dues[0]]
                 heappop(self.dues)
             self._changing = False
-        finally:
-            if self._changing:
-                self._repair()
+        except BaseException:
+            self._repair()
+            raise
 
     def _take(self) -> bool:
         """Let the next bucket that was collected be ``firing``. Returns whether there was one."""

@@ -36,7 +36,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable
-from struct import Struct
+from struct import Struct, pack
 from threading import current_thread, get_ident, main_thread
 from time import monotonic_ns, perf_counter, sleep
 from typing import Any
@@ -92,11 +92,14 @@ HANDLE_KINDS = {
     lib.PA_STDIO: "stdio",
 }
 
+_pa_run = lib.pa_run
 _RECORD = Struct("iiqq")  # pa_event
-_INT64_ARRAY = ffi.typeof("int64_t[]")
-_NO_OPERATIONS = (ffi.NULL, 0, b"")
-#: Items of the queue that C is being given, and the callbacks of writes among them.
-_NOTHING_IN_FLIGHT: tuple[int, list[Any]] = (0, [])
+_RECORD_SIZE = _RECORD.size
+_iter_records = _RECORD.iter_unpack
+_NO_OPERATIONS = (b"", 0, b"")
+# What Engine.crossing says beside 0.
+SUBMITTING = 1
+POLLING = 2
 
 
 class Engine:
@@ -104,6 +107,44 @@ class Engine:
 
     Only `call_threadsafe` and `stats` are for any thread.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_alive",
+        "_arena",
+        "_batch",
+        "_buffer_writes",
+        "_capacity",
+        "_counted",
+        "_crossings",
+        "_ended",
+        "_in_flight",
+        "_place",
+        "_records",
+        "_signals",
+        "_started",
+        "_wakeup",
+        "_write_calls",
+        "_written",
+        "c",
+        "closed",
+        "counters",
+        "crossing",
+        "deadlines",
+        "forked",
+        "inline_limit",
+        "max_callback_time",
+        "objects",
+        "operations",
+        "python_handles",
+        "queue",
+        "ready",
+        "requests",
+        "stopping",
+        "thread",
+        "to_encrypt",
+        "written_now",
+    )
 
     def __init__(self, *, buffer_writes: bool = True) -> None:
         #: libuv's loop, after `open`.
@@ -142,10 +183,11 @@ class Engine:
 
         # Crossings. An exception, of a signal handler, may come before C has performed one or after
         # it: `_recover` finds out which, and nothing is lost or done twice.
-        #: Whether operations are being handed to C. Then those of a signal handler must wait.
-        self.crossing = False
-        self._polling = False
-        self._in_flight = _NOTHING_IN_FLIGHT
+        #: What is being handed to C: nothing (0), or what follows. Then the operations of a signal
+        #: handler must wait.
+        self.crossing = 0
+        #: How many items of the queue C is being given, and the callbacks of writes; or nothing.
+        self._in_flight: Any = ()
         #: How many crossings C has performed, as far as Python knows.
         self._crossings = 0
 
@@ -154,7 +196,8 @@ class Engine:
         self._written: list[WriteCall] = []
         self.written_now: list[WriteCall] = []
 
-        # What poll has left for dispatch. The iterators are kept when an exception leaves the walk.
+        # What poll has left for dispatch: a number of records, as pa_run returns it, then their
+        # iterator, and None when all is done. So an exception that leaves the walk loses nothing.
         self._batch: Any = None
         self._write_calls: Any = None
         self._alive = True
@@ -337,12 +380,12 @@ class Engine:
         """Perform the pending operations now, before a rare one that crosses by itself."""
         if self.operations and not self.crossing:
             try:
-                self.crossing = True
-                lib.pa_submit(self.c, *self._pack_operations([]))
+                self.crossing = SUBMITTING
+                lib.pa_submit(self.c, *self._pack_operations())
                 self._performed()
-            finally:
-                if self.crossing:
-                    self._recover()
+            except BaseException:
+                self._recover()
+                raise
 
     def write_now(self, slot: int, data: Any, callback: WriteCall | None) -> None:
         """Perform the pending operations and a write, whose data is not copied, in one call."""
@@ -352,43 +395,49 @@ class Engine:
             self.operations.extend((kind, slot, size, bytes(data), callback))
             return
         try:
-            self.crossing = True
+            self.crossing = SUBMITTING
             if type(data) is not bytes:
                 data = ffi.from_buffer(data)
-            callbacks = [] if callback is None else [callback]
             if self.operations:
-                batch = self._pack_operations(callbacks)
+                batch = self._pack_operations(callback)
                 lib.pa_submit_and_write(self.c, *batch, slot, data, size, callback is not None)
             else:
-                self._in_flight = (0, callbacks)
+                if callback is not None:
+                    self._in_flight = (0, [callback])
                 lib.pa_write(self.c, slot, data, size, callback is not None)
             self._performed()
-        finally:
-            if self.crossing:
-                self._recover()
+        except BaseException:
+            self._recover()
+            raise
 
-    def _pack_operations(self, more_callbacks: list[WriteCall]) -> tuple[Any, int, bytes]:
+    def _pack_operations(self, callback: WriteCall | None = None) -> tuple[bytes, int, bytes]:
         """Return the pending operations as C takes them. They stay in the queue until it has."""
         batch = self.operations[:]
         size = len(batch)
         payload = b"".join(batch[3::5])
-        callbacks = [callback for callback in batch[4::5] if callback is not None]
+        callbacks = [*filter(None, batch[4::5])]
+        if callback is not None:
+            callbacks.append(callback)
         del batch[4::5], batch[3::4]
-        self._in_flight = (size, callbacks + more_callbacks)
-        return ffi.new(_INT64_ARRAY, batch), size // 5, payload
+        self._in_flight = (size, callbacks)
+        return pack(f"{len(batch)}q", *batch), size // 5, payload
 
     def _performed(self) -> None:
         """Take notice that C has performed a crossing.
 
-        Each step may be the last before an exception, and is not done twice then: see `_recover`.
+        Each line may be the last before an exception, and is not done twice then: see `_recover`.
         """
-        size, callbacks = self._in_flight
-        if size:
-            self.operations[:size], self._in_flight = (), (0, callbacks)
-        if callbacks:
-            self._written, self._in_flight = self._written + callbacks, _NOTHING_IN_FLIGHT
+        if self._in_flight:
+            size, callbacks = self._in_flight
+            if callbacks:
+                self._written, self._in_flight = self._written + callbacks, (size, ())
+            self.operations[:size] = self._in_flight = ()
+        if self.crossing == POLLING and self._written:
+            self._alive = True
+            self.written_now = self._written
+            self._write_calls, self._written = iter(self._written), []
         self._crossings += 1
-        self.crossing = False
+        self.crossing = 0
 
     def _recover(self) -> None:
         """Find out whether C has performed the crossing that an exception has interrupted.
@@ -398,14 +447,13 @@ class Engine:
         """
         if not self.crossing:
             return
-        polling, self._polling = self._polling, False
         if lib.pa_crossings(self.c) == self._crossings:
-            self._in_flight = _NOTHING_IN_FLIGHT
-            self.crossing = False
-        elif polling:
-            self._polled(lib.pa_event_count(self.c))
-        else:
-            self._performed()
+            self._in_flight = ()
+            self.crossing = 0
+            return
+        if self.crossing == POLLING and self._batch is None:
+            self._batch, self._alive = lib.pa_event_count(self.c), True
+        self._performed()
 
     def pending_size(self, slot: int) -> tuple[int, int]:
         """Return how many bytes of the slot's writes are pending, and in how many writes.
@@ -437,60 +485,41 @@ class Engine:
         passed; not at all when there is something to do. What it finds is for `dispatch`. While a
         batch is not dispatched to its end, because an exception has left the walk, it does nothing.
         """
-        if self._batch is not None or self._write_calls is not None:
-            return
-        if self.crossing:
-            self._recover()
+        if self._batch is not None:
             return
         if self.to_encrypt:
             self._flush_encryption()
         wakeup, deadlines = self._wakeup, self.deadlines
         try:
-            self.crossing = self._polling = True
-            operations = self._pack_operations([]) if self.operations else _NO_OPERATIONS
+            self.crossing = POLLING
+            operations = self._pack_operations() if self.operations else _NO_OPERATIONS
             wakeup.woken = False  # before looking: a call that comes after it wakes the loop
             wait = not (
-                timeout == 0
+                self.ready
                 or self._written
-                or self._in_flight[1]
-                or self.ready
+                or (self._in_flight and self._in_flight[1])
                 or wakeup.calls
                 or self.to_encrypt
             )
             due = deadlines.first()
-            if timeout is not None and wait:
+            if timeout is not None:
+                wait = wait and timeout > 0
                 limit = due_in(timeout)
                 due = limit if due < 0 else min(due, limit)
-            count = lib.pa_run(self.c, wait, due, deadlines.referenced, *operations)
-            self._polled(count)
-        finally:
-            if self.crossing:
-                self._recover()
-        if PYPY and wait and self._batch is None and not wakeup.calls:
+            count = self._batch = _pa_run(
+                self.c, wait, due, deadlines.armed > deadlines.unreferenced, *operations
+            )
+            self._alive = count != -1  # the complement of 0: nothing is referenced, and no event
+            if self._in_flight or self._written:
+                self._performed()
+            else:
+                self._crossings += 1
+                self.crossing = 0
+        except BaseException:
+            self._recover()
+            raise
+        if PYPY and wait and count in (0, -1) and not wakeup.calls:
             sleep(0.001)  # PyPy may have let another thread find the signal: let it say so
-
-    def _polled(self, count: int) -> None:
-        """Keep what `pa_run` has left, from which nothing is lost if an exception comes here."""
-        size, callbacks = self._in_flight
-        if size:
-            self.operations[:size], self._in_flight = (), (0, callbacks)
-        self._alive = count >= 0
-        if not self._alive:
-            count = ~count
-        if count:
-            self._alive = True
-            if count > self._capacity:
-                self._map_records()
-            # A copy, so that the walk uses no memory of C.
-            records = self._records[: count * _RECORD.size]
-            self._batch = _RECORD.iter_unpack(records)
-        if self._write_calls is None and (callbacks or self._written):
-            self._alive = True
-            self.written_now = written = self._written + callbacks
-            self._write_calls, self._written = iter(written), []
-        self._in_flight = _NOTHING_IN_FLIGHT
-        self._crossings += 1
-        self.crossing = self._polling = False
 
     def _map_records(self) -> None:
         """Find C's array of records, which moves when it grows."""
@@ -514,11 +543,22 @@ class Engine:
         What a callback raises goes to `on_error`. When that raises, or something raises that is no
         `Exception`, the batch is kept, and the next call goes on behind that callback.
         """
-        clock = perf_counter
-        last = clock()
         batch = self._batch
-        owner: Any = None
+        if type(batch) is int:
+            count = batch if batch >= 0 else ~batch
+            if count:
+                if count > self._capacity:
+                    self._map_records()
+                # A copy, so that the walk uses no memory of C.
+                batch = self._batch = _iter_records(self._records[: count * _RECORD_SIZE])
+            else:
+                batch = self._batch = None
+            if self.stopping:  # a signal handler has called `drop` before there was this to drop
+                self.drop()
         if batch is not None:
+            owner: Any = None
+            clock = perf_counter
+            last = clock()
             longest = self.max_callback_time
             objects, arena = self.objects, self._arena
             while True:
@@ -559,13 +599,14 @@ class Engine:
                     self.max_callback_time = max(self.max_callback_time, clock() - last)
                     self.on_error(error, owner)
                     last, longest = clock(), self.max_callback_time
-            self._batch = None
         if self._write_calls is not None:
-            self._call_written(last)
+            self._call_written()
+        self._batch = None
 
-    def _call_written(self, last: float) -> None:
+    def _call_written(self) -> None:
         """Call the callbacks of the writes that the kernel has taken."""
         clock = perf_counter
+        last = clock()
         longest = self.max_callback_time
         calls = self._write_calls
         owner: Any = None
@@ -627,6 +668,8 @@ class Engine:
     def drop(self) -> None:
         """Let the running callback be the last: forget what the batch still has."""
         self.stopping = True
-        for rest in (self._batch, self._write_calls):
-            for _ in rest or ():
-                pass
+        if self._batch.__class__ is int:
+            self._batch = 0
+        else:
+            deque(self._batch or (), maxlen=0)
+        deque(self._write_calls or (), maxlen=0)

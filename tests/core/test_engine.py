@@ -31,8 +31,6 @@ CROSSINGS = [
     Engine.write_now,
     Engine._pack_operations,
     Engine._performed,
-    Engine._polled,
-    Engine._map_records,
 ]
 
 
