@@ -26,7 +26,7 @@ typedef struct {
 
 /* So many events back a repeated one is looked for: a few files that are
  * written without end must not keep Python from all else. */
-#define TOLD 16
+#define LOOK_BACK 16
 
 static void on_event(uv_fs_event_t *handle, const char *name, int events,
                      int status);
@@ -113,12 +113,12 @@ static int is_awaited(const pa_monitor *monitor, const char *name) {
 
 /* Whether Python is to hear of this change anyway, in this iteration, and of
  * nothing since that has happened to the same entry. */
-static int is_told(const pa_loop *loop, int slot, const char *name) {
+static int is_reported(const pa_loop *loop, int slot, const char *name) {
   const pa_event *first = loop->events.items;
   const pa_event *event = first + loop->events.count;
   int left;
 
-  for (left = TOLD; left > 0 && event > first; left--) {
+  for (left = LOOK_BACK; left > 0 && event > first; left--) {
     event--;
     if (event->kind == PA_FS_CHANGED && event->slot == slot &&
         event->data >= 0 && strcmp(loop->text + event->data, name) == 0)
@@ -171,7 +171,8 @@ static void on_event(uv_fs_event_t *handle, const char *name, int events,
   else if (is_waiting(monitor)) {
     if (is_awaited(monitor, name))
       push_own(loop, monitor, events);
-  } else if (events != UV_CHANGE || !is_told(loop, pa_slot_of(handle), name))
+  } else if (events != UV_CHANGE ||
+             !is_reported(loop, pa_slot_of(handle), name))
     pa_push(loop, PA_FS_CHANGED, pa_slot_of(handle), events,
             keep_text(loop, name));
 }

@@ -163,14 +163,14 @@ void pa_readable(uv_handle_t *handle) {
   pa_slot *entry = &loop->slots[slot];
 
   pa_awake(loop);
-  if (entry->flags & PA_LISTED)
+  if (entry->flags & PA_READY)
     return;
-  if (!(entry->flags & PA_MUCH) && loop->arena_used <= POLL_READS_SIZE) {
+  if (!(entry->flags & PA_BULK) && loop->arena_used <= POLL_BUDGET) {
     read_handle(loop, slot);
     return;
   }
-  entry->flags |= PA_LISTED;
-  pa_add_slot(&loop->readable, &loop->readable_count, &loop->readable_capacity,
+  entry->flags |= PA_READY;
+  pa_add_slot(&loop->ready, &loop->ready_count, &loop->ready_capacity,
               slot);
 }
 
@@ -179,30 +179,30 @@ void pa_readable(uv_handle_t *handle) {
 static void take_turn(pa_loop *loop, int slot) {
   pa_slot *entry = &loop->slots[slot];
 
-  if (entry->handle == NULL || !(entry->flags & PA_LISTED))
+  if (entry->handle == NULL || !(entry->flags & PA_READY))
     return;
-  entry->flags &= ~PA_LISTED;
+  entry->flags &= ~PA_READY;
   if (!uv_is_closing(entry->handle))
     read_handle(loop, slot);
 }
 
 static void take_turns(pa_loop *loop) {
-  size_t end = loop->arena_used + TURNS_SIZE;
+  size_t end = loop->arena_used + READY_BUDGET;
 
-  while (loop->turns_taken < loop->readable_count && loop->arena_used < end)
-    take_turn(loop, loop->readable[loop->turns_taken++]);
+  while (loop->turns_taken < loop->ready_count && loop->arena_used < end)
+    take_turn(loop, loop->ready[loop->turns_taken++]);
 }
 
-static int has_readable(const pa_loop *loop) {
-  return loop->turns_taken < loop->readable_count;
+static int has_ready(const pa_loop *loop) {
+  return loop->turns_taken < loop->ready_count;
 }
 
 static void forget_turns_taken(pa_loop *loop) {
   if (loop->turns_taken == 0)
     return;
-  loop->readable_count -= loop->turns_taken;
-  memmove(loop->readable, loop->readable + loop->turns_taken,
-          loop->readable_count * sizeof(int));
+  loop->ready_count -= loop->turns_taken;
+  memmove(loop->ready, loop->ready + loop->turns_taken,
+          loop->ready_count * sizeof(int));
   loop->turns_taken = 0;
 }
 
@@ -309,13 +309,13 @@ static void run_libuv(pa_loop *loop, int wait) {
   loop->in_uv_run = 0;
   if (!referenced)
     uv_unref(async);
-  if (has_readable(loop))
+  if (has_ready(loop))
     loop->polled = uv_hrtime();
 }
 
 /* Idlers run in each iteration. */
 static int may_skip_poll(const pa_loop *loop) {
-  return has_readable(loop) && loop->counters->handles[PA_IDLER] == 0 &&
+  return has_ready(loop) && loop->counters->handles[PA_IDLER] == 0 &&
          uv_hrtime() - loop->polled < POLL_INTERVAL_NS;
 }
 
@@ -340,7 +340,7 @@ int pa_run(pa_loop *loop, int wait, int64_t due, int timers_referenced,
   if (may_skip_poll(loop))
     uv_update_time(&loop->uv);
   else
-    run_libuv(loop, wait && loop->events.count == 0 && !has_readable(loop));
+    run_libuv(loop, wait && loop->events.count == 0 && !has_ready(loop));
   take_turns(loop);
   alive = uv_loop_alive(&loop->uv);
   loop->in_pa_run = 0;
@@ -652,7 +652,7 @@ static int close_loop(pa_loop *loop) {
   free(loop->arena);
   free(loop->text);
   free(loop->slots);
-  free(loop->readable);
+  free(loop->ready);
   free(loop->unpolled);
   free(loop->parts);
   free(loop->buffers);

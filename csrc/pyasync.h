@@ -27,17 +27,17 @@
  * send 1 KiB each at the same time. */
 #define ARENA_SIZE ((size_t) 16 << 20)
 /* What one handle may use of it, in one iteration. */
-#define TURN_SIZE_MAX ((size_t) 3 << 19)
+#define READ_MAX ((size_t) 3 << 19)
 /* When the turns of an iteration have read this much, the others wait for the
  * next iteration, because what is read is to be in the processor's caches still
  * when Python gets it. What was read in the poll does not count: else many
  * small readers would keep those with much to read from ever having a turn. */
-#define TURNS_SIZE ((size_t) 128 << 10)
+#define READY_BUDGET ((size_t) 128 << 10)
 /* What reads in the poll leave of the arena: room for one more of them and for
- * the turns, the last of which may begin just below TURNS_SIZE. */
-#define POLL_READS_SIZE (ARENA_SIZE - 2 * TURN_SIZE_MAX - TURNS_SIZE)
+ * the turns, the last of which may begin just below READY_BUDGET. */
+#define POLL_BUDGET (ARENA_SIZE - 2 * READ_MAX - READY_BUDGET)
 /* Handles that last had less than this to read do not wait for a turn. */
-#define MUCH ((size_t) 4 << 10)
+#define BULK_READ ((size_t) 4 << 10)
 
 #define CONTAINER_OF(pointer, type, member) \
   ((type *) ((char *) (pointer) - offsetof(type, member)))
@@ -55,8 +55,8 @@ enum pa_flags {
   PA_LARGE = 512,    /* may have written more than is sent at once */
   PA_UNPOLLED = 1024, /* has been read once, and is not polled yet */
   PA_READING = 2048,  /* is read, when it has something */
-  PA_LISTED = 4096,   /* has a place in pa_loop.readable */
-  PA_MUCH = 8192      /* had much to read, the last time: see MUCH */
+  PA_READY = 4096,   /* has a place in pa_loop.ready */
+  PA_BULK = 8192      /* had much to read, the last time: see BULK_READ */
 };
 
 /* What C knows of a handle beside libuv's own memory. handle->data is the
@@ -121,9 +121,9 @@ struct pa_loop {
   char *text;       /* names of files that have changed in this iteration */
   size_t text_used;
   size_t text_capacity;
-  int *readable;    /* slots, in the order in which they have their turns */
-  int readable_count;
-  int readable_capacity;
+  int *ready;       /* slots, in the order in which they have their turns */
+  int ready_count;
+  int ready_capacity;
   int turns_taken;  /* of the readable */
   uint64_t polled;  /* when, in nanoseconds, if some are readable since */
   int *unpolled;    /* slots: to be polled from the next iteration on */

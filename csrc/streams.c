@@ -14,7 +14,7 @@
 #include <linux/sockios.h>
 #endif
 
-#define READ_SIZE_MAX ((size_t) 256 << 10)
+#define STREAM_READ_MAX ((size_t) 256 << 10)
 
 /* Less than the initial window of TCP (RFC 6928). */
 #define SENT_AT_ONCE ((size_t) 8 << 10)
@@ -25,7 +25,7 @@ typedef struct {
   size_t size;
   int callback;
   char data[];
-} pa_queued_write;
+} pa_blocked_write;
 
 /* Reading */
 
@@ -78,7 +78,7 @@ static ssize_t receive(pa_loop *loop, int slot) {
   if (uv_fileno(loop->slots[slot].handle, &fd) != 0)
     return 0;
   do
-    size = read(fd, loop->arena + loop->arena_used, READ_SIZE_MAX);
+    size = read(fd, loop->arena + loop->arena_used, STREAM_READ_MAX);
   while (size < 0 && errno == EINTR);
   if (size > 0)
     return size;
@@ -101,10 +101,10 @@ static void received(pa_loop *loop, int slot, ssize_t size) {
     stop_reading(loop, slot);
   } else {
     loop->counters->bytes_read += (uint64_t) size;
-    if ((size_t) size < MUCH)
-      entry->flags &= ~PA_MUCH;
+    if ((size_t) size < BULK_READ)
+      entry->flags &= ~PA_BULK;
     else
-      entry->flags |= PA_MUCH;
+      entry->flags |= PA_BULK;
   }
   if (entry->flags & PA_CLOSING)
     discard(loop, (uv_stream_t *) entry->handle, size);
@@ -120,13 +120,13 @@ static void write_failed(pa_loop *loop, int slot, int error) {
   pa_slot *entry = &loop->slots[slot];
 
   entry->flags |= PA_BROKEN;
-  if ((entry->flags & PA_LISTED) && !(entry->flags & PA_CLOSING))
+  if ((entry->flags & PA_READY) && !(entry->flags & PA_CLOSING))
     entry->error = (uint8_t) -error;
   else
     pa_push(loop, PA_WRITE_ERROR, slot, error, 0);
 }
 
-static void tell_failure(pa_loop *loop, int slot) {
+static void report_failure(pa_loop *loop, int slot) {
   pa_slot *entry = &loop->slots[slot];
 
   if (entry->error != 0)
@@ -146,7 +146,7 @@ void pa_stream_receive(pa_loop *loop, int slot) {
   } else if (size != 0) {
     received(loop, slot, size);
   }
-  tell_failure(loop, slot);
+  report_failure(loop, slot);
 }
 
 void pa_stream_read(uv_handle_t *handle) {
@@ -164,7 +164,7 @@ void pa_stream_read(uv_handle_t *handle) {
 /* A request often comes with its connection, and its answer ends it: then the
  * stream is never polled, which spares two calls of epoll_ctl. */
 void pa_stream_read_first(pa_loop *loop, int slot) {
-  ssize_t size = loop->arena_used < TURNS_SIZE ? receive(loop, slot) : 0;
+  ssize_t size = loop->arena_used < READY_BUDGET ? receive(loop, slot) : 0;
 
   if (size == 0) {
     pa_stream_read(loop->slots[slot].handle);
@@ -269,7 +269,7 @@ void pa_write_add(pa_loop *loop, int slot, const char *base, size_t size,
 }
 
 static void on_written(uv_write_t *request, int status) {
-  pa_queued_write *write = CONTAINER_OF(request, pa_queued_write, request);
+  pa_blocked_write *write = CONTAINER_OF(request, pa_blocked_write, request);
   uv_stream_t *stream = request->handle;
   pa_loop *loop = pa_loop_of(stream);
   int slot = pa_slot_of(stream);
@@ -290,7 +290,7 @@ static void on_written(uv_write_t *request, int status) {
 /* Queues a copy of size bytes, which begin at offset of the part index. */
 static int queue_write(pa_loop *loop, uv_stream_t *stream, uint32_t index,
                        size_t offset, size_t size, int callback) {
-  pa_queued_write *write = malloc(sizeof(*write) + size);
+  pa_blocked_write *write = malloc(sizeof(*write) + size);
   size_t copied = 0;
   uv_buf_t buffer;
   int error;
@@ -580,7 +580,7 @@ void pa_stream_close(pa_loop *loop, int slot) {
   uv_stream_t *stream = (uv_stream_t *) entry->handle;
 
   pa_write_flush(loop, slot);
-  tell_failure(loop, slot);
+  report_failure(loop, slot);
   entry->flags |= PA_CLOSING;
   if ((entry->flags & PA_BROKEN) ||
       (is_flushed(entry) && !must_discard(loop, stream)) ||

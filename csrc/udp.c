@@ -25,7 +25,7 @@
 #define ALIGNMENT 16
 #define AHEAD ((size_t) BATCH_MAX * (PA_PACKED_MAX + ALIGNMENT))
 
-_Static_assert(AHEAD + BATCH_MAX * PLACE_SIZE <= TURN_SIZE_MAX,
+_Static_assert(AHEAD + BATCH_MAX * PLACE_SIZE <= READ_MAX,
                "a batch of datagrams needs room");
 
 typedef struct {
@@ -40,7 +40,7 @@ typedef struct {
   int callback;
   size_t size;
   char data[];
-} pa_queued_send;
+} pa_blocked_send;
 
 /* Receiving */
 
@@ -126,10 +126,10 @@ void pa_udp_receive(pa_loop *loop, int slot) {
   udp->received = 0;
   for (i = 0; i < count; i++)
     push_datagram(loop, slot, &batch[i]);
-  if (udp->received < MUCH)
-    loop->slots[slot].flags &= ~PA_MUCH;
+  if (udp->received < BULK_READ)
+    loop->slots[slot].flags &= ~PA_BULK;
   else
-    loop->slots[slot].flags |= PA_MUCH;
+    loop->slots[slot].flags |= PA_BULK;
 }
 
 static void free_failed(uv_handle_t *handle) {
@@ -171,7 +171,7 @@ static const struct sockaddr *target(const struct sockaddr_storage *address) {
 
 /* One bad datagram of those that libuv has given to sendmmsg fails all that
  * come after it: each of them is tried once more, by itself. */
-static int send_alone(pa_queued_send *send) {
+static int send_alone(pa_blocked_send *send) {
   const struct sockaddr *address = target(&send->address);
   socklen_t size = address == NULL ? 0 : pa_address_size(&send->address);
   uv_os_fd_t fd;
@@ -184,7 +184,7 @@ static int send_alone(pa_queued_send *send) {
 }
 
 static void on_sent(uv_udp_send_t *request, int status) {
-  pa_queued_send *send = CONTAINER_OF(request, pa_queued_send, request);
+  pa_blocked_send *send = CONTAINER_OF(request, pa_blocked_send, request);
   uv_udp_t *udp = request->handle;
   pa_loop *loop = pa_loop_of(udp);
   int slot = pa_slot_of(udp);
@@ -206,7 +206,7 @@ static void on_sent(uv_udp_send_t *request, int status) {
 
 static int queue_send(uv_udp_t *udp, const struct sockaddr_storage *address,
                       const uv_buf_t *data, int callback) {
-  pa_queued_send *send = malloc(sizeof(*send) + data->len);
+  pa_blocked_send *send = malloc(sizeof(*send) + data->len);
   uv_buf_t copy;
   int error;
 
