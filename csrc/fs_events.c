@@ -6,7 +6,6 @@
  * to appear. */
 #include "pyasync.h"
 
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -177,10 +176,6 @@ static void on_event(uv_fs_event_t *handle, const char *name, int events,
             keep_text(loop, name));
 }
 
-static void free_failed(uv_handle_t *handle) {
-  free(handle);
-}
-
 int pa_fs_watch(pa_loop *loop, const char *path) {
   size_t length = strlen(path);
   pa_monitor *monitor = pa_grow(NULL, sizeof(*monitor) + length + 1);
@@ -193,7 +188,7 @@ int pa_fs_watch(pa_loop *loop, const char *path) {
   uv_fs_event_init(&loop->uv, &monitor->handle);
   error = watch(monitor, length);
   if (error != 0) {
-    uv_close((uv_handle_t *) &monitor->handle, free_failed);
+    uv_close((uv_handle_t *) &monitor->handle, pa_free_unstarted);
     return error;
   }
   return pa_slot_new(loop, (uv_handle_t *) monitor, PA_FS_MONITOR, 0);

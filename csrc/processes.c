@@ -74,7 +74,10 @@ static void on_exited(uv_process_t *process, int64_t status, int signum) {
   pa_handle_close(loop, (uv_handle_t *) process);
 }
 
-void pa_process_close(pa_loop *loop, uv_handle_t *handle, uv_close_cb closed) {
+/* Leaves a child that runs to be reaped when it exits, by on_exited: until then
+ * the handle keeps no loop running. */
+static void close_process(pa_loop *loop, uv_handle_t *handle,
+                          uv_close_cb closed) {
   struct sigaction before;
 
   if (uv_is_active(handle) && !loop->closing) {
@@ -90,9 +93,7 @@ void pa_process_close(pa_loop *loop, uv_handle_t *handle, uv_close_cb closed) {
   pa_unlock();
 }
 
-static void free_failed(uv_handle_t *handle) {
-  free(handle);
-}
+const pa_kind pa_process_kind = {.close = close_process};
 
 /* In the child libuv makes its standard streams blocking, and with them the open
  * files that it shares with us: a socket of a loop must stay as it was. */
@@ -144,7 +145,7 @@ int pa_spawn(pa_loop *loop, const char *path, char **args, char **env,
   restore_flags(stdio, status_flags);
   if (error != 0) {
     /* uv_spawn has made a handle of it all the same. */
-    pa_process_close(loop, (uv_handle_t *) process, free_failed);
+    close_process(loop, (uv_handle_t *) process, pa_free_unstarted);
     return error;
   }
   return pa_slot_new(loop, (uv_handle_t *) process, PA_PROCESS, 0);

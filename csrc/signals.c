@@ -93,10 +93,6 @@ static void on_signal(uv_signal_t *handle, int signum) {
   pa_push(pa_loop_of(handle), PA_SIGNAL, pa_slot_of(handle), signum, 0);
 }
 
-static void free_failed(uv_handle_t *handle) {
-  free(handle);
-}
-
 int pa_signal_start(pa_loop *loop, int signum) {
   struct sigaction before;
   pa_signal *signal;
@@ -118,18 +114,23 @@ int pa_signal_start(pa_loop *loop, int signum) {
     begin_use(&signal->use, &signal->handle, signum, &before);
   pa_unlock();
   if (error != 0) {
-    uv_close((uv_handle_t *) &signal->handle, free_failed);
+    uv_close((uv_handle_t *) &signal->handle, pa_free_unstarted);
     return error;
   }
   return pa_slot_new(loop, (uv_handle_t *) &signal->handle, PA_SIGNAL_HANDLER,
                      0);
 }
 
-void pa_signal_stop(uv_handle_t *handle) {
+static void close_handler(pa_loop *loop, uv_handle_t *handle,
+                          uv_close_cb closed) {
+  (void) loop;
   pa_lock();
   stop(&((pa_signal *) handle)->use);
   pa_unlock();
+  uv_close(handle, closed);
 }
+
+const pa_kind pa_signal_kind = {.close = close_handler};
 
 void pa_signals_before_fork(void) {
   pa_lock();

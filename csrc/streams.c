@@ -89,8 +89,8 @@ static ssize_t receive(pa_loop *loop, int slot) {
              : uv_translate_sys_error(errno);
 }
 
-static void stop_reading(pa_loop *loop, int slot) {
-  loop->slots[slot].flags &= ~PA_READING;
+void pa_stream_read_stop(pa_loop *loop, int slot) {
+  loop->slots[slot].flags &= ~(PA_UNPOLLED | PA_READING);
   uv_read_stop((uv_stream_t *) loop->slots[slot].handle);
 }
 
@@ -98,13 +98,10 @@ static void received(pa_loop *loop, int slot, ssize_t size) {
   pa_slot *entry = &loop->slots[slot];
 
   if (size < 0) {
-    stop_reading(loop, slot);
+    pa_stream_read_stop(loop, slot);
   } else {
     loop->counters->bytes_read += (uint64_t) size;
-    if ((size_t) size < BULK_READ)
-      entry->flags &= ~PA_BULK;
-    else
-      entry->flags |= PA_BULK;
+    pa_set_bulk(entry, (size_t) size);
   }
   if (entry->flags & PA_CLOSING)
     discard(loop, (uv_stream_t *) entry->handle, size);
@@ -134,13 +131,13 @@ static void report_failure(pa_loop *loop, int slot) {
   entry->error = 0;
 }
 
-void pa_stream_receive(pa_loop *loop, int slot) {
+static void receive_in_turn(pa_loop *loop, int slot) {
   pa_slot *entry = &loop->slots[slot];
   ssize_t size = entry->flags & PA_READING ? receive(loop, slot) : 0;
 
   if (size < 0 && entry->error != 0) {
     /* One end is enough, and the failed write may have taken the reason. */
-    stop_reading(loop, slot);
+    pa_stream_read_stop(loop, slot);
     if (size != UV_EOF)
       entry->error = (uint8_t) -size;
   } else if (size != 0) {
@@ -149,7 +146,7 @@ void pa_stream_receive(pa_loop *loop, int slot) {
   report_failure(loop, slot);
 }
 
-void pa_stream_read(uv_handle_t *handle) {
+void pa_stream_read_start(uv_handle_t *handle) {
   pa_slot *entry = &pa_loop_of(handle)->slots[pa_slot_of(handle)];
 
   entry->flags &= ~PA_UNPOLLED;
@@ -167,7 +164,7 @@ void pa_stream_read_first(pa_loop *loop, int slot) {
   ssize_t size = loop->arena_used < READY_BUDGET ? receive(loop, slot) : 0;
 
   if (size == 0) {
-    pa_stream_read(loop->slots[slot].handle);
+    pa_stream_read_start(loop->slots[slot].handle);
     return;
   }
   received(loop, slot, size);
@@ -186,29 +183,41 @@ void pa_streams_poll(pa_loop *loop) {
 
     if ((entry->flags & PA_UNPOLLED) && entry->handle != NULL &&
         !uv_is_closing(entry->handle))
-      pa_stream_read(entry->handle);
+      pa_stream_read_start(entry->handle);
   }
   loop->unpolled_count = 0;
 }
 
 /* Connecting */
 
-void pa_stream_open(pa_loop *loop, int slot) {
+static uint64_t *connection_counter(pa_counters *counters,
+                                    const pa_slot *entry) {
+  if (entry->kind == PA_TCP)
+    return entry->flags & PA_INCOMING ? &counters->incoming_tcp
+                                      : &counters->outgoing_tcp;
+  return entry->flags & PA_INCOMING ? &counters->incoming_pipe
+                                    : &counters->outgoing_pipe;
+}
+
+void pa_stream_opened(pa_loop *loop, int slot) {
   pa_counters *counters = loop->counters;
   pa_slot *entry = &loop->slots[slot];
 
-  if (entry->kind == PA_STDIO) {
-    /* Not counted: it is no connection. */
-  } else if (entry->flags & PA_INCOMING) {
+  if (entry->kind == PA_STDIO)
+    return;  /* no connection */
+  if (entry->flags & PA_INCOMING)
     counters->accepted++;
-    ++*(entry->kind == PA_TCP ? &counters->incoming_tcp
-                              : &counters->incoming_pipe);
-  } else {
-    entry->flags &= ~PA_CONNECTING;
+  else
     counters->connected++;
-    ++*(entry->kind == PA_TCP ? &counters->outgoing_tcp
-                              : &counters->outgoing_pipe);
-  }
+  entry->flags &= ~PA_CONNECTING;
+  ++*connection_counter(counters, entry);
+}
+
+static void connection_closed(pa_loop *loop, const pa_slot *entry) {
+  if (entry->flags & PA_CONNECTING)
+    return;  /* never counted */
+  --*connection_counter(loop->counters, entry);
+  loop->counters->closed++;
 }
 
 void pa_stream_connected(uv_connect_t *request, int status) {
@@ -222,8 +231,8 @@ void pa_stream_connected(uv_connect_t *request, int status) {
   if (status == UV_ECANCELED || uv_is_closing((uv_handle_t *) stream))
     return;
   if (status == 0) {
-    pa_stream_open(loop, slot);
-    pa_stream_read((uv_handle_t *) stream);
+    pa_stream_opened(loop, slot);
+    pa_stream_read_start((uv_handle_t *) stream);
   }
   if (!closing) {
     pa_push(loop, PA_CONNECTED, slot, status, 0);
@@ -422,26 +431,14 @@ static size_t gather(pa_loop *loop, uint32_t index, size_t *total) {
   return count;
 }
 
-void pa_write_flush(pa_loop *loop, int slot) {
+static void write_stream(pa_loop *loop, int slot, uint32_t first) {
   pa_slot *entry = &loop->slots[slot];
   uv_stream_t *stream = (uv_stream_t *) entry->handle;
-  uint32_t first = entry->writes;
   size_t count;
   size_t total;
   int must_wait;
   ssize_t sent = 0;
 
-  if (first == 0)
-    return;
-  entry->writes = 0;
-  if ((entry->flags & PA_BROKEN) || uv_is_closing((uv_handle_t *) stream)) {
-    lose_writes(loop, slot, first);
-    return;
-  }
-  if (entry->kind == PA_UDP) {
-    pa_udp_send(loop, slot, first);
-    return;
-  }
   must_wait = stream->write_queue_size > 0 || (entry->flags & PA_CONNECTING);
   count = gather(loop, first, &total);
   if (total > SENT_AT_ONCE || (entry->flags & PA_WROTE))
@@ -459,6 +456,19 @@ void pa_write_flush(pa_loop *loop, int slot) {
     queue_rest(loop, stream, first, (size_t) sent, must_wait);
     pa_push(loop, PA_BLOCKED, slot, (int64_t) (total - (size_t) sent), 0);
   }
+}
+
+void pa_write_flush(pa_loop *loop, int slot) {
+  pa_slot *entry = &loop->slots[slot];
+  uint32_t first = entry->writes;
+
+  if (first == 0)
+    return;
+  entry->writes = 0;
+  if ((entry->flags & PA_BROKEN) || uv_is_closing(entry->handle))
+    lose_writes(loop, slot, first);
+  else
+    pa_kinds[entry->kind]->write(loop, slot, first);
 }
 
 void pa_write_flush_all(pa_loop *loop) {
@@ -575,7 +585,7 @@ void pa_stream_shutdown(pa_loop *loop, int slot) {
     write_failed(loop, slot, error);
 }
 
-void pa_stream_close(pa_loop *loop, int slot) {
+static void flush_and_close(pa_loop *loop, int slot) {
   pa_slot *entry = &loop->slots[slot];
   uv_stream_t *stream = (uv_stream_t *) entry->handle;
 
@@ -589,6 +599,19 @@ void pa_stream_close(pa_loop *loop, int slot) {
     return;
   }
   /* Also while it flushes: the peer may have to write before it can read. */
-  pa_stream_read((uv_handle_t *) stream);
+  pa_stream_read_start((uv_handle_t *) stream);
   pa_push(loop, PA_LINGERING, slot, 0, 0);
 }
+
+const pa_kind pa_connection_kind = {
+    .flush_and_close = flush_and_close,
+    .after_close = connection_closed,
+    .receive = receive_in_turn,
+    .write = write_stream,
+};
+
+const pa_kind pa_stdio_kind = {
+    .flush_and_close = flush_and_close,
+    .receive = receive_in_turn,
+    .write = write_stream,
+};

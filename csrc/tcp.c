@@ -14,7 +14,7 @@
 #define ACCEPT_BATCH 64
 
 typedef struct {
-  uv_poll_t poll;
+  uv_poll_t poll;  /* in place of uv_listen, which hides errors of accept */
   int fd;
   int kind;       /* of its connections */
   int64_t limit;  /* connections still to be accepted; -1: any number */
@@ -59,10 +59,6 @@ static int is_passing(int error) {
   }
 }
 
-static void free_unopened(uv_handle_t *handle) {
-  free(handle);
-}
-
 /* Makes fd a stream. Returns its slot, or an error; fd is closed then. */
 static int open_stream(pa_loop *loop, int fd, int kind, int flags) {
   union {
@@ -88,11 +84,11 @@ static int open_stream(pa_loop *loop, int fd, int kind, int flags) {
   }
   if (error != 0) {
     close(fd);
-    uv_close(&stream->handle, free_unopened);
+    uv_close(&stream->handle, pa_free_unstarted);
     return error;
   }
   slot = pa_slot_new(loop, &stream->handle, kind, flags);
-  pa_stream_open(loop, slot);
+  pa_stream_opened(loop, slot);
   return slot;
 }
 
@@ -138,7 +134,7 @@ static void on_acceptable(uv_poll_t *poll, int status, int events) {
     uv_poll_stop(poll);
 }
 
-void pa_listener_accept(uv_handle_t *handle, int64_t more) {
+void pa_server_accept(uv_handle_t *handle, int64_t more) {
   pa_listener *listener = (pa_listener *) handle;
 
   if (listener->limit >= 0)
@@ -147,13 +143,16 @@ void pa_listener_accept(uv_handle_t *handle, int64_t more) {
     uv_poll_start(&listener->poll, UV_READABLE, on_acceptable);
 }
 
-void pa_listener_close(uv_handle_t *handle) {
+static void close_server(pa_loop *loop, uv_handle_t *handle,
+                         uv_close_cb closed) {
+  (void) loop;
+  uv_close(handle, closed);
+  /* Now, and not in the close callback, because the address is to be free at
+   * once; and not before, because epoll must forget the descriptor first. */
   close(((pa_listener *) handle)->fd);
 }
 
-int pa_listener_fd(uv_handle_t *handle) {
-  return ((pa_listener *) handle)->fd;
-}
+const pa_kind pa_server_kind = {.close = close_server};
 
 int pa_listen(pa_loop *loop, int fd, int kind, int limit) {
   pa_listener *listener = malloc(sizeof(*listener));
@@ -171,7 +170,7 @@ int pa_listen(pa_loop *loop, int fd, int kind, int limit) {
   listener->kind = kind == PA_PIPE_SERVER ? PA_PIPE : PA_TCP;
   listener->limit = limit;
   pa_slot_new(loop, (uv_handle_t *) &listener->poll, kind, 0);
-  pa_listener_accept((uv_handle_t *) &listener->poll, 0);
+  pa_server_accept((uv_handle_t *) &listener->poll, 0);
   return pa_slot_of(&listener->poll);
 }
 
@@ -182,7 +181,7 @@ int pa_open(pa_loop *loop, int fd, int kind) {
 
   loop->counters->crossings++;
   if (slot >= 0)
-    pa_stream_read(loop->slots[slot].handle);
+    pa_stream_read_start(loop->slots[slot].handle);
   return slot;
 }
 

@@ -94,7 +94,7 @@ static void push_datagram(pa_loop *loop, int slot, const pa_datagram *datagram) 
   pa_push(loop, PA_READ, slot, (int64_t) start, (int64_t) end);
 }
 
-void pa_udp_receive(pa_loop *loop, int slot) {
+static void receive(pa_loop *loop, int slot) {
   pa_udp *udp = (pa_udp *) loop->slots[slot].handle;
   int most = udp->received > BATCH_LARGE ? BATCH_OF_LARGE : BATCH_MAX;
   struct sockaddr_storage addresses[BATCH_MAX];
@@ -126,14 +126,7 @@ void pa_udp_receive(pa_loop *loop, int slot) {
   udp->received = 0;
   for (i = 0; i < count; i++)
     push_datagram(loop, slot, &batch[i]);
-  if (udp->received < BULK_READ)
-    loop->slots[slot].flags &= ~PA_BULK;
-  else
-    loop->slots[slot].flags |= PA_BULK;
-}
-
-static void free_failed(uv_handle_t *handle) {
-  free(handle);
+  pa_set_bulk(&loop->slots[slot], udp->received);
 }
 
 int pa_udp_open(pa_loop *loop, int fd) {
@@ -149,7 +142,7 @@ int pa_udp_open(pa_loop *loop, int fd) {
   else
     error = uv_udp_recv_start(&udp->udp, pa_alloc_nothing, on_receive);
   if (error != 0) {
-    uv_close((uv_handle_t *) &udp->udp, free_failed);
+    uv_close((uv_handle_t *) &udp->udp, pa_free_unstarted);
     return error;
   }
   /* libuv has set it: others could bind to the same port, and take what
@@ -301,7 +294,7 @@ static int can_batch(pa_loop *loop, uv_udp_t *udp, uint32_t index) {
          uv_udp_get_send_queue_count(udp) == 0;
 }
 
-void pa_udp_send(pa_loop *loop, int slot, uint32_t index) {
+static void send_parts(pa_loop *loop, int slot, uint32_t index) {
   uv_udp_t *udp = (uv_udp_t *) loop->slots[slot].handle;
 
   while (index != 0) {
@@ -323,7 +316,7 @@ size_t pa_udp_send_queue_size(pa_loop *loop, int slot) {
 }
 
 /* All that was sent is handed to the kernel first. */
-void pa_udp_close(pa_loop *loop, int slot) {
+static void flush_and_close(pa_loop *loop, int slot) {
   pa_slot *entry = &loop->slots[slot];
   uv_udp_t *udp = (uv_udp_t *) entry->handle;
 
@@ -334,6 +327,12 @@ void pa_udp_close(pa_loop *loop, int slot) {
   if (uv_udp_get_send_queue_count(udp) == 0)
     pa_handle_close(loop, (uv_handle_t *) udp);
 }
+
+const pa_kind pa_udp_kind = {
+    .flush_and_close = flush_and_close,
+    .receive = receive,
+    .write = send_parts,
+};
 
 /* Options */
 

@@ -111,6 +111,11 @@ void pa_poll_modify(pa_loop *loop, int slot, int events) {
   watch(poller);
 }
 
-void pa_poller_close(uv_handle_t *handle) {
+static void close_poller(pa_loop *loop, uv_handle_t *handle,
+                         uv_close_cb closed) {
+  (void) loop;
+  uv_close(handle, closed);
   close(((pa_poller *) handle)->fd);
 }
+
+const pa_kind pa_poller_kind = {.close = close_poller};
