@@ -21,6 +21,9 @@ static void on_timer(uv_timer_t *timer) {
   pa_push(loop, PA_TIMER, 0, (int64_t) uv_now(&loop->uv), 0);
 }
 
+/* Leaves the uv_timer_t alone where its deadline stays, because to set it anew
+ * costs libuv a heap operation. uv_timer_start counts from uv_now(), which
+ * libuv reads once an iteration: due is by the same clock. */
 static void drive_timers(pa_loop *loop, int64_t due, int referenced) {
   int64_t now = (int64_t) uv_now(&loop->uv);
 
@@ -96,6 +99,7 @@ static void perform(pa_loop *loop, const int64_t *operations, int count,
   }
 }
 
+/* One iteration of libuv's. */
 static void run_libuv(pa_loop *loop, int wait) {
   uv_handle_t *async = (uv_handle_t *) &loop->async;
   int referenced = uv_has_ref(async);
@@ -116,7 +120,7 @@ static void run_libuv(pa_loop *loop, int wait) {
     loop->polled = uv_hrtime();
 }
 
-/* Not where there are idlers, because libuv runs those, once in an iteration. */
+/* Not where there are idlers, because libuv runs them, once an iteration. */
 static int may_skip_poll(const pa_loop *loop) {
   return pa_has_ready(loop) && loop->counters->handles[PA_IDLER] == 0 &&
          uv_hrtime() - loop->polled < POLL_INTERVAL_NS;
@@ -138,6 +142,8 @@ int pa_run(pa_loop *loop, int wait, int64_t due, int timers_referenced,
   pa_write_flush_all(loop);
   pa_streams_poll(loop);
   loop->callback_count = 0;
+  /* Not earlier: a handle that Python opens while it walks a batch must not get
+   * the slot of another one, whose PA_CLOSED is further back in that batch. */
   pa_free_retired_slots(loop);
   drive_timers(loop, due, timers_referenced);
   if (may_skip_poll(loop))
@@ -231,6 +237,8 @@ pa_times pa_read_times(const pa_counters *counters, int running) {
 
 /* Waking up */
 
+/* uv_stop, because no record is pushed that would end the poll's sleep: Python
+ * looks after its calls when pa_run returns. */
 static void on_async(uv_async_t *async) {
   pa_awake(pa_loop_of(async));
   uv_stop(async->loop);
@@ -277,7 +285,7 @@ int pa_watch_signals(pa_loop *loop, int fd) {
 /* Beginning and end */
 
 /* A daemon may have closed its standard streams: then the loop's descriptors
- * would get their numbers, and uv__close asserts that it closes none of those. */
+ * would get their numbers, which libuv asserts never to close. */
 static int open_standard_streams(void) {
   int fd;
 
@@ -366,8 +374,8 @@ static int close_loop(pa_loop *loop) {
 int pa_loop_close(pa_loop **place) {
   pa_loop *loop = *place;
 
-  /* In C, because an exception such as Ctrl-C's might come in between in Python,
-   * and the next call would close a loop that is freed. */
+  /* In C, because in Python an exception such as Ctrl-C's might come in
+   * between, and the next call would close a loop that is freed. */
   *place = NULL;
   return loop == NULL ? 0 : close_loop(loop);
 }

@@ -3,7 +3,7 @@
  * A slot is the number by which C and Python know a handle:
  *
  *   pa_slot_new         the handle is open, and Python may name the slot
- *   pa_handle_close     libuv will call on_closed, in this iteration or the next
+ *   pa_handle_close     libuv will call on_closed in its next iteration
  *   on_closed           the handle's memory is freed; PA_CLOSED is pushed; the
  *                       slot is retired, as Python may name it still
  *   the next pa_run     Python has walked PA_CLOSED: the slot is free */
@@ -130,6 +130,8 @@ int pa_slot_new(pa_loop *loop, uv_handle_t *handle, int kind, int flags) {
   return slot;
 }
 
+/* libuv uses the handle's memory until this callback: it is freed here, and
+ * nowhere else. */
 static void on_closed(uv_handle_t *handle) {
   pa_loop *loop = pa_loop_of(handle);
   int slot = pa_slot_of(handle);

@@ -19,9 +19,11 @@ size_t pa_arena_size(void) {
   return ARENA_SIZE;
 }
 
-/* libuv must not read by itself, because it would report an end of stream where
- * the poll finds a hang-up behind a short read, although data may be missing
- * after a reset (libuv 1.44, uv__stream_io). */
+/* libuv must not read by itself, because it would report an end of stream
+ * where the poll finds a hang-up behind a short read, although after a reset
+ * data may be missing (libuv 1.44, uv__stream_io). Must not stop the
+ * reading: uv_read_stop clears the read callback, and libuv calls that after
+ * this one. */
 void pa_alloc_nothing(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer) {
   (void) handle;
   (void) suggested;
