@@ -54,7 +54,7 @@ enum pa_flags {
   PA_QUEUED = 64,    /* has had a blocked write, which libuv queued */
   PA_FLUSHED = 128,  /* the shutdown is done, and so every write */
   PA_WROTE = 256,    /* has been written to */
-  PA_LARGE = 512,    /* was written more than is surely sent at once */
+  PA_LARGE = 512,    /* its writes may be more than TCP sends at once */
   PA_UNPOLLED = 1024,  /* was read by pa_stream_read_first; not polled yet */
   PA_READING = 2048,   /* is polled for input, and may be read */
   PA_READY = 4096,     /* is in the ready list */
