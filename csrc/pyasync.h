@@ -81,7 +81,8 @@ typedef struct {
 typedef struct {
   /* Hands all writes to the kernel, then closes. NULL: closes at once. */
   void (*flush_and_close)(pa_loop *loop, int slot);
-  /* Is called in place of uv_close, and calls that with closed. */
+  /* Is called in place of uv_close, and calls that with closed: now, or when
+   * the handle has done its work. NULL: uv_close itself. */
   void (*close)(pa_loop *loop, uv_handle_t *handle, uv_close_cb closed);
   /* The handle is closed, and its memory about to be freed. NULL: nothing. */
   void (*after_close)(pa_loop *loop, const pa_slot *entry);

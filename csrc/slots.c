@@ -3,7 +3,7 @@
  * A slot is the number by which C and Python know a handle:
  *
  *   pa_slot_new         the handle is open, and Python may name the slot
- *   pa_handle_close     libuv will call on_closed in its next iteration
+ *   pa_handle_close     libuv calls on_closed at the end of its iteration
  *   on_closed           the handle's memory is freed; PA_CLOSED is pushed; the
  *                       slot is retired, as Python may name it still
  *   the next pa_run     Python has walked PA_CLOSED: the slot is free */
