@@ -1,4 +1,5 @@
-/* Addresses, from their packed form (addresses.cdef.h) and to it. */
+/* Addresses, from their packed form (addresses.cdef.h) and to it. Fields are
+ * copied with memcpy, because a packed address may lie at any byte. */
 #include "pyasync.h"
 
 #include <errno.h>
@@ -75,7 +76,8 @@ static int has_address(const struct ifaddrs *entry,
     in_addr_t wanted = ((const struct sockaddr_in *) address)->sin_addr.s_addr;
     in_addr_t mask = INADDR_NONE;
 
-    /* A loopback interface has all addresses of its networks: 127.0.0.2. */
+    /* A loopback interface has all addresses of its networks, such as
+     * 127.0.0.2, but getifaddrs names only the first. */
     if ((entry->ifa_flags & IFF_LOOPBACK) && entry->ifa_netmask != NULL)
       mask = ((const struct sockaddr_in *) (const void *) entry->ifa_netmask)
                  ->sin_addr.s_addr;
@@ -101,7 +103,7 @@ int pa_interface_with(const char *packed) {
       unsigned index = if_nametoindex(entry->ifa_name);
 
       if (found != 0 && found != index) {
-        found = 0;  /* link-local, as a rule: it needs a zone */
+        found = 0;  /* a link-local address, as a rule: it needs a zone */
         break;
       }
       found = index;

@@ -15,7 +15,8 @@ static int format(pa_address *address, const struct addrinfo *info) {
   size_t size = sizeof(address->text);
 
   address->family = info->ai_family;
-  /* getnameinfo, in place of uv_ip_name, for the scope of a link's address. */
+  /* Not uv_ip_name, because it leaves out the scope of a link-local address,
+   * without which nobody can connect to it. */
   return getnameinfo(info->ai_addr, info->ai_addrlen, address->text,
                      (socklen_t) size, NULL, 0, NI_NUMERICHOST);
 }
@@ -66,7 +67,9 @@ int64_t pa_getaddrinfo(pa_loop *loop, const char *host, int family) {
   lookup->found.addresses = NULL;
   memset(&hints, 0, sizeof(hints));
   hints.ai_family = family;
-  hints.ai_socktype = SOCK_STREAM;  /* or each address comes three times */
+  /* Otherwise each address comes three times: for SOCK_DGRAM and SOCK_RAW
+   * too. */
+  hints.ai_socktype = SOCK_STREAM;
   error = uv_getaddrinfo(&loop->uv, &lookup->uv, on_getaddrinfo, host, NULL,
                          &hints);
   return begin(loop, &lookup->base, &lookup->uv, error);
@@ -93,7 +96,7 @@ static void on_getnameinfo(uv_getnameinfo_t *uv, int status, const char *host,
   pa_reverse_lookup *lookup = CONTAINER_OF(uv, pa_reverse_lookup, uv);
 
   lookup->name.status = status;
-  lookup->name.host = host;  /* in the memory of the request */
+  lookup->name.host = host;  /* memory of lookup->uv: good as long as that is */
   lookup->name.service = service;
   pa_request_done(&lookup->base);
 }

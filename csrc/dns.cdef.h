@@ -1,7 +1,7 @@
 /* Lookups of names and addresses. */
 typedef struct {
   int32_t family;
-  char text[64];  /* numeric, with %scope where there is one */
+  char text[64];  /* numeric, with %scope if it has one */
 } pa_address;
 
 typedef struct {
@@ -12,7 +12,7 @@ typedef struct {
 
 /* family is a number of the socket module; 0: any. */
 int64_t pa_getaddrinfo(pa_loop *loop, const char *host, int family);
-/* What a request of pa_getaddrinfo has found, until it is freed. */
+/* The result of a request of pa_getaddrinfo: good until that is freed. */
 pa_found *pa_getaddrinfo_result(int64_t request);
 
 typedef struct {

@@ -1,4 +1,4 @@
-/* Operations on files. */
+/* Operations on files: requests in libuv's thread pool. */
 #define _GNU_SOURCE  /* copy_file_range */
 #include "pyasync.h"
 
@@ -13,24 +13,27 @@
 
 /* Linux's read(2) gives no more at once, nor does its sendfile(2). */
 #define LARGEST_READ 0x7ffff000
-/* What sendfile reads at once where the kernel does not copy by itself. */
+/* The size of sendfile's buffer where the kernel cannot copy by itself. */
 #define COPY_SIZE ((size_t) 128 << 10)
 
 typedef struct {
   pa_request base;
   uv_fs_t uv;
   pa_fs_outcome outcome;
-  int taken;
+  int taken;       /* see pa_fs_take */
   int fd;          /* to be closed, or written to */
   int64_t offset;
-  size_t size;     /* to be read or written */
-  size_t done;     /* of it */
-  char *buffer;
+  size_t size;     /* to be written */
+  size_t done;     /* so much of that is written */
+  char *buffer;    /* a copy of Python's data, or memory for a result */
   uv_work_t work;  /* of a sendfile, as are those below */
   int in_fd;
   int way;         /* index in ways */
-  int64_t sent;    /* by the last step, or its error */
+  int64_t sent;    /* the size that the last step has sent, or its error */
 } pa_fs;
+
+/* Python may never have taken the result, because the request was cancelled too
+ * late, or because the loop has ended: nothing may leak then. */
 
 static void release(pa_request *request) {
   pa_fs *fs = (pa_fs *) request;
@@ -64,7 +67,7 @@ static pa_fs *fs_new(pa_loop *loop) {
   memset(fs, 0, sizeof(*fs));
   fs->base.release = release;
   fs->base.loop = loop;
-  fs->outcome.result = UV_ECANCELED;
+  fs->outcome.result = UV_ECANCELED;  /* until there is another result */
   return fs;
 }
 
@@ -73,7 +76,7 @@ static int64_t begin(pa_fs *fs, int error) {
                           error);
 }
 
-/* Joins the entries: Python asks once for all of them. */
+/* Joins the entries, so that Python gets all of them with one call. */
 static void pack_entries(pa_fs *fs) {
   size_t capacity = 0;
   size_t used = 0;
@@ -165,11 +168,13 @@ int64_t pa_fs_read(pa_loop *loop, int fd, size_t size, int64_t offset) {
       fs, uv_fs_read(&loop->uv, &fs->uv, fd, &buffer, 1, offset, on_done));
 }
 
-/* sendfile, a step at a time: libuv's own waits in poll(2), without end, for a
- * peer that does not read, although the descriptor does not block. */
+/* sendfile, one system call a step. Not uv_fs_sendfile, because that waits in
+ * poll(2) for a peer that does not read, although the descriptor does not
+ * block: it would hold a thread of the pool without end. */
 
 #ifdef __linux__
-/* First, because it lets file systems share blocks in place of copying them. */
+/* This is tried first, because file systems can share blocks in place of
+ * copying them. */
 static ssize_t copy_range(pa_fs *fs, off_t offset, size_t size) {
   return copy_file_range(fs->in_fd, &offset, fs->fd, NULL, size, 0);
 }
@@ -203,8 +208,8 @@ static ssize_t read_and_write(pa_fs *fs, off_t offset, size_t size) {
     return -1;
   }
   result = pread(fs->in_fd, data, size, offset);
-  /* A pipe has no offset. What is taken out of it would be lost if the other
-   * end did not take it all. */
+  /* A pipe has no offset, and no way back for bytes that were read from it:
+   * they would be lost if an fd that does not block took only some of them. */
   if (result < 0 && errno == ESPIPE && !(fcntl(fs->fd, F_GETFL) & O_NONBLOCK))
     result = read(fs->in_fd, data, size);
   if (result > 0)
@@ -213,7 +218,8 @@ static ssize_t read_and_write(pa_fs *fs, off_t offset, size_t size) {
   return result;
 }
 
-/* From the best to the one that works with all kinds of descriptors. */
+/* Each is tried when those before it cannot do it. The last works with all
+ * kinds of descriptors. */
 static ssize_t (*const ways[])(pa_fs *, off_t, size_t) = {
 #ifdef __linux__
     copy_range,
@@ -223,8 +229,9 @@ static ssize_t (*const ways[])(pa_fs *, off_t, size_t) = {
 };
 #define LAST_WAY ((int) (sizeof(ways) / sizeof(ways[0])) - 1)
 
-/* Whether a way of the kernel's cannot do it, and another may. A result of 0 is
- * the end of the file, or a file of /proc, whose size is 0 to copy_file_range. */
+/* Whether another way may do what this one could not. A result of 0 is the end
+ * of the file, or a file of /proc: copy_file_range believes its size of 0, but
+ * it can be read. */
 static int may_another(ssize_t result) {
   return result == 0 ||
          (result < 0 && (errno == EINVAL || errno == ENOSYS || errno == EXDEV ||
@@ -232,7 +239,7 @@ static int may_another(ssize_t result) {
                          errno == ESPIPE || errno == EIO));
 }
 
-/* In a thread of the pool: sends what one system call takes. */
+/* In a thread of the pool. The loop's thread does not touch fs meanwhile. */
 static void send_step(uv_work_t *work) {
   pa_fs *fs = CONTAINER_OF(work, pa_fs, work);
   off_t offset = (off_t) (fs->offset + (int64_t) fs->done);
@@ -251,7 +258,9 @@ static void send_step(uv_work_t *work) {
   fs->sent = result < 0 ? uv_translate_sys_error(errno) : result;
 }
 
-/* Writes and sendfile, which go on after a short transfer */
+/* Writes and sendfile, a step at a time until all is written. Each step is
+ * begun in the loop's thread, so that the end of the loop can stop them in
+ * between. */
 
 static void on_written(uv_fs_t *uv);
 static void on_sent(uv_work_t *work, int status);
@@ -278,8 +287,8 @@ static void transferred(pa_fs *fs, int64_t result) {
         return;
     }
   }
-  /* What a descriptor that does not block takes no more of is no error, nor is
-   * the end of the file that is sent. */
+  /* No error: a descriptor that does not block has taken some, and takes no
+   * more; or (0) the file that is sent has ended. */
   if (result >= 0 || (result == UV_EAGAIN && fs->done > 0))
     result = (int64_t) fs->done;
   fs->outcome.result = result;
@@ -377,7 +386,7 @@ int64_t pa_fs_mkdtemp(pa_loop *loop, const char *path) {
   return begin(fs, uv_fs_mkdtemp(&loop->uv, &fs->uv, path, on_done));
 }
 
-/* What Python asks of a request that is over */
+/* Results of a request that is over */
 
 pa_fs_outcome *pa_fs_result(int64_t request) {
   return &((pa_fs *) pa_request_at(request))->outcome;

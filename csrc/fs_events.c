@@ -1,44 +1,49 @@
 /* Monitors of files and directories.
  *
- * libuv's watch is of an inode (inotify(7)), ours is of a path. When the path
- * has another file, or none, the monitor starts anew with what is there. While
- * there is nothing it watches the nearest directory above, for what is missing
- * to appear. */
+ * libuv watches an inode (inotify(7)); a monitor watches a path. When the path
+ * leads to another file, the monitor starts anew with that. While it leads to
+ * none, the monitor waits: it watches the nearest directory above, until the
+ * next part of the path appears there. */
 #include "pyasync.h"
 
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
 typedef struct {
   uv_fs_event_t handle;
-  dev_t device;        /* what is watched: see watch() */
+  dev_t device;        /* with inode: the file that is watched; see watch */
   ino_t inode;
-  uint64_t iteration;  /* in which it last pushed a record of its own */
-  int record;          /* its index */
-  size_t length;
-  size_t watched;      /* so much of the path; less than length: waits */
+  uint64_t iteration;  /* in which push_own last pushed a record */
+  int record;          /* the index of that */
+  size_t length;       /* of path */
+  size_t watched;      /* the length of the part of the path that is watched; it
+                          is less than length while the monitor waits */
   char path[];
 } pa_monitor;
 
-/* Something may come and go as fast as we look for it. */
+/* watch_anew gives up then: a file may come and go as fast as it is looked
+ * for. */
 #define ATTEMPTS 10
 
-/* So many events back a repeated one is looked for: a few files that are
- * written without end must not keep Python from all else. */
-#define TOLD 16
+/* is_reported looks at so many of the last records, because a few files that
+ * are written without end must not fill the batch and keep Python from all
+ * else. */
+#define LOOK_BACK 16
 
 static void on_event(uv_fs_event_t *handle, const char *name, int events,
                      int status);
 
-/* Watches what the beginning of the path names. */
+/* Watches the file or directory at the first length bytes of the path. */
 static int watch(pa_monitor *monitor, size_t length) {
   char after = monitor->path[length];
   struct stat found;
   int error;
 
   monitor->path[length] = '\0';
-  /* First: if it is replaced in between, that is noticed at the next event. */
+  /* Before uv_fs_event_start. If the file is replaced in between, the next
+   * event finds another inode than this one, and watches anew. In the other
+   * order the monitor would take the inode of the new file, and go on to watch
+   * the old. */
   if (stat(monitor->path, &found) != 0)
     memset(&found, 0, sizeof(found));
   error = uv_fs_event_start(&monitor->handle, on_event, monitor->path, 0);
@@ -60,7 +65,7 @@ static int exists(pa_monitor *monitor, size_t length) {
   return result;
 }
 
-/* The length of the path's directory; 0: it has none. */
+/* Returns the length of the directory part of the path; 0: it has none. */
 static size_t parent(const char *path, size_t length) {
   while (length > 0 && path[length - 1] == '/')
     length--;
@@ -71,7 +76,8 @@ static size_t parent(const char *path, size_t length) {
   return length;
 }
 
-/* Watches the path, or the nearest directory above that there is. */
+/* Watches the path or, while it leads to no file, the nearest directory
+ * above. */
 static int watch_anew(pa_monitor *monitor) {
   int attempt;
 
@@ -89,7 +95,8 @@ static int watch_anew(pa_monitor *monitor) {
       if (length == 0)
         return error;
     }
-    /* It may have come before its directory was watched. */
+    /* The missing part may have appeared before its directory was watched: no
+     * event will tell then. */
     if (missing == 0 || !exists(monitor, missing))
       break;
   }
@@ -100,7 +107,7 @@ static int is_waiting(const pa_monitor *monitor) {
   return monitor->watched != monitor->length;
 }
 
-/* Whether the path goes on with this name after what is watched. */
+/* Whether name is the part of the path that the monitor waits for. */
 static int is_awaited(const pa_monitor *monitor, const char *name) {
   const char *next = monitor->path + monitor->watched;
   size_t size = strlen(name);
@@ -111,14 +118,14 @@ static int is_awaited(const pa_monitor *monitor, const char *name) {
          (next[size] == '/' || next[size] == '\0');
 }
 
-/* Whether Python is to hear of this change anyway, in this iteration, and of
- * nothing since that has happened to the same entry. */
-static int is_told(const pa_loop *loop, int slot, const char *name) {
+/* Whether the batch has a record already of a change of this entry, and of
+ * nothing else since that has happened to it: another change adds nothing. */
+static int is_reported(const pa_loop *loop, int slot, const char *name) {
   const pa_event *first = loop->events.items;
   const pa_event *event = first + loop->events.count;
   int left;
 
-  for (left = TOLD; left > 0 && event > first; left--) {
+  for (left = LOOK_BACK; left > 0 && event > first; left--) {
     event--;
     if (event->kind == PA_FS_CHANGED && event->slot == slot &&
         event->data >= 0 && strcmp(loop->text + event->data, name) == 0)
@@ -140,7 +147,8 @@ static int64_t keep_text(pa_loop *loop, const char *text) {
   return (int64_t) offset;
 }
 
-/* One record an iteration: Python is to look after all that it has brought. */
+/* Pushes the record that makes Python call pa_fs_look: one in a batch, because
+ * one look finds what all events of the iteration have left. */
 static void push_own(pa_loop *loop, pa_monitor *monitor, int events) {
   if (monitor->iteration == loop->counters->iterations) {
     loop->events.items[monitor->record].value |= events;
@@ -155,14 +163,17 @@ static void on_event(uv_fs_event_t *handle, const char *name, int events,
                      int status) {
   pa_monitor *monitor = (pa_monitor *) handle;
   pa_loop *loop = pa_loop_of(handle);
-  /* Of the watched inode itself, and not of an entry in it: then libuv takes
-   * the name from its path, which may be another one to the same inode. */
+  /* An event of the watched file itself, and not of an entry in a directory.
+   * Its name is no help: libuv takes it from handle->path, and shares that
+   * among all handles of the inode, also those that came by another path. So a
+   * name inside handle->path is the sign of such an event. */
   int own = name == NULL || (name >= handle->path &&
                              name <= handle->path + strlen(handle->path));
 
   pa_awake(loop);
 #ifdef __linux__
-  /* libuv takes IN_ISDIR for a rename: these are a directory's attributes. */
+  /* libuv takes all bits but IN_ATTRIB and IN_MODIFY for a rename, IN_ISDIR
+   * too: both together say that a directory's attributes have changed. */
   if (events == (UV_RENAME | UV_CHANGE))
     events = UV_CHANGE;
 #endif
@@ -171,13 +182,10 @@ static void on_event(uv_fs_event_t *handle, const char *name, int events,
   else if (is_waiting(monitor)) {
     if (is_awaited(monitor, name))
       push_own(loop, monitor, events);
-  } else if (events != UV_CHANGE || !is_told(loop, pa_slot_of(handle), name))
+  } else if (events != UV_CHANGE ||
+             !is_reported(loop, pa_slot_of(handle), name))
     pa_push(loop, PA_FS_CHANGED, pa_slot_of(handle), events,
             keep_text(loop, name));
-}
-
-static void free_failed(uv_handle_t *handle) {
-  free(handle);
 }
 
 int pa_fs_watch(pa_loop *loop, const char *path) {
@@ -192,14 +200,14 @@ int pa_fs_watch(pa_loop *loop, const char *path) {
   uv_fs_event_init(&loop->uv, &monitor->handle);
   error = watch(monitor, length);
   if (error != 0) {
-    uv_close((uv_handle_t *) &monitor->handle, free_failed);
+    uv_close((uv_handle_t *) &monitor->handle, pa_free_unstarted);
     return error;
   }
   return pa_slot_new(loop, (uv_handle_t *) monitor, PA_FS_MONITOR, 0);
 }
 
-/* A file that somebody has open still is not deleted when it is replaced: all
- * that is said of it then is that its attributes, the links, have changed. */
+/* When a file is replaced that somebody has open, its inode is not deleted. The
+ * only event is then one of its attributes, as it has a link less. */
 static int is_replaced(const pa_monitor *monitor) {
   struct stat found;
 

@@ -1,5 +1,5 @@
-/* Child processes, each of which is reaped: by its loop, or after the loop's
- * end by whatever comes next. */
+/* Child processes. Each is reaped: by its loop, or after the loop's end by the
+ * next loop that begins or ends, or the next child that is started. */
 #include "pyasync.h"
 
 #include <errno.h>
@@ -9,15 +9,15 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* Children that a loop has left running at its end. */
+/* A child that a loop has left running at its end. */
 typedef struct abandoned {
   struct abandoned *next;
   pid_t pid;
 } abandoned;
 
-static abandoned *first_abandoned;
+static abandoned *first_abandoned;  /* pa_lock guards the list */
 
-/* Whether it needs no more waiting for: it has been reaped, by us or others. */
+/* Returns whether the child is reaped: now, or by somebody else before. */
 static int reap(pid_t pid) {
   pid_t result;
 
@@ -70,11 +70,17 @@ static void on_exited(uv_process_t *process, int64_t status, int signum) {
 
   pa_awake(loop);
   pa_push(loop, PA_EXITED, pa_slot_of(process), status, signum);
-  /* At once: its pid is free for others, and must get no signal any more. */
+  /* Now, and not when Python walks the record: libuv has reaped the child, and
+   * its pid may be another process's, which must get no signal. */
   pa_handle_close(loop, (uv_handle_t *) process);
 }
 
-void pa_process_close(pa_loop *loop, uv_handle_t *handle, uv_close_cb closed) {
+/* A child that still runs keeps its handle, because libuv reaps only children
+ * that have one, and on_exited closes it; but it keeps no loop running. libuv
+ * stops to handle SIGCHLD when it closes the last active handle of a process:
+ * hence the lock, and the calls around uv_close. */
+static void close_process(pa_loop *loop, uv_handle_t *handle,
+                          uv_close_cb closed) {
   struct sigaction before;
 
   if (uv_is_active(handle) && !loop->closing) {
@@ -90,12 +96,12 @@ void pa_process_close(pa_loop *loop, uv_handle_t *handle, uv_close_cb closed) {
   pa_unlock();
 }
 
-static void free_failed(uv_handle_t *handle) {
-  free(handle);
-}
+const pa_kind pa_process_kind = {.close = close_process};
 
-/* In the child libuv makes its standard streams blocking, and with them the open
- * files that it shares with us: a socket of a loop must stay as it was. */
+/* In the child libuv (1.44) makes the standard streams blocking. O_NONBLOCK
+ * belongs to the open file, which the child shares with us: a socket of a loop
+ * would block from then on, and with it the loop. This takes it back, but for
+ * our own standard streams. */
 static void restore_flags(const int *stdio, const int *flags) {
   int index;
 
@@ -143,8 +149,8 @@ int pa_spawn(pa_loop *loop, const char *path, char **args, char **env,
   pa_unlock();
   restore_flags(stdio, status_flags);
   if (error != 0) {
-    /* uv_spawn has made a handle of it all the same. */
-    pa_process_close(loop, (uv_handle_t *) process, free_failed);
+    /* uv_spawn has put the handle into libuv's lists all the same. */
+    close_process(loop, (uv_handle_t *) process, pa_free_unstarted);
     return error;
   }
   return pa_slot_new(loop, (uv_handle_t *) process, PA_PROCESS, 0);

@@ -1,5 +1,5 @@
-/* What the files of the shim share. The public declarations, which Python
- * reads too, are in the *.cdef.h. */
+/* Declarations that the files of the shim share. Those that Python reads too
+ * are in the *.cdef.h. */
 #ifndef PYASYNC_H
 #define PYASYNC_H
 
@@ -22,22 +22,24 @@
 #include "fs.cdef.h"
 #include "fs_events.cdef.h"
 
-/* All that is read in one iteration lies in the arena. Its pages are touched as
- * they are needed, and few programs need many: so much is for 10,000 peers that
- * send 1 KiB each at the same time. */
+/* The arena holds all data that one iteration reads. It is only address space
+ * at first: the kernel gives it a page when the page is first written to, so
+ * that its size costs nothing where little is read. The size is for 10,000
+ * peers that send 1 KiB each at the same time. */
 #define ARENA_SIZE ((size_t) 16 << 20)
-/* What one handle may use of it, in one iteration. */
-#define TURN_SIZE_MAX ((size_t) 3 << 19)
-/* When the turns of an iteration have read this much, the others wait for the
- * next iteration, because what is read is to be in the processor's caches still
- * when Python gets it. What was read in the poll does not count: else many
- * small readers would keep those with much to read from ever having a turn. */
-#define TURNS_SIZE ((size_t) 128 << 10)
-/* What reads in the poll leave of the arena: room for one more of them and for
- * the turns, the last of which may begin just below TURNS_SIZE. */
-#define POLL_READS_SIZE (ARENA_SIZE - 2 * TURN_SIZE_MAX - TURNS_SIZE)
-/* Handles that last had less than this to read do not wait for a turn. */
-#define MUCH ((size_t) 4 << 10)
+/* The most that one handle takes of the arena in one iteration. */
+#define READ_MAX ((size_t) 3 << 19)
+/* When the handles of the ready list have read this much, the others in it wait
+ * for the next iteration, because data is to be in the processor's caches still
+ * when Python gets it. Data that was read in the poll does not count: otherwise
+ * many small readers would keep those in the ready list from their turns. */
+#define READY_BUDGET ((size_t) 128 << 10)
+/* When the poll has read more than this, it puts the next handles into the
+ * ready list. The rest of the arena is for one more read in the poll, and for
+ * the turns, the last of which may begin just below READY_BUDGET. */
+#define POLL_BUDGET (ARENA_SIZE - 2 * READ_MAX - READY_BUDGET)
+/* A handle whose last read gave less than this is read in the poll, at once. */
+#define BULK_READ ((size_t) 4 << 10)
 
 #define CONTAINER_OF(pointer, type, member) \
   ((type *) ((char *) (pointer) - offsetof(type, member)))
@@ -45,40 +47,60 @@
 enum pa_flags {
   PA_INCOMING = 1,   /* accepted by a server */
   PA_CONNECTING = 2,
-  PA_END_SEEN = 4,   /* EOF or an error has been read */
+  PA_END_SEEN = 4,   /* a read has given EOF or an error */
   PA_BROKEN = 8,     /* a write has failed */
   PA_SHUT = 16,      /* the writing side is shut down, or will be */
-  PA_CLOSING = 32,   /* Python has closed it: read only to discard */
-  PA_QUEUED = 64,    /* a write had to be queued, at some time */
+  PA_CLOSING = 32,   /* Python has closed it: input is discarded */
+  PA_QUEUED = 64,    /* has had a blocked write, which libuv queued */
   PA_FLUSHED = 128,  /* the shutdown is done, and so every write */
-  PA_WROTE = 256,    /* has written */
-  PA_LARGE = 512,    /* may have written more than is sent at once */
-  PA_UNPOLLED = 1024, /* has been read once, and is not polled yet */
-  PA_READING = 2048,  /* is read, when it has something */
-  PA_LISTED = 4096,   /* has a place in pa_loop.readable */
-  PA_MUCH = 8192      /* had much to read, the last time: see MUCH */
+  PA_WROTE = 256,    /* has been written to */
+  PA_LARGE = 512,    /* its writes may be more than TCP sends at once */
+  PA_UNPOLLED = 1024,  /* was read by pa_stream_read_first; not polled yet */
+  PA_READING = 2048,   /* is polled for input, and may be read */
+  PA_READY = 4096,     /* is in the ready list */
+  PA_BULK = 8192       /* the last read gave BULK_READ or more */
 };
 
-/* What C knows of a handle beside libuv's own memory. handle->data is the
- * slot's number. */
+/* A slot: the facts about a handle that libuv's own memory does not hold.
+ * handle->data is the slot's number. pa_slot_new may move all slots: a pointer
+ * to one is good until then. */
 typedef struct {
-  uv_handle_t *handle;  /* NULL: the slot is free */
+  uv_handle_t *handle;  /* NULL: the handle is closed */
   union {
-    uint32_t writes;    /* 1 + index of the first pa_write_part of the batch */
+    uint32_t writes;    /* 1 + index of its first pa_write_part; 0: none */
     int32_t next_free;
   };
   uint8_t kind;         /* enum pa_handle_kind */
-  uint8_t error;        /* of a write, negated: to be told after its turn */
+  uint8_t error;        /* of a failed write, negated, which is reported only
+                           after the handle's turn; 0: none */
   uint16_t flags;       /* enum pa_flags */
 } pa_slot;
 
+/* Where the kinds of handles differ. Each file fills one for its kinds, and
+ * slots.c lists them. NULL stands for the default that is named here. */
+typedef struct {
+  /* Hands all writes to the kernel, then closes. NULL: closes at once. */
+  void (*flush_and_close)(pa_loop *loop, int slot);
+  /* Is called in place of uv_close, and calls that with closed: now, or when
+   * the handle has done its work. NULL: uv_close itself. */
+  void (*close)(pa_loop *loop, uv_handle_t *handle, uv_close_cb closed);
+  /* The handle is closed, and its memory about to be freed. NULL: nothing. */
+  void (*after_close)(pa_loop *loop, const pa_slot *entry);
+  /* Reads once, into the arena. NULL: it never calls pa_readable. */
+  void (*receive)(pa_loop *loop, int slot);
+  /* Writes the part at index - 1 and those behind it. NULL: has no writes. */
+  void (*write)(pa_loop *loop, int slot, uint32_t index);
+} pa_kind;
+
+/* Records, in the order in which Python walks them. */
 typedef struct {
   pa_event *items;
   int count;
   int capacity;
 } pa_queue;
 
-/* One write of a batch, until the batch is flushed. */
+/* One write of a crossing. Its data belongs to Python: it is there until the
+ * crossing ends, and the kernel has it by then, or a blocked write its copy. */
 typedef struct {
   const char *base;
   size_t size;
@@ -92,41 +114,42 @@ typedef struct {
 struct pa_request {
   pa_loop *loop;
   pa_request *next;
-  pa_request **link;  /* what points to this one */
+  pa_request **link;  /* the pointer that points to this one */
   uv_req_t *uv;       /* NULL: it is over */
-  uint64_t *counter;  /* of what is waited for; NULL: it is not counted */
+  uint64_t *counter;  /* counts those that are not over; NULL: none does */
   void (*release)(pa_request *);  /* frees its memory */
 };
 
-/* A libuv handle that handles a signal, in the list of all of the process. */
+/* A started uv_signal_t, in a list of those of all loops of the process. */
 typedef struct pa_signal_use {
   uv_signal_t *handle;
   struct pa_signal_use *next;
-  struct pa_signal_use **link;  /* what points to this one; NULL: not started */
+  struct pa_signal_use **link;  /* the pointer to this one; NULL: not started */
 } pa_signal_use;
 
 struct pa_loop {
-  uv_loop_t uv;
+  uv_loop_t uv;  /* first: see pa_loop_of */
   pa_counters *counters;
   uint64_t crossings;  /* see pa_crossings */
   int in_pa_run;
   int in_uv_run;
   int closing;
 
-  pa_queue events;  /* of this iteration: Python walks it after pa_run */
-  pa_queue late;    /* pushed while Python walks events: begin the next */
+  pa_queue events;  /* the batch of this iteration: Python walks it now */
+  pa_queue late;    /* records pushed meanwhile: they begin the next batch */
 
-  char *arena;      /* what was read in this iteration */
+  char *arena;      /* the data that was read in this iteration */
   size_t arena_used;
   char *text;       /* names of files that have changed in this iteration */
   size_t text_used;
   size_t text_capacity;
-  int *readable;    /* slots, in the order in which they have their turns */
-  int readable_count;
-  int readable_capacity;
-  int turns_taken;  /* of the readable */
-  uint64_t polled;  /* when, in nanoseconds, if some are readable since */
-  int *unpolled;    /* slots: to be polled from the next iteration on */
+  int *ready;       /* the ready list: slots, in the order of their turns */
+  int ready_count;
+  int ready_capacity;
+  int turns_taken;  /* so many of the ready list have had theirs */
+  uint64_t polled;  /* the time of the last poll, in nanoseconds; set only when
+                       it has left the ready list filled */
+  int *unpolled;    /* slots that are polled from the next iteration on */
   int unpolled_count;
   int unpolled_capacity;
 
@@ -134,89 +157,107 @@ struct pa_loop {
   int slot_count;
   int slot_capacity;
   int free_slot;     /* list through next_free; -1 at the end */
-  int retired_slot;  /* the same: free when Python has walked the events */
+  int retired_slot;  /* the same, of slots that Python may know still */
 
   pa_write_part *parts;
   uint32_t part_count;
   uint32_t part_capacity;
   uint32_t callback_count;  /* writes with a callback since the last pa_run */
-  uv_buf_t *buffers;
+  uv_buf_t *buffers;        /* scratch memory of one system call */
   size_t buffer_capacity;
 
-  pa_request *requests;  /* under way, and over and not freed yet */
+  pa_request *requests;  /* all that are not freed yet */
   int requests_under_way;
 
-  uv_timer_t timer;   /* for the first of Python's */
-  int64_t timer_due;  /* what it is set for, or -1 */
+  uv_timer_t timer;   /* for the first deadline of Python's timers */
+  int64_t timer_due;  /* the deadline that it is set for, or -1 */
   uv_async_t async;
   uv_poll_t signal_poll;
-  pa_signal_use sigchld;  /* libuv's own, while there are children */
+  pa_signal_use sigchld;  /* libuv's own handler, while there are children */
 };
 
-/* loop.c */
+/* slots.c */
+/* realloc, for arrays without which the loop cannot go on: it aborts when there
+ * is no memory. */
 void *pa_grow(void *array, size_t size);
 void pa_push(pa_loop *loop, int kind, int slot, int64_t value, int64_t data);
-/* Gives the handle a slot, after its uv_*_init; free(handle) is the loop's. */
+/* Begins the batch of the next pa_run, with the late records. */
+void pa_begin_batch(pa_loop *loop);
+extern const pa_kind *const pa_kinds[PA_HANDLE_KINDS];
+/* Gives the handle a slot, after its uv_*_init. The handle is memory of malloc
+ * that the loop frees, in the handle's close callback and nowhere else, because
+ * libuv uses it until then. */
 int pa_slot_new(pa_loop *loop, uv_handle_t *handle, int kind, int flags);
-/* A uv_alloc_cb: without a buffer libuv reads nothing, and reports UV_ENOBUFS. */
-void pa_alloc_nothing(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer);
-/* To be called when it does, in place of reading: the handle is read, or gets a place in
- * the list of those that are to be. */
-void pa_readable(uv_handle_t *handle);
+/* Lets slots be used again whose PA_CLOSED Python has walked. */
+void pa_free_retired_slots(pa_loop *loop);
 /* Adds the slot to an array of slots. */
 void pa_add_slot(int **slots, int *count, int *capacity, int slot);
-/* uv_close, and what the kind needs with it. */
+/* Closes a handle that has a slot; writes that the kernel has not taken are
+ * lost. May be called more than once. */
 void pa_handle_close(pa_loop *loop, uv_handle_t *handle);
+/* Closes all handles that have slots. */
+void pa_handles_close(pa_loop *loop);
+/* A uv_close_cb for a handle that has got no slot, because its start failed:
+ * libuv has it in its lists all the same, from its uv_*_init on. */
+void pa_free_unstarted(uv_handle_t *handle);
+
+/* turns.c */
+/* A uv_alloc_cb: without a buffer libuv does not read, but reports
+ * UV_ENOBUFS. */
+void pa_alloc_nothing(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer);
+/* To be called at that report: reads the handle, or puts it into the ready
+ * list. */
+void pa_readable(uv_handle_t *handle);
+/* Lets handles of the ready list read, until the budget is spent. */
+void pa_take_turns(pa_loop *loop);
+/* Removes those that have had their turns from the ready list. */
+void pa_drop_turns_taken(pa_loop *loop);
 
 /* addresses.c */
 /* The size of the largest packed address. */
 #define PA_PACKED_MAX 28
-/* Both return the size of the packed one. */
+/* Both return the size of the packed address. */
 size_t pa_pack_address(char *packed, const struct sockaddr *address);
 size_t pa_unpack_address(const char *packed, struct sockaddr_storage *address);
 socklen_t pa_address_size(const struct sockaddr_storage *address);
 
 /* streams.c */
-void pa_stream_read(uv_handle_t *handle);
-/* Reads once, into the arena. */
-void pa_stream_receive(pa_loop *loop, int slot);
-void pa_stream_close(pa_loop *loop, int slot);
+extern const pa_kind pa_connection_kind;
+extern const pa_kind pa_stdio_kind;
+void pa_stream_read_start(uv_handle_t *handle);
+void pa_stream_read_stop(pa_loop *loop, int slot);
 void pa_stream_shutdown(pa_loop *loop, int slot);
-/* The stream has been accepted, or has connected: count it. */
-void pa_stream_open(pa_loop *loop, int slot);
-/* Reads what a new connection has brought along, if anything. */
+/* Counts a connection that has been accepted, or has connected. */
+void pa_stream_opened(pa_loop *loop, int slot);
+/* Reads the data that a new connection has brought along, if any. */
 void pa_stream_read_first(pa_loop *loop, int slot);
 /* Polls the streams that were read first and are open still. */
 void pa_streams_poll(pa_loop *loop);
 void pa_stream_connected(uv_connect_t *request, int status);
-/* Writes what pa_write_add has gathered: all of it, or a stream's. */
+/* Adds a write; the two below hand them to the kernel, of one handle or all. */
 void pa_write_add(pa_loop *loop, int slot, const char *base, size_t size,
                   int callback);
 void pa_write_flush(pa_loop *loop, int slot);
 void pa_write_flush_all(pa_loop *loop);
 
 /* tcp.c */
-void pa_listener_accept(uv_handle_t *handle, int64_t more);
-void pa_listener_close(uv_handle_t *handle);
-int pa_listener_fd(uv_handle_t *handle);
+extern const pa_kind pa_server_kind;
+void pa_server_accept(uv_handle_t *handle, int64_t more);
 
 /* udp.c */
-/* Reads a batch of datagrams into the arena. */
-void pa_udp_receive(pa_loop *loop, int slot);
-/* Sends the parts from index on, each a datagram. */
-void pa_udp_send(pa_loop *loop, int slot, uint32_t index);
-void pa_udp_close(pa_loop *loop, int slot);
+extern const pa_kind pa_udp_kind;
 
 /* requests.c */
-/* uv has been started, or that has failed with error. Its release is set.
- * Returns what Python is to know. */
+/* libuv has begun the request uv, or has refused to, with error. Its release is
+ * set. Returns the number by which Python knows it, or the error. */
 int64_t pa_request_begin(pa_loop *loop, pa_request *request, uv_req_t *uv,
                          int error);
-/* Counts one that has begun, until Python knows the result, or cancels it. */
+/* Counts one that has begun, until Python frees or cancels it. */
 void pa_request_count(int64_t request, uint64_t *counter);
 /* To be called in libuv's callback, when the result is there to be read. */
 void pa_request_done(pa_request *request);
-/* At the end of the loop: cancels what can be; then frees what is over. */
+/* The end of the loop: the first cancels all that libuv can cancel; the second
+ * frees all, when none is under way any more. */
 void pa_requests_close(pa_loop *loop);
 void pa_requests_free(pa_loop *loop);
 
@@ -225,31 +266,28 @@ static inline pa_request *pa_request_at(int64_t address) {
 }
 
 /* signals.c */
-/* Guard what all loops of the process share: dispositions, and children. */
+extern const pa_kind pa_signal_kind;
+/* The lock of all state that the loops of the process share: the dispositions
+ * of signals, and the abandoned children. */
 void pa_lock(void);
 void pa_unlock(void);
-/* To be called before uv_close. */
-void pa_signal_stop(uv_handle_t *handle);
-/* Around whatever may make libuv start or stop to handle SIGCHLD for the
+/* Around each call that may make libuv start or stop to handle SIGCHLD for the
  * loop; the lock is held. */
 void pa_sigchld_before(struct sigaction *before);
 void pa_sigchld_after(pa_loop *loop, const struct sigaction *before);
 
 /* processes.c */
-/* Closes the handle if the child has exited, or the loop ends; else leaves it
- * to reap the child, and to keep no loop running. */
-void pa_process_close(pa_loop *loop, uv_handle_t *handle, uv_close_cb closed);
-/* Reaps children that loops have left behind; those that run stay. */
+extern const pa_kind pa_process_kind;
+/* Reaps the children that loops have left behind and that have exited since. */
 void pa_reap_abandoned(void);
 /* In the child of a fork, which has no children; the lock is held. */
 void pa_forget_abandoned(void);
 
 /* watchers.c */
-/* To be called after uv_close. */
-void pa_poller_close(uv_handle_t *handle);
+extern const pa_kind pa_poller_kind;
 
-/* A sleep begins (-1) or ends (1). Any thread may read idle_ns meanwhile: see
- * pa_read_times. The changes are the sequence number of a seqlock with one
+/* A sleep begins (sign -1) or ends (1). Any thread may read idle_ns meanwhile,
+ * with pa_read_times. idle_changes is the sequence number of a seqlock with one
  * writer, in C11's memory model (Boehm, "Can seqlocks get along with
  * programming language memory models?", 2012). */
 static inline void pa_change_idle(pa_counters *counters, int sign) {
@@ -258,18 +296,31 @@ static inline void pa_change_idle(pa_counters *counters, int sign) {
 
   __atomic_store_n(&counters->idle_changes, changes + 1, __ATOMIC_RELAXED);
   __atomic_thread_fence(__ATOMIC_RELEASE);
-  /* The clock is read behind the mark, because the thread may be preempted
-   * after the look at it: a reader must not take the old value then. */
+  /* The clock is read after idle_changes has become odd. Otherwise the thread
+   * could be preempted in between, and a reader would count that time as idle,
+   * while the new idle_ns does not: idle time would go backwards. */
   idle = counters->idle_ns + sign * (int64_t) uv_hrtime();
   __atomic_store_n(&counters->idle_ns, idle, __ATOMIC_RELAXED);
   __atomic_store_n(&counters->idle_changes, changes + 2, __ATOMIC_RELEASE);
 }
 
 /* To be called first in each callback that libuv's poll makes: the sleep has
- * ended. */
+ * ended, and a callback that forgets it would count its own time as idle. */
 static inline void pa_awake(pa_loop *loop) {
   if (loop->counters->idle_ns < 0)
     pa_change_idle(loop->counters, 1);
+}
+
+static inline int pa_has_ready(const pa_loop *loop) {
+  return loop->turns_taken < loop->ready_count;
+}
+
+/* One read of the handle gave size bytes. */
+static inline void pa_set_bulk(pa_slot *entry, size_t size) {
+  if (size < BULK_READ)
+    entry->flags &= ~PA_BULK;
+  else
+    entry->flags |= PA_BULK;
 }
 
 static inline pa_loop *pa_loop_of(const void *handle) {

@@ -1,5 +1,5 @@
-/* Requests in libuv's thread pool, from their beginning until Python, or the
- * end of the loop, frees them. */
+/* Requests in libuv's thread pool. Python frees each after its PA_DONE; the end
+ * of the loop frees those that are left. */
 #include "pyasync.h"
 
 #include <stdlib.h>
@@ -37,7 +37,7 @@ void pa_request_done(pa_request *request) {
   pa_loop *loop = request->loop;
 
   pa_awake(loop);
-  request->uv = NULL;
+  request->uv = NULL;  /* uv_cancel must not be called after the callback */
   loop->requests_under_way--;
   pa_push(loop, PA_DONE, 0, (int64_t) (intptr_t) request, 0);
 }

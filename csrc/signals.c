@@ -1,5 +1,6 @@
-/* Signal handlers. libuv leaves the default disposition behind where Python's
- * was before: the shim puts that back. */
+/* Signal handlers. uv_signal_stop sets the default disposition when the last
+ * handler of a signal stops, although another was there before the first,
+ * Python's for SIGINT for example: here that is saved and put back. */
 #include "pyasync.h"
 
 #include <pthread.h>
@@ -11,13 +12,13 @@ typedef struct {
   pa_signal_use use;
 } pa_signal;
 
-/* For the whole process, since dispositions are. */
+/* Of the process, because dispositions are; lock guards them. */
 static struct {
-  int uses;
-  struct sigaction before;
+  int uses;                 /* started handlers, of all loops */
+  struct sigaction before;  /* the first of them */
 } dispositions[NSIG];
-static pa_signal_use *started;  /* of all loops */
-static void (*libuv_handler)(int);
+static pa_signal_use *started;
+static void (*libuv_handler)(int);  /* the disposition that libuv sets */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 void pa_lock(void) {
@@ -28,10 +29,10 @@ void pa_unlock(void) {
   pthread_mutex_unlock(&lock);
 }
 
-/* From here on the lock is held. */
+/* The lock is held in the functions from here to pa_sigchld_after. */
 
-/* handle has been started; before is what libuv has replaced, if it is the
- * first of its signal. */
+/* handle has been started. before: the disposition before that, which counts if
+ * it is the first handler of the signal. */
 static void begin_use(pa_signal_use *use, uv_signal_t *handle, int signum,
                       const struct sigaction *before) {
   struct sigaction now;
@@ -49,10 +50,11 @@ static void begin_use(pa_signal_use *use, uv_signal_t *handle, int signum,
   started = use;
 }
 
-/* The handle has been stopped; before is what was there until then. */
+/* The handle has been stopped. before: the disposition before that. */
 static void end_use(pa_signal_use *use, int signum,
                     const struct sigaction *before) {
-  /* Somebody else may have set it since: then that is to stay. */
+  /* Somebody else, signal.signal for example, may have replaced libuv's handler
+   * since: then that is to stay. */
   if (before->sa_handler != libuv_handler)
     dispositions[signum].before = *before;
   if (--dispositions[signum].uses == 0)
@@ -72,6 +74,11 @@ static void stop(pa_signal_use *use) {
   end_use(use, signum, &before);
 }
 
+/* libuv handles SIGCHLD by a signal handle of its own, child_watcher, while a
+ * loop has active process handles. Its disposition is put back like that of
+ * ours. A look at the watcher itself is the only way to know when it starts and
+ * stops: it stops with the last handle whose exit libuv has not seen, while
+ * exits of others may be on their way to their callbacks. */
 void pa_sigchld_before(struct sigaction *before) {
   sigaction(SIGCHLD, NULL, before);
 }
@@ -86,15 +93,11 @@ void pa_sigchld_after(pa_loop *loop, const struct sigaction *before) {
     end_use(&loop->sigchld, SIGCHLD, before);
 }
 
-/* Handlers of a loop, and here it is not. */
+/* Handlers of a loop: the lock is not held. */
 
 static void on_signal(uv_signal_t *handle, int signum) {
   pa_awake(pa_loop_of(handle));
   pa_push(pa_loop_of(handle), PA_SIGNAL, pa_slot_of(handle), signum, 0);
-}
-
-static void free_failed(uv_handle_t *handle) {
-  free(handle);
 }
 
 int pa_signal_start(pa_loop *loop, int signum) {
@@ -118,26 +121,33 @@ int pa_signal_start(pa_loop *loop, int signum) {
     begin_use(&signal->use, &signal->handle, signum, &before);
   pa_unlock();
   if (error != 0) {
-    uv_close((uv_handle_t *) &signal->handle, free_failed);
+    uv_close((uv_handle_t *) &signal->handle, pa_free_unstarted);
     return error;
   }
   return pa_slot_new(loop, (uv_handle_t *) &signal->handle, PA_SIGNAL_HANDLER,
                      0);
 }
 
-void pa_signal_stop(uv_handle_t *handle) {
+static void close_handler(pa_loop *loop, uv_handle_t *handle,
+                          uv_close_cb closed) {
+  (void) loop;
   pa_lock();
   stop(&((pa_signal *) handle)->use);
   pa_unlock();
+  uv_close(handle, closed);
 }
+
+const pa_kind pa_signal_kind = {.close = close_handler};
 
 void pa_signals_before_fork(void) {
   pa_lock();
 }
 
 void pa_signals_after_fork(int in_child) {
-  /* libuv would count the parent's handlers for the child's, and write to the
-   * pipes of the parent's loops. uv_signal_stop touches memory only. */
+  /* The child has a copy of libuv's table of handlers. With it libuv would take
+   * a signal for handled already when the child starts a handler, and would
+   * write signals of the child to pipes that the parent's loops read.
+   * uv_signal_stop is safe here: it makes no call on a descriptor of a loop. */
   while (in_child && started != NULL)
     stop(started);
   if (in_child)

@@ -1,7 +1,8 @@
-/* Returns a slot, or an error. The disposition that the signal had before
- * the first handler in the process is put back after the last. */
+/* Reports each signal of the number by PA_SIGNAL. Returns a slot, or an error.
+ * After the last handler for a signal in the process its disposition is as it
+ * was before the first. */
 int pa_signal_start(pa_loop *loop, int signum);
-/* Around a fork. In the child they stop all handlers, of all loops, which puts
- * back all dispositions. */
+/* Around each fork: a lock is held meanwhile. In the child they stop the
+ * handlers of all loops, which puts back all dispositions. */
 void pa_signals_before_fork(void);
 void pa_signals_after_fork(int in_child);

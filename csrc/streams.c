@@ -1,5 +1,5 @@
-/* Connected streams: reading into the arena, writing at once or queued, and
- * the ways in which they end. */
+/* Connected streams: reading into the arena, writing at once or by libuv's
+ * queue, and the ways in which they end. */
 #define _GNU_SOURCE  /* IOV_MAX */
 #include "pyasync.h"
 
@@ -14,18 +14,21 @@
 #include <linux/sockios.h>
 #endif
 
-#define READ_SIZE_MAX ((size_t) 256 << 10)
+/* The most that one read takes. */
+#define STREAM_READ_MAX ((size_t) 256 << 10)
 
-/* Less than the initial window of TCP (RFC 6928). */
+/* A first write of this size is surely sent at once, because the initial window
+ * of TCP is larger (RFC 6928): see PA_LARGE. */
 #define SENT_AT_ONCE ((size_t) 8 << 10)
 
-/* A write that the kernel did not take at once, with a copy of its data. */
+/* A write that the kernel has refused, in libuv's queue, with a copy of its
+ * data, because Python's memory is good only until the crossing ends. */
 typedef struct {
   uv_write_t request;
   size_t size;
   int callback;
   char data[];
-} pa_queued_write;
+} pa_blocked_write;
 
 /* Reading */
 
@@ -35,13 +38,15 @@ static void on_read(uv_stream_t *stream, ssize_t size, const uv_buf_t *buffer) {
   pa_readable((uv_handle_t *) stream);
 }
 
-/* Whether all that was written has been handed to the kernel. The size of
- * libuv's queue does not tell: empty writes may be in it. */
+/* Whether the kernel has taken every write. The size of libuv's queue does not
+ * tell, because it is 0 also while empty writes wait in it: only the callback
+ * of uv_shutdown says that the queue is empty. */
 static int is_flushed(const pa_slot *entry) {
   return !(entry->flags & PA_QUEUED) || (entry->flags & PA_FLUSHED);
 }
 
-/* Nothing is read for Python any more: what comes is dropped. */
+/* Python has closed the stream, and its input is dropped: the end of the input
+ * may let the stream close. */
 static void discard(pa_loop *loop, uv_stream_t *stream, ssize_t status) {
   int slot = pa_slot_of(stream);
 
@@ -60,7 +65,7 @@ static void push_read(pa_loop *loop, int slot, ssize_t size) {
   int64_t start = (int64_t) loop->arena_used;
 
   pa_push(loop, PA_READ, slot, start, start + size);
-  /* The next read begins at a multiple of 16, for the copies' sake. */
+  /* The next read begins at a multiple of 16, because memcpy is faster then. */
   loop->arena_used = ((size_t) (start + size) + 15) & ~(size_t) 15;
 }
 
@@ -69,8 +74,9 @@ static void push_end(pa_loop *loop, int slot, ssize_t status) {
   pa_push(loop, status == UV_EOF ? PA_EOF : PA_READ_ERROR, slot, status, 0);
 }
 
-/* Reads into the arena, once. Returns how much, 0 if there was nothing yet, or
- * an error, UV_EOF too. */
+/* Reads into the arena, once, and not until EAGAIN: that would cost a second
+ * system call for each small read, and give a fast peer more than its share.
+ * Returns the size, 0 if there is no input yet, UV_EOF, or another error. */
 static ssize_t receive(pa_loop *loop, int slot) {
   uv_os_fd_t fd;
   ssize_t size;
@@ -78,7 +84,7 @@ static ssize_t receive(pa_loop *loop, int slot) {
   if (uv_fileno(loop->slots[slot].handle, &fd) != 0)
     return 0;
   do
-    size = read(fd, loop->arena + loop->arena_used, READ_SIZE_MAX);
+    size = read(fd, loop->arena + loop->arena_used, STREAM_READ_MAX);
   while (size < 0 && errno == EINTR);
   if (size > 0)
     return size;
@@ -89,8 +95,8 @@ static ssize_t receive(pa_loop *loop, int slot) {
              : uv_translate_sys_error(errno);
 }
 
-static void stop_reading(pa_loop *loop, int slot) {
-  loop->slots[slot].flags &= ~PA_READING;
+void pa_stream_read_stop(pa_loop *loop, int slot) {
+  loop->slots[slot].flags &= ~(PA_UNPOLLED | PA_READING);
   uv_read_stop((uv_stream_t *) loop->slots[slot].handle);
 }
 
@@ -98,13 +104,10 @@ static void received(pa_loop *loop, int slot, ssize_t size) {
   pa_slot *entry = &loop->slots[slot];
 
   if (size < 0) {
-    stop_reading(loop, slot);
+    pa_stream_read_stop(loop, slot);
   } else {
     loop->counters->bytes_read += (uint64_t) size;
-    if ((size_t) size < MUCH)
-      entry->flags &= ~PA_MUCH;
-    else
-      entry->flags |= PA_MUCH;
+    pa_set_bulk(entry, (size_t) size);
   }
   if (entry->flags & PA_CLOSING)
     discard(loop, (uv_stream_t *) entry->handle, size);
@@ -114,19 +117,19 @@ static void received(pa_loop *loop, int slot, ssize_t size) {
     push_end(loop, slot, size);
 }
 
-/* Deliver data that arrived before the failed write first; report the failure
- * after it. */
+/* Data that arrived before the write failed is delivered first: where the
+ * stream waits in the ready list, the failure is reported after its turn. */
 static void write_failed(pa_loop *loop, int slot, int error) {
   pa_slot *entry = &loop->slots[slot];
 
   entry->flags |= PA_BROKEN;
-  if ((entry->flags & PA_LISTED) && !(entry->flags & PA_CLOSING))
+  if ((entry->flags & PA_READY) && !(entry->flags & PA_CLOSING))
     entry->error = (uint8_t) -error;
   else
     pa_push(loop, PA_WRITE_ERROR, slot, error, 0);
 }
 
-static void tell_failure(pa_loop *loop, int slot) {
+static void report_failure(pa_loop *loop, int slot) {
   pa_slot *entry = &loop->slots[slot];
 
   if (entry->error != 0)
@@ -134,40 +137,42 @@ static void tell_failure(pa_loop *loop, int slot) {
   entry->error = 0;
 }
 
-void pa_stream_receive(pa_loop *loop, int slot) {
+static void receive_in_turn(pa_loop *loop, int slot) {
   pa_slot *entry = &loop->slots[slot];
   ssize_t size = entry->flags & PA_READING ? receive(loop, slot) : 0;
 
   if (size < 0 && entry->error != 0) {
-    /* One end is enough, and the failed write may have taken the reason. */
-    stop_reading(loop, slot);
+    /* Reports one end, not two. The kernel gives a socket's error once, to a
+     * read or to a write: then the other has got only EOF or EPIPE. */
+    pa_stream_read_stop(loop, slot);
     if (size != UV_EOF)
       entry->error = (uint8_t) -size;
   } else if (size != 0) {
     received(loop, slot, size);
   }
-  tell_failure(loop, slot);
+  report_failure(loop, slot);
 }
 
-void pa_stream_read(uv_handle_t *handle) {
+void pa_stream_read_start(uv_handle_t *handle) {
   pa_slot *entry = &pa_loop_of(handle)->slots[pa_slot_of(handle)];
 
   entry->flags &= ~PA_UNPOLLED;
-  /* After its end there is nothing to read; libuv would report EOF again. A
-   * pipe's writing end it refuses to read. */
+  /* libuv would report an end again that was seen. uv_read_start fails for a
+   * pipe's writing end, and that is no error: there is nothing to be read. */
   if (entry->flags & (PA_END_SEEN | PA_CONNECTING))
     return;
   if (uv_read_start((uv_stream_t *) handle, pa_alloc_nothing, on_read) == 0)
     entry->flags |= PA_READING;
 }
 
-/* A request often comes with its connection, and its answer ends it: then the
- * stream is never polled, which spares two calls of epoll_ctl. */
+/* A request often comes with its connection, and the answer to it ends it. Such
+ * a stream is never polled: two calls of epoll_ctl are a tenth of the CPU time
+ * of such a request. */
 void pa_stream_read_first(pa_loop *loop, int slot) {
-  ssize_t size = loop->arena_used < TURNS_SIZE ? receive(loop, slot) : 0;
+  ssize_t size = loop->arena_used < READY_BUDGET ? receive(loop, slot) : 0;
 
   if (size == 0) {
-    pa_stream_read(loop->slots[slot].handle);
+    pa_stream_read_start(loop->slots[slot].handle);
     return;
   }
   received(loop, slot, size);
@@ -186,29 +191,42 @@ void pa_streams_poll(pa_loop *loop) {
 
     if ((entry->flags & PA_UNPOLLED) && entry->handle != NULL &&
         !uv_is_closing(entry->handle))
-      pa_stream_read(entry->handle);
+      pa_stream_read_start(entry->handle);
   }
   loop->unpolled_count = 0;
 }
 
 /* Connecting */
 
-void pa_stream_open(pa_loop *loop, int slot) {
+static uint64_t *connection_counter(pa_counters *counters,
+                                    const pa_slot *entry) {
+  if (entry->kind == PA_TCP)
+    return entry->flags & PA_INCOMING ? &counters->incoming_tcp
+                                      : &counters->outgoing_tcp;
+  return entry->flags & PA_INCOMING ? &counters->incoming_pipe
+                                    : &counters->outgoing_pipe;
+}
+
+void pa_stream_opened(pa_loop *loop, int slot) {
   pa_counters *counters = loop->counters;
   pa_slot *entry = &loop->slots[slot];
 
-  if (entry->kind == PA_STDIO) {
-    /* Not counted: it is no connection. */
-  } else if (entry->flags & PA_INCOMING) {
+  if (entry->kind == PA_STDIO)
+    return;  /* no connection */
+  if (entry->flags & PA_INCOMING)
     counters->accepted++;
-    ++*(entry->kind == PA_TCP ? &counters->incoming_tcp
-                              : &counters->incoming_pipe);
-  } else {
-    entry->flags &= ~PA_CONNECTING;
+  else
     counters->connected++;
-    ++*(entry->kind == PA_TCP ? &counters->outgoing_tcp
-                              : &counters->outgoing_pipe);
-  }
+  entry->flags &= ~PA_CONNECTING;
+  ++*connection_counter(counters, entry);
+}
+
+/* connection_counter tells by PA_INCOMING and the kind where it was counted. */
+static void connection_closed(pa_loop *loop, const pa_slot *entry) {
+  if (entry->flags & PA_CONNECTING)
+    return;  /* never counted */
+  --*connection_counter(loop->counters, entry);
+  loop->counters->closed++;
 }
 
 void pa_stream_connected(uv_connect_t *request, int status) {
@@ -222,13 +240,13 @@ void pa_stream_connected(uv_connect_t *request, int status) {
   if (status == UV_ECANCELED || uv_is_closing((uv_handle_t *) stream))
     return;
   if (status == 0) {
-    pa_stream_open(loop, slot);
-    pa_stream_read((uv_handle_t *) stream);
+    pa_stream_opened(loop, slot);
+    pa_stream_read_start((uv_handle_t *) stream);
   }
   if (!closing) {
     pa_push(loop, PA_CONNECTED, slot, status, 0);
   } else if (status != 0) {
-    /* Closed with data to send, which can no longer be sent. */
+    /* Python has closed it with writes that waited for the connection. */
     pa_push(loop, PA_WRITE_ERROR, slot, status, 0);
     pa_handle_close(loop, (uv_handle_t *) stream);
   }
@@ -269,7 +287,7 @@ void pa_write_add(pa_loop *loop, int slot, const char *base, size_t size,
 }
 
 static void on_written(uv_write_t *request, int status) {
-  pa_queued_write *write = CONTAINER_OF(request, pa_queued_write, request);
+  pa_blocked_write *write = CONTAINER_OF(request, pa_blocked_write, request);
   uv_stream_t *stream = request->handle;
   pa_loop *loop = pa_loop_of(stream);
   int slot = pa_slot_of(stream);
@@ -287,10 +305,11 @@ static void on_written(uv_write_t *request, int status) {
     pa_handle_close(loop, (uv_handle_t *) stream);
 }
 
-/* Queues a copy of size bytes, which begin at offset of the part index. */
+/* Queues a copy of size bytes with libuv. They begin at offset in the part at
+ * index, and may go on in those behind it. */
 static int queue_write(pa_loop *loop, uv_stream_t *stream, uint32_t index,
                        size_t offset, size_t size, int callback) {
-  pa_queued_write *write = malloc(sizeof(*write) + size);
+  pa_blocked_write *write = malloc(sizeof(*write) + size);
   size_t copied = 0;
   uv_buf_t buffer;
   int error;
@@ -318,9 +337,9 @@ static int queue_write(pa_loop *loop, uv_stream_t *stream, uint32_t index,
   return error;
 }
 
-/* Python calls the callback of each write that no PA_CALLBACK_WAITS has named. These
- * writes are lost, from the part at index - 1 on: their callbacks wait, until
- * Python has walked the error and drops them. */
+/* The writes of the part at index - 1 and those behind it are lost. Python
+ * calls the callback of each write that no PA_CALLBACK_WAITS has named, and so
+ * all of these must be named: Python drops them when it walks the error. */
 static void lose_writes(pa_loop *loop, int slot, uint32_t index) {
   while (index != 0) {
     const pa_write_part *part = &loop->parts[index - 1];
@@ -331,9 +350,12 @@ static void lose_writes(pa_loop *loop, int slot, uint32_t index) {
   }
 }
 
-/* Queues what the kernel has not taken: all but the first sent bytes of the
- * parts from first on. A write with a callback ends its request. An empty
- * write is done when what was written before it is. */
+/* Queues with libuv all but the first sent bytes of the parts from first on. A
+ * write with a callback ends a request of libuv, because the request's end is
+ * when the callback is due; writes without one share the next request.
+ * must_wait: none was tried. Otherwise parts that the kernel has taken are
+ * skipped, and empty ones behind them are done too; an empty one that must wait
+ * is queued, because it is done only when the writes before it are. */
 static void queue_rest(pa_loop *loop, uv_stream_t *stream, uint32_t first,
                        size_t sent, int must_wait) {
   int slot = pa_slot_of(stream);
@@ -369,9 +391,10 @@ static void queue_rest(pa_loop *loop, uv_stream_t *stream, uint32_t first,
   }
 }
 
-/* Hands the kernel as much of the buffers as it takes. Returns how much, or an
- * error. libuv takes IOV_MAX buffers at a time and drops the rest of the array:
- * that is no sign that the kernel is full. */
+/* Hands the buffers to the kernel. Returns how many bytes it has taken, or an
+ * error. uv_try_write uses only the first IOV_MAX buffers. So a result that is
+ * short of all buffers would not say that the kernel is full, and the rest
+ * would be copied and queued for nothing: each call gets no more than that. */
 static ssize_t try_write(uv_stream_t *stream, const uv_buf_t *buffers,
                          size_t count) {
   ssize_t total = 0;
@@ -395,8 +418,9 @@ static ssize_t try_write(uv_stream_t *stream, const uv_buf_t *buffers,
   return total;
 }
 
-/* Fills loop->buffers with the parts from index on, and joins those that lie
- * side by side; returns the number of buffers. */
+/* Fills loop->buffers with the parts from index on, and returns the number of
+ * buffers. Parts that lie side by side in the payload become one, because the
+ * kernel's work grows with the number of buffers. */
 static size_t gather(pa_loop *loop, uint32_t index, size_t *total) {
   size_t count = 0;
 
@@ -422,26 +446,16 @@ static size_t gather(pa_loop *loop, uint32_t index, size_t *total) {
   return count;
 }
 
-void pa_write_flush(pa_loop *loop, int slot) {
+/* Tries to write at once, from Python's memory and without a copy; libuv queues
+ * only the rest. */
+static void write_stream(pa_loop *loop, int slot, uint32_t first) {
   pa_slot *entry = &loop->slots[slot];
   uv_stream_t *stream = (uv_stream_t *) entry->handle;
-  uint32_t first = entry->writes;
   size_t count;
   size_t total;
   int must_wait;
   ssize_t sent = 0;
 
-  if (first == 0)
-    return;
-  entry->writes = 0;
-  if ((entry->flags & PA_BROKEN) || uv_is_closing((uv_handle_t *) stream)) {
-    lose_writes(loop, slot, first);
-    return;
-  }
-  if (entry->kind == PA_UDP) {
-    pa_udp_send(loop, slot, first);
-    return;
-  }
   must_wait = stream->write_queue_size > 0 || (entry->flags & PA_CONNECTING);
   count = gather(loop, first, &total);
   if (total > SENT_AT_ONCE || (entry->flags & PA_WROTE))
@@ -461,6 +475,21 @@ void pa_write_flush(pa_loop *loop, int slot) {
   }
 }
 
+void pa_write_flush(pa_loop *loop, int slot) {
+  pa_slot *entry = &loop->slots[slot];
+  uint32_t first = entry->writes;
+
+  if (first == 0)
+    return;
+  entry->writes = 0;
+  if ((entry->flags & PA_BROKEN) || uv_is_closing(entry->handle))
+    lose_writes(loop, slot, first);
+  else
+    pa_kinds[entry->kind]->write(loop, slot, first);
+}
+
+/* Each part is visited, and the first of a handle flushes them all: a handle's
+ * writes leave with one system call, also where others' lie between them. */
 void pa_write_flush_all(pa_loop *loop) {
   uint32_t index;
 
@@ -473,7 +502,8 @@ void pa_write_flush_all(pa_loop *loop) {
   loop->part_count = 0;
 }
 
-/* What the kernel has taken, and the peer has not made room for. */
+/* Bytes that the kernel has taken, and has not sent yet, because the peer or
+ * the network has no room for them. */
 static size_t unsent_size(uv_os_fd_t fd) {
 #ifdef SIOCOUTQNSD
   int size = 0;
@@ -505,18 +535,19 @@ size_t pa_unsent_size(pa_loop *loop, int slot) {
 
 /* Ending */
 
-/* All is written. To close a socket with unread input makes the kernel send a
- * reset, and so does input that comes after the close: a reset ends what the
- * kernel has yet to send, and the peer may lose what it has not read yet (RFC
- * 2525, 2.17). Then discard until the peer's end comes, or until Python's
- * linger timer forces ours. */
+/* The kernel has taken every write: whether a close must linger. A socket that
+ * is closed with unread input makes the kernel send a reset, and so does input
+ * that comes after the close. A reset makes the kernel drop data that it has
+ * yet to send, and the peer data that it has yet to read (RFC 2525, 2.17). So
+ * input is discarded until the peer's end, or until Python's linger timer
+ * closes. */
 static int must_discard(pa_loop *loop, uv_stream_t *stream) {
   const pa_slot *entry = &loop->slots[pa_slot_of(stream)];
   uv_os_fd_t fd;
   int size = 0;
 
-  /* No pipe is reset, and FIONREAD of a writing end is what its reader has
-   * not read yet. */
+  /* A pipe(2) is never reset, and FIONREAD of its writing end tells how much
+   * its reader has not read yet. */
   if (entry->kind == PA_STDIO ||
       (entry->flags & (PA_END_SEEN | PA_CONNECTING)) ||
       uv_fileno((uv_handle_t *) stream, &fd) != 0)
@@ -526,7 +557,8 @@ static int must_discard(pa_loop *loop, uv_stream_t *stream) {
   return (entry->flags & PA_LARGE) && unsent_size(fd) > 0;
 }
 
-/* libuv has handed every write to the kernel, and shut down the stream. */
+/* libuv has handed every write to the kernel, and has shut down the stream; or
+ * has failed to. */
 static void on_shutdown(uv_shutdown_t *request, int status) {
   uv_stream_t *stream = request->handle;
   pa_loop *loop = pa_loop_of(stream);
@@ -536,8 +568,9 @@ static void on_shutdown(uv_shutdown_t *request, int status) {
   free(request);
   if (status == 0)
     entry->flags |= PA_FLUSHED;
-  /* With an error the peer is gone, and has no end to wait for; or there is
-   * a pipe, which knows no shutdown (ENOTSOCK), and all is written. */
+  /* After an error there is no end of the peer to wait for, because it is gone;
+   * or the stream is a pipe(2), of which shutdown(2) knows nothing (ENOTSOCK),
+   * though libuv has written all. */
   if (status != UV_ECANCELED && (entry->flags & PA_CLOSING) &&
       (status != 0 || !must_discard(loop, stream)))
     pa_handle_close(loop, (uv_handle_t *) stream);
@@ -546,15 +579,16 @@ static void on_shutdown(uv_shutdown_t *request, int status) {
 static int shut(pa_loop *loop, uv_stream_t *stream) {
   pa_slot *entry = &loop->slots[pa_slot_of(stream)];
   uv_shutdown_t *request;
-  int error;
-
   uv_os_fd_t fd;
+  int error;
 
   if (entry->flags & PA_SHUT)
     return 0;
+  /* uv_shutdown asserts that there is a descriptor. There is none when a socket
+   * for connecting could not be made. */
   error = uv_fileno((uv_handle_t *) stream, &fd);
   if (error != 0)
-    return error;  /* uv_shutdown asserts a descriptor */
+    return error;
   request = pa_grow(NULL, sizeof(*request));
   error = uv_shutdown(request, stream, on_shutdown);
   if (error == 0)
@@ -575,12 +609,12 @@ void pa_stream_shutdown(pa_loop *loop, int slot) {
     write_failed(loop, slot, error);
 }
 
-void pa_stream_close(pa_loop *loop, int slot) {
+static void flush_and_close(pa_loop *loop, int slot) {
   pa_slot *entry = &loop->slots[slot];
   uv_stream_t *stream = (uv_stream_t *) entry->handle;
 
   pa_write_flush(loop, slot);
-  tell_failure(loop, slot);
+  report_failure(loop, slot);
   entry->flags |= PA_CLOSING;
   if ((entry->flags & PA_BROKEN) ||
       (is_flushed(entry) && !must_discard(loop, stream)) ||
@@ -588,7 +622,21 @@ void pa_stream_close(pa_loop *loop, int slot) {
     pa_handle_close(loop, (uv_handle_t *) stream);
     return;
   }
-  /* Also while it flushes: the peer may have to write before it can read. */
-  pa_stream_read((uv_handle_t *) stream);
+  /* Reads also while it flushes, because a peer that is blocked in its own
+   * writes reads only after them: both would wait for each other. */
+  pa_stream_read_start((uv_handle_t *) stream);
   pa_push(loop, PA_LINGERING, slot, 0, 0);
 }
+
+const pa_kind pa_connection_kind = {
+    .flush_and_close = flush_and_close,
+    .after_close = connection_closed,
+    .receive = receive_in_turn,
+    .write = write_stream,
+};
+
+const pa_kind pa_stdio_kind = {
+    .flush_and_close = flush_and_close,
+    .receive = receive_in_turn,
+    .write = write_stream,
+};

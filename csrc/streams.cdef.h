@@ -1,14 +1,16 @@
-/* Connected streams, of whatever kind. */
+/* Connected streams: TCP, pipes, and the stdio of children. */
 
-/* Writes size bytes of data to the stream, now. */
+/* Writes size bytes of data to the stream, now. callback: whether the write has
+ * one. */
 void pa_write(pa_loop *loop, int slot, const char *data, size_t size,
               int callback);
-/* The same, when the operations are done: together with what they have written
- * to the stream. */
+/* Performs the operations, and then writes: in one system call with what they
+ * have written to the same stream. */
 void pa_submit_and_write(pa_loop *loop, const char *operations, int count,
                          const char *payload, int slot, const char *data,
                          size_t size, int callback);
-/* Bytes that the kernel has not taken yet. */
+/* Bytes of the blocked writes, which the kernel has not taken yet. */
 size_t pa_write_queue_size(pa_loop *loop, int slot);
-/* Bytes that it has taken, but not sent yet; 0 where the system does not say. */
+/* Bytes that the kernel has taken, but not sent yet; 0 where the system does
+ * not say. */
 size_t pa_unsent_size(pa_loop *loop, int slot);

@@ -1,5 +1,9 @@
-/* Servers, which accept by themselves because libuv hides the errors of
- * accept, and clients. */
+/* Servers and clients.
+ *
+ * A server is a uv_poll_t and accept4, and not uv_listen, because that hides
+ * the errors of accept: out of descriptors it closes waiting connections with
+ * the help of a spare one, or calls back without end. And after one uv_accept
+ * that fails the listener never calls back again. */
 #define _GNU_SOURCE  /* accept4 */
 #include "pyasync.h"
 
@@ -11,11 +15,13 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+/* A server accepts so many connections in an iteration at most: what is open
+ * already has its turn then. */
 #define ACCEPT_BATCH 64
 
 typedef struct {
   uv_poll_t poll;
-  int fd;
+  int fd;         /* uv_close does not close a poll handle's descriptor */
   int kind;       /* of its connections */
   int64_t limit;  /* connections still to be accepted; -1: any number */
 } pa_listener;
@@ -35,9 +41,10 @@ static int accept_fd(int listening) {
 #endif
 }
 
-/* Errors of the connection, not of the listening socket: accept(2) asks to
- * treat them like EAGAIN. All others, descriptors or memory that have run out
- * above all, would come back at once: the server pauses. */
+/* Whether it is an error of the connection, and not of the listening socket:
+ * accept(2) asks to treat those like EAGAIN. After all others, most of all when
+ * descriptors or memory have run out, the server pauses, because the connection
+ * still waits, and the poll would report it at once and without end. */
 static int is_passing(int error) {
   switch (error) {
     case EINTR:
@@ -59,10 +66,6 @@ static int is_passing(int error) {
   }
 }
 
-static void free_unopened(uv_handle_t *handle) {
-  free(handle);
-}
-
 /* Makes fd a stream. Returns its slot, or an error; fd is closed then. */
 static int open_stream(pa_loop *loop, int fd, int kind, int flags) {
   union {
@@ -73,7 +76,7 @@ static int open_stream(pa_loop *loop, int fd, int kind, int flags) {
   int slot;
   int error;
 
-  /* Exactly what the handle needs: it is most of a connection's memory. */
+  /* Exactly the size of its kind: handles are most of a connection's memory. */
   stream = malloc(uv_handle_size(kind == PA_TCP ? UV_TCP : UV_NAMED_PIPE));
   if (stream == NULL) {
     close(fd);
@@ -88,11 +91,11 @@ static int open_stream(pa_loop *loop, int fd, int kind, int flags) {
   }
   if (error != 0) {
     close(fd);
-    uv_close(&stream->handle, free_unopened);
+    uv_close(&stream->handle, pa_free_unstarted);
     return error;
   }
   slot = pa_slot_new(loop, &stream->handle, kind, flags);
-  pa_stream_open(loop, slot);
+  pa_stream_opened(loop, slot);
   return slot;
 }
 
@@ -138,7 +141,7 @@ static void on_acceptable(uv_poll_t *poll, int status, int events) {
     uv_poll_stop(poll);
 }
 
-void pa_listener_accept(uv_handle_t *handle, int64_t more) {
+void pa_server_accept(uv_handle_t *handle, int64_t more) {
   pa_listener *listener = (pa_listener *) handle;
 
   if (listener->limit >= 0)
@@ -147,13 +150,16 @@ void pa_listener_accept(uv_handle_t *handle, int64_t more) {
     uv_poll_start(&listener->poll, UV_READABLE, on_acceptable);
 }
 
-void pa_listener_close(uv_handle_t *handle) {
+static void close_server(pa_loop *loop, uv_handle_t *handle,
+                         uv_close_cb closed) {
+  (void) loop;
+  uv_close(handle, closed);
+  /* Now, and not in the close callback, because the address is to be free at
+   * once; and not before, because epoll must forget the descriptor first. */
   close(((pa_listener *) handle)->fd);
 }
 
-int pa_listener_fd(uv_handle_t *handle) {
-  return ((pa_listener *) handle)->fd;
-}
+const pa_kind pa_server_kind = {.close = close_server};
 
 int pa_listen(pa_loop *loop, int fd, int kind, int limit) {
   pa_listener *listener = malloc(sizeof(*listener));
@@ -171,7 +177,7 @@ int pa_listen(pa_loop *loop, int fd, int kind, int limit) {
   listener->kind = kind == PA_PIPE_SERVER ? PA_PIPE : PA_TCP;
   listener->limit = limit;
   pa_slot_new(loop, (uv_handle_t *) &listener->poll, kind, 0);
-  pa_listener_accept((uv_handle_t *) &listener->poll, 0);
+  pa_server_accept((uv_handle_t *) &listener->poll, 0);
   return pa_slot_of(&listener->poll);
 }
 
@@ -182,11 +188,11 @@ int pa_open(pa_loop *loop, int fd, int kind) {
 
   loop->counters->crossings++;
   if (slot >= 0)
-    pa_stream_read(loop->slots[slot].handle);
+    pa_stream_read_start(loop->slots[slot].handle);
   return slot;
 }
 
-/* A socket bound to the address, or an error. */
+/* Returns a socket that is bound to the address, or an error. */
 static int bound_socket(const struct sockaddr_storage *address) {
   int fd = socket(address->ss_family, SOCK_STREAM, 0);
 
@@ -194,8 +200,9 @@ static int bound_socket(const struct sockaddr_storage *address) {
     return uv_translate_sys_error(errno);
   fcntl(fd, F_SETFD, FD_CLOEXEC);
 #ifdef IP_BIND_ADDRESS_NO_PORT
-  /* The port is chosen by connect, which needs it free only towards that
-   * peer: ip(7). For a port that is given, it changes nothing. */
+  /* Lets connect choose the port, in place of bind: connect needs one that is
+   * free towards that peer, and bind one that is free towards all, of which
+   * there are fewer (ip(7)). It has no effect on a port that is given. */
   setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &(int){1}, sizeof(int));
 #endif
   if (bind(fd, (const struct sockaddr *) address, pa_address_size(address)) !=
@@ -231,7 +238,7 @@ int pa_tcp_connect(pa_loop *loop, const char *address,
   request = pa_grow(NULL, sizeof(*request));
   uv_tcp_init(&loop->uv, tcp);
   slot = pa_slot_new(loop, (uv_handle_t *) tcp, PA_TCP, PA_CONNECTING);
-  uv_tcp_nodelay(tcp, 1);  /* before there is a socket: a flag for later */
+  uv_tcp_nodelay(tcp, 1);  /* there is no socket yet: libuv remembers it */
   error = fd < 0 ? 0 : uv_tcp_open(tcp, fd);
   if (error == 0)
     error = uv_tcp_connect(request, tcp, (const struct sockaddr *) &remote,

@@ -1,5 +1,5 @@
-/* UDP sockets: receiving in batches into the arena, sending at once or queued.
- */
+/* UDP sockets: receiving in batches into the arena, sending at once or by
+ * libuv's queue. */
 #define _GNU_SOURCE  /* recvmmsg, sendmmsg */
 #include "pyasync.h"
 
@@ -10,37 +10,40 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* Each datagram of a batch has a place of this size, more than the largest
- * takes. */
+/* Each datagram that one recvmmsg receives has a place of this size, which is
+ * more than the largest takes: longer ones would be cut off. */
 #define PLACE_SIZE ((size_t) 64 << 10)
 #define BATCH_MAX 20
-/* After a batch with more data than this, the next one is for fewer: four
- * places are what a stream may read in a turn. */
+/* After a read with more data than this, the next one is for fewer datagrams:
+ * as much as a stream may read in a turn. */
 #define BATCH_LARGE ((size_t) 128 << 10)
 #define BATCH_OF_LARGE 4
 
-/* Datagrams are moved together, each behind its address. The first place lies
- * so far ahead that none is moved onto the next: one takes up PLACE_SIZE, its
- * address and its alignment at most. */
+/* Afterwards the datagrams are moved together, each behind its address, because
+ * small ones would fill the arena with the rests of their places. The first
+ * place lies so far ahead that no datagram is moved over the place of the next,
+ * which is not moved yet: each takes PLACE_SIZE, its address and its alignment
+ * at most. */
 #define ALIGNMENT 16
 #define AHEAD ((size_t) BATCH_MAX * (PA_PACKED_MAX + ALIGNMENT))
 
-_Static_assert(AHEAD + BATCH_MAX * PLACE_SIZE <= TURN_SIZE_MAX,
+_Static_assert(AHEAD + BATCH_MAX * PLACE_SIZE <= READ_MAX,
                "a batch of datagrams needs room");
 
 typedef struct {
   uv_udp_t udp;
-  size_t received;  /* bytes of the last batch */
+  size_t received;  /* bytes that the last read has given */
 } pa_udp;
 
-/* A datagram that the kernel did not take at once, with a copy of its data. */
+/* A datagram that the kernel has refused for now, in libuv's queue, with a copy
+ * of its data. */
 typedef struct {
   uv_udp_send_t request;
   struct sockaddr_storage address;
   int callback;
   size_t size;
   char data[];
-} pa_queued_send;
+} pa_blocked_send;
 
 /* Receiving */
 
@@ -76,7 +79,8 @@ static int receive_batch(int fd, pa_datagram *batch, unsigned count) {
 }
 #endif
 
-static void push_datagram(pa_loop *loop, int slot, const pa_datagram *datagram) {
+static void push_datagram(pa_loop *loop, int slot,
+                          const pa_datagram *datagram) {
   const struct msghdr *message = &datagram->msg_hdr;
   size_t size = datagram->msg_len;
   size_t start = loop->arena_used;
@@ -94,7 +98,7 @@ static void push_datagram(pa_loop *loop, int slot, const pa_datagram *datagram) 
   pa_push(loop, PA_READ, slot, (int64_t) start, (int64_t) end);
 }
 
-void pa_udp_receive(pa_loop *loop, int slot) {
+static void receive(pa_loop *loop, int slot) {
   pa_udp *udp = (pa_udp *) loop->slots[slot].handle;
   int most = udp->received > BATCH_LARGE ? BATCH_OF_LARGE : BATCH_MAX;
   struct sockaddr_storage addresses[BATCH_MAX];
@@ -126,14 +130,7 @@ void pa_udp_receive(pa_loop *loop, int slot) {
   udp->received = 0;
   for (i = 0; i < count; i++)
     push_datagram(loop, slot, &batch[i]);
-  if (udp->received < MUCH)
-    loop->slots[slot].flags &= ~PA_MUCH;
-  else
-    loop->slots[slot].flags |= PA_MUCH;
-}
-
-static void free_failed(uv_handle_t *handle) {
-  free(handle);
+  pa_set_bulk(&loop->slots[slot], udp->received);
 }
 
 int pa_udp_open(pa_loop *loop, int fd) {
@@ -149,11 +146,11 @@ int pa_udp_open(pa_loop *loop, int fd) {
   else
     error = uv_udp_recv_start(&udp->udp, pa_alloc_nothing, on_receive);
   if (error != 0) {
-    uv_close((uv_handle_t *) &udp->udp, free_failed);
+    uv_close((uv_handle_t *) &udp->udp, pa_free_unstarted);
     return error;
   }
-  /* libuv has set it: others could bind to the same port, and take what
-   * comes. */
+  /* uv_udp_open sets SO_REUSEADDR. With it others could bind to the same port,
+   * and the kernel would give them our datagrams. */
   setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){0}, sizeof(int));
   return pa_slot_new(loop, (uv_handle_t *) &udp->udp, PA_UDP, PA_READING);
 }
@@ -169,9 +166,10 @@ static const struct sockaddr *target(const struct sockaddr_storage *address) {
                                          : (const struct sockaddr *) address;
 }
 
-/* One bad datagram of those that libuv has given to sendmmsg fails all that
- * come after it: each of them is tried once more, by itself. */
-static int send_alone(pa_queued_send *send) {
+/* libuv (1.44) gives up to 20 queued datagrams to one sendmmsg. When the kernel
+ * refuses one of them, libuv fails those behind it too, which were not tried:
+ * each is tried once more, by itself. */
+static int send_alone(pa_blocked_send *send) {
   const struct sockaddr *address = target(&send->address);
   socklen_t size = address == NULL ? 0 : pa_address_size(&send->address);
   uv_os_fd_t fd;
@@ -184,7 +182,7 @@ static int send_alone(pa_queued_send *send) {
 }
 
 static void on_sent(uv_udp_send_t *request, int status) {
-  pa_queued_send *send = CONTAINER_OF(request, pa_queued_send, request);
+  pa_blocked_send *send = CONTAINER_OF(request, pa_blocked_send, request);
   uv_udp_t *udp = request->handle;
   pa_loop *loop = pa_loop_of(udp);
   int slot = pa_slot_of(udp);
@@ -206,7 +204,7 @@ static void on_sent(uv_udp_send_t *request, int status) {
 
 static int queue_send(uv_udp_t *udp, const struct sockaddr_storage *address,
                       const uv_buf_t *data, int callback) {
-  pa_queued_send *send = malloc(sizeof(*send) + data->len);
+  pa_blocked_send *send = malloc(sizeof(*send) + data->len);
   uv_buf_t copy;
   int error;
 
@@ -232,7 +230,8 @@ static void send_part(pa_loop *loop, int slot, const pa_write_part *part) {
   int callback = part->callback != 0;
   int sent = uv_udp_try_send(udp, &data, 1, target(&address));
 
-  /* It is of a datagram that was sent before; this one was not tried. */
+  /* The kernel reports so that an earlier datagram was refused by its receiver,
+   * and has not tried this one. */
   if (sent == UV_ECONNREFUSED) {
     pa_push(loop, PA_READ_ERROR, slot, sent, 0);
     sent = uv_udp_try_send(udp, &data, 1, target(&address));
@@ -249,8 +248,8 @@ static void send_part(pa_loop *loop, int slot, const pa_write_part *part) {
     send_failed(loop, slot, sent, callback);
 }
 
-/* Sends some of the parts from index on together, and returns the first that
- * it has not sent. */
+/* Sends some of the parts from index on with one system call. Returns 1 + the
+ * index of the first that it has not sent; 0: it has sent them all. */
 static uint32_t send_batch(pa_loop *loop, uv_udp_t *udp, uint32_t index) {
 #ifdef __linux__
   struct sockaddr_storage addresses[BATCH_MAX];
@@ -290,8 +289,10 @@ static uint32_t send_batch(pa_loop *loop, uv_udp_t *udp, uint32_t index) {
   return index;
 }
 
-/* sendmmsg does not tell an error of any but the first, and a connected socket
- * reports one only once: its datagrams are sent one by one. */
+/* Not a connected socket's datagrams, because it reports an error of an
+ * earlier one only once, and sendmmsg keeps all errors but that of its first
+ * datagram to itself. Nor any while some are queued, because they would
+ * overtake those. */
 static int can_batch(pa_loop *loop, uv_udp_t *udp, uint32_t index) {
   const pa_write_part *part = &loop->parts[index - 1];
   uint16_t family;
@@ -301,14 +302,14 @@ static int can_batch(pa_loop *loop, uv_udp_t *udp, uint32_t index) {
          uv_udp_get_send_queue_count(udp) == 0;
 }
 
-void pa_udp_send(pa_loop *loop, int slot, uint32_t index) {
+static void send_parts(pa_loop *loop, int slot, uint32_t index) {
   uv_udp_t *udp = (uv_udp_t *) loop->slots[slot].handle;
 
   while (index != 0) {
     uint32_t unsent =
         can_batch(loop, udp, index) ? send_batch(loop, udp, index) : index;
 
-    /* One that the kernel refuses is tried alone, to know why. */
+    /* sendmmsg does not say why it stopped here: this one is tried alone. */
     if (unsent == index) {
       send_part(loop, slot, &loop->parts[index - 1]);
       unsent = loop->parts[index - 1].next;
@@ -322,8 +323,9 @@ size_t pa_udp_send_queue_size(pa_loop *loop, int slot) {
   return uv_udp_get_send_queue_size((uv_udp_t *) loop->slots[slot].handle);
 }
 
-/* All that was sent is handed to the kernel first. */
-void pa_udp_close(pa_loop *loop, int slot) {
+/* Datagrams that are queued go to the kernel first: on_sent closes behind the
+ * last. */
+static void flush_and_close(pa_loop *loop, int slot) {
   pa_slot *entry = &loop->slots[slot];
   uv_udp_t *udp = (uv_udp_t *) entry->handle;
 
@@ -334,6 +336,12 @@ void pa_udp_close(pa_loop *loop, int slot) {
   if (uv_udp_get_send_queue_count(udp) == 0)
     pa_handle_close(loop, (uv_handle_t *) udp);
 }
+
+const pa_kind pa_udp_kind = {
+    .flush_and_close = flush_and_close,
+    .receive = receive,
+    .write = send_parts,
+};
 
 /* Options */
 
@@ -346,8 +354,9 @@ int pa_udp_connect(pa_loop *loop, int slot, const char *address) {
                         (const struct sockaddr *) &where);
 }
 
-/* The options of RFC 3678, which are for both families, and name the interface
- * by its number. */
+/* By the options of RFC 3678, which are for both families, and take an
+ * interface by its number. libuv's functions take it as the text of an address,
+ * which an interface may share with another, or lack. */
 int pa_udp_membership(pa_loop *loop, int slot, const char *group,
                       unsigned interface, const char *source, int join) {
   struct group_source_req one;

@@ -14,8 +14,8 @@
 
 typedef struct {
   uv_poll_t poll;
-  int fd;      /* our own */
-  int events;  /* what is waited for: enum uv_poll_event */
+  int fd;      /* our duplicate of the user's */
+  int events;  /* to wait for, of enum uv_poll_event */
 } pa_poller;
 
 /* Idlers */
@@ -43,8 +43,8 @@ static void on_polled(uv_poll_t *poll, int status, int events);
 static void watch(pa_poller *poller) {
   int events = poller->events;
 
-  /* A peer's half-close is something to read, and would be reported without
-   * end to those who do not read. */
+  /* A peer's half-close makes the descriptor readable for good. It would be
+   * reported without end to those who wait for UV_WRITABLE only. */
   if (events & UV_READABLE)
     events |= UV_DISCONNECT;
   if (events == 0)
@@ -53,8 +53,9 @@ static void watch(pa_poller *poller) {
     uv_poll_start(&poller->poll, events, on_polled);
 }
 
-/* libuv reports POLLERR as UV_EBADF, and stops. But it is for a read or a
- * write to tell what the error is: poll(2) has both ready. */
+/* libuv reports POLLERR as UV_EBADF, and stops the handle. But the descriptor
+ * is a good one. The user's next read or write gets the error itself, and so
+ * this reports the descriptor as ready, as poll(2) does. */
 static int events_of_error(pa_poller *poller) {
   struct pollfd now = {poller->fd, POLLIN | POLLOUT | POLLRDHUP, 0};
   int events = poller->events;
@@ -81,8 +82,9 @@ int pa_poll_start(pa_loop *loop, int fd, int events) {
   int error;
 
   loop->counters->crossings++;
-  /* One of our own: libuv has one watcher for a number, and aborts when
-   * somebody has closed the file of that number. */
+  /* A duplicate, because libuv keeps a table of watchers by descriptor. It
+   * aborts when somebody has closed the descriptor behind its back, and it
+   * knows only one watcher of each, while the user may want two pollers. */
   fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
   if (fd < 0)
     return uv_translate_sys_error(errno);
@@ -94,8 +96,8 @@ int pa_poll_start(pa_loop *loop, int fd, int events) {
     free(poller);
     return error;
   }
-  /* uv_poll_init has made the open file non-blocking, also for all others who
-   * have it: for a shell, say, whose terminal it is. */
+  /* uv_poll_init sets O_NONBLOCK. That belongs to the open file, which others
+   * may share, such as the shell whose terminal it is: this takes it back. */
   fcntl(fd, F_SETFL, flags);
   poller->fd = fd;
   poller->events = events;
@@ -111,6 +113,14 @@ void pa_poll_modify(pa_loop *loop, int slot, int events) {
   watch(poller);
 }
 
-void pa_poller_close(uv_handle_t *handle) {
+/* The descriptor is closed after uv_close, because epoll must forget it first:
+ * the user's own descriptor keeps the open file, and epoll would go on to
+ * report it under our number. */
+static void close_poller(pa_loop *loop, uv_handle_t *handle,
+                         uv_close_cb closed) {
+  (void) loop;
+  uv_close(handle, closed);
   close(((pa_poller *) handle)->fd);
 }
+
+const pa_kind pa_poller_kind = {.close = close_poller};
