@@ -167,31 +167,6 @@ def test_closing_thrice_counts_once(link):
     assert last.handles["tcp"] == 0
 
 
-def test_a_closed_socket_refuses_every_call_but_close(link):
-    def connected(socket):
-        address = socket.peername
-        assert address[0] == link.host
-        for force in (False, True):
-            socket.close(force=force)
-            for call in (
-                socket.fileno,
-                socket.shutdown,
-                socket.ref,
-                socket.unref,
-                lambda: socket.write(b"late"),
-                lambda: socket.set_timeouts(1, 1),
-                lambda: socket.enable(read=True),
-                lambda: socket.peername,
-                lambda: socket.sockname,
-                lambda: socket.write_queue_size,
-                lambda: socket.has_ref,
-            ):
-                with pytest.raises(pyasync.SocketClosed):
-                    call()
-
-    link(connected, end_of)
-
-
 def test_close_from_another_thread_raises(link):
     def connected(socket):
         def close():
@@ -509,17 +484,6 @@ def test_a_peer_that_sends_without_end_does_not_keep_a_close_waiting(link):
         socket.close()
 
     assert link(connected, peer, linger=0.05) == "stopped"
-
-
-def test_linger_must_be_a_time(link, run):
-    def start():
-        for linger in (-1, float("nan"), float("inf")):
-            with pytest.raises(ValueError, match="linger"):
-                link.serve(read_cb=nothing, linger=linger)
-        with pytest.raises(TypeError):
-            link.serve(read_cb=nothing, linger="long")
-
-    run(start)
 
 
 # Resets by the peer, at each stage

@@ -181,49 +181,6 @@ def test_an_address_without_a_name_is_given_back(run, ip):
     assert resolve(run, pyasync.reverse_dns_lookup, ip) == (ip, "0")
 
 
-# Arguments
-
-
-@pytest.mark.parametrize("lookup", [pyasync.dns_lookup, pyasync.dns_lookup_all])
-def test_wrong_arguments_are_refused_at_the_call(run, lookup):
-    def start():
-        for family in (1, 99, None, "AF_INET"):
-            with pytest.raises(ValueError, match="family"):
-                lookup("localhost", nothing, family=family)
-        for host in (b"localhost", None, 1):
-            with pytest.raises(TypeError, match="host"):
-                lookup(host, nothing)
-        with pytest.raises(ValueError, match="zero"):
-            lookup("local\0host", nothing)
-        with pytest.raises(TypeError, match="resolve_cb"):
-            lookup("localhost", None)
-        with pytest.raises(TypeError, match="event_cb"):
-            lookup("localhost", nothing, event_cb=1)
-        assert pyasync.stats().open_dns_queries == 0
-
-    run(start)
-
-
-def test_only_a_numeric_address_has_a_name(run):
-    def start():
-        for ip in ("localhost", "", "127.0.0.1.5", "127.0.0.1%lo", "::1\0", "[::1]"):
-            with pytest.raises(ValueError, match=r"numeric|zero"):
-                pyasync.reverse_dns_lookup(ip, nothing)
-        for ip in (b"127.0.0.1", None, 0x7F000001):
-            with pytest.raises(TypeError, match="ip"):
-                pyasync.reverse_dns_lookup(ip, nothing)
-        with pytest.raises(TypeError, match="resolve_cb"):
-            pyasync.reverse_dns_lookup("127.0.0.1", None)
-
-    run(start)
-
-
-@each_lookup
-def test_a_lookup_needs_a_loop(lookup):
-    with pytest.raises(pyasync.EventLoopNotRunning):
-        lookup(nothing)
-
-
 # The request
 
 

@@ -17,8 +17,6 @@ import pyasync
 import pyasync.handles
 from pyasync._ffi import lib
 
-HOUR = 3600.0
-
 
 class AppError(Exception):
     """What the application of these tests raises."""

@@ -624,22 +624,6 @@ def test_a_relative_path_needs_a_working_directory(run, tmp_path, monkeypatch):
     run(start)
 
 
-def test_arguments_that_are_wrong_are_refused(run, file):
-    def start():
-        with pytest.raises(TypeError, match="callback must be callable"):
-            pyasync.fs_watch(file, None)
-        with pytest.raises(TypeError, match="event_cb must be callable"):
-            pyasync.fs_watch(file, nothing, event_cb=1)
-        with pytest.raises(TypeError):
-            pyasync.fs_watch(3, nothing)
-        with pytest.raises(ValueError, match="path must not have zero bytes"):
-            pyasync.fs_watch("a\0b", nothing)
-
-    run(start)
-    with pytest.raises(pyasync.EventLoopNotRunning):
-        pyasync.fs_watch(file, nothing)
-
-
 def test_what_a_callback_raises_goes_to_event_cb_and_the_monitor_goes_on(run, file):
     def fail(monitor, *report):
         if len(errors) == 2:

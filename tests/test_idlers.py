@@ -8,8 +8,6 @@ import pytest
 
 import pyasync
 
-HOUR = 3600.0
-
 
 def nothing(*arguments):
     pass
@@ -227,18 +225,6 @@ def test_what_an_idler_raises_goes_to_its_event_cb_and_it_runs_on(run):
 def test_what_an_idler_raises_leaves_the_loop(run):
     with pytest.raises(ZeroDivisionError):
         run(lambda: pyasync.idle(lambda: 1 / 0))
-
-
-def test_arguments_that_are_wrong_are_refused(run):
-    def start():
-        with pytest.raises(TypeError, match="callback must be callable"):
-            pyasync.idle(None)
-        with pytest.raises(TypeError, match="event_cb must be callable"):
-            pyasync.idle(nothing, event_cb=1)
-
-    run(start)
-    with pytest.raises(pyasync.EventLoopNotRunning):
-        pyasync.idle(nothing)
 
 
 def test_a_closed_idler_says_so(run):

@@ -61,31 +61,6 @@ def test_the_loop_runs_until_nothing_is_left(run):
     assert calls == ["last"]
 
 
-def test_a_call_without_a_loop_raises():
-    event = []
-    pyasync.start_event_loop(lambda: event.append(pyasync.make_event(nothing)))
-    for call in (
-        lambda: pyasync.delay(nothing),
-        lambda: pyasync.interval(nothing, time=1),
-        lambda: pyasync.make_event(nothing),
-        lambda: pyasync.call_soon(nothing),
-        lambda: pyasync.add_event_loop_exit_callback(nothing),
-        lambda: pyasync.signal_handler(signal.SIGUSR1, nothing),
-        lambda: pyasync.free_signal_handler(signal.SIGUSR1),
-        lambda: pyasync.tcp_server(None, 0, nothing),
-        lambda: pyasync.tcp_connect("127.0.0.1", 1, nothing),
-        event[0].add,
-        pyasync.clear_signal_handlers,
-        pyasync.dump_event_loop_status,
-        pyasync.exit_event_loop,
-        pyasync.now,
-        pyasync.stats,
-        pyasync.update_time,
-    ):
-        with pytest.raises(pyasync.EventLoopNotRunning):
-            call()
-
-
 def test_a_second_loop_in_one_thread_is_refused_and_the_first_goes_on(run):
     calls = []
 
@@ -462,15 +437,6 @@ def test_ready_calls_that_go_on_and_on_do_not_keep_sockets_waiting(run):
     server = None
     run(start)
     assert not running
-
-
-@pytest.mark.parametrize("function", [pyasync.call_soon, pyasync.add_event_loop_exit_callback])
-def test_a_function_that_cannot_be_called_is_refused(run, function):
-    def start():
-        with pytest.raises(TypeError, match="callable"):
-            function(None)
-
-    run(start)
 
 
 # Time

@@ -149,42 +149,6 @@ def test_the_longest_path_is_taken_whole(run, tmp_path, monkeypatch):
     assert exchange_over(run, name) == [b"hello"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "x" * (LONGEST + 1),
-        b"x" * (LONGEST + 1),
-        Path("x" * 200),
-        "\N{EURO SIGN}" * 36,  # each has three bytes
-        "\0" + "x" * LONGEST,
-        "cut\0here",
-        b"cut\0here",
-        "",
-        b"",
-    ],
-)
-def test_a_name_that_does_not_fit_is_refused_at_the_call(run, tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-
-    def start():
-        for use in (pyasync.pipe_server, pyasync.pipe_connect):
-            with pytest.raises(ValueError, match=r"name of a pipe|zero bytes"):
-                use(name, nothing)
-
-    run(start)
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize("name", [None, 7, bytearray(b"pipe")])
-def test_a_name_of_another_type_is_refused_at_the_call(run, name):
-    def start():
-        for use in (pyasync.pipe_server, pyasync.pipe_connect):
-            with pytest.raises(TypeError):
-                use(name, nothing)
-
-    run(start)
-
-
 def test_the_address_is_the_name(run, path):
     def start():
         server = pyasync.pipe_server(path, nothing)
@@ -523,15 +487,6 @@ def test_with_a_full_backlog_it_waits_no_longer_than_its_time_limit(run, path):
     assert [type(error) for error in told] == [pyasync.SocketTimeout]
 
 
-@pytest.mark.parametrize("seconds", [0, -1])
-def test_a_time_limit_is_over_0(run, path, seconds):
-    def start():
-        with pytest.raises(ValueError, match="connect_timeout must be"):
-            pyasync.pipe_connect(path, nothing, connect_timeout=seconds)
-
-    run(start)
-
-
 def test_no_descriptor_left_is_an_error_for_event_cb(run, path):
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -662,11 +617,3 @@ def test_a_connected_descriptor_cannot_listen(run):
 
     with one, other:
         run(start)
-
-
-def test_a_descriptor_has_its_name_already(run, path):
-    def start():
-        with pytest.raises(ValueError, match="name must be None"):
-            pyasync.pipe_server(path, nothing, fd=0)
-
-    run(start)

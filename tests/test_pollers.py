@@ -591,47 +591,12 @@ def test_a_closed_descriptor_is_refused(run, pair):
     run(start)
 
 
-@pytest.mark.parametrize("fd", [-1, -(2**40), 2**31, 2**70])
-def test_a_number_that_is_no_descriptor_is_refused(run, fd):
-    def start():
-        with pytest.raises(ValueError, match="descriptor"):
-            pyasync.poll(fd, nothing)
-
-    run(start)
-
-
-class Odd:
-    def fileno(self):
-        return "3"
-
-
-@pytest.mark.parametrize("fd", [None, "3", 3.0, [], Odd()])
-def test_what_is_no_descriptor_is_refused(run, fd):
-    def start():
-        with pytest.raises(TypeError, match=r"fd must be an integer or have a fileno\(\)"):
-            pyasync.poll(fd, nothing)
-
-    run(start)
-
-
 def test_what_an_object_says_of_its_descriptor_is_passed_on(run):
     def start():
         with pytest.raises(io.UnsupportedOperation):
             pyasync.poll(io.StringIO(), nothing)
 
     run(start)
-
-
-def test_callbacks_that_cannot_be_called_are_refused(run, pair):
-    def start():
-        with pytest.raises(TypeError, match="callback must be callable"):
-            pyasync.poll(pair[0], None)
-        with pytest.raises(TypeError, match="event_cb must be callable"):
-            pyasync.poll(pair[0], nothing, event_cb=1)
-
-    run(start)
-    with pytest.raises(pyasync.EventLoopNotRunning):
-        pyasync.poll(pair[0], nothing)
 
 
 def test_running_out_of_descriptors_is_told(run, pair):

@@ -398,27 +398,6 @@ def test_a_loop_in_another_thread_leaves_the_wakeup_descriptor_alone(run):
 # Arguments that are wrong are refused at the call
 
 
-@pytest.mark.parametrize(
-    "signo", [signal.SIGKILL, signal.SIGSTOP, 0, -1, 65, 1000, 2**31, 2**64, -(2**31)]
-)
-def test_a_signal_that_cannot_be_handled_is_refused(run, signo):
-    def start():
-        with pytest.raises(ValueError, match=f"signal {int(signo)} cannot be handled"):
-            pyasync.signal_handler(signo, nothing)
-        assert pyasync.stats().handles["signal"] == 0
-
-    run(start)
-
-
-@pytest.mark.parametrize("signo", ["SIGINT", 2.0, None])
-def test_a_signal_that_is_no_number_is_refused(run, signo):
-    def start():
-        with pytest.raises(TypeError, match="signo must be an integer"):
-            pyasync.signal_handler(signo, nothing)
-
-    run(start)
-
-
 def test_a_refused_handler_leaves_the_one_there_is(run):
     def start():
         handler = pyasync.signal_handler(signal.SIGUSR1, lambda signo: handler.close())

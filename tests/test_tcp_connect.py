@@ -158,62 +158,6 @@ def test_a_refusal_can_be_answered_by_another_attempt(run, unused):
     assert events == [pyasync.SocketRefused] * 50
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        ({"host": None}, TypeError),
-        ({"host": 5}, TypeError),
-        ({"host": "127.0.0.1\0.example"}, ValueError),
-        ({"port": -1}, ValueError),
-        ({"port": 65536}, ValueError),
-        ({"port": "80"}, TypeError),
-        ({"read_cb": None}, TypeError),
-        ({"connect_cb": 5}, TypeError),
-        ({"event_cb": 5}, TypeError),
-        ({"write_cb": 5}, TypeError),
-        ({"write_cb": 5, "data": b"data"}, TypeError),
-        ({"data": 5}, TypeError),
-        ({"data": ["list"]}, TypeError),
-        ({"data": "\udc80"}, ValueError),
-        ({"read_timeout": 0}, ValueError),
-        ({"write_timeout": "long"}, TypeError),
-        ({"connect_timeout": float("nan")}, ValueError),
-        ({"connect_timeout": float("inf")}, ValueError),
-        ({"linger": -1}, ValueError),
-        ({"local_address": "not an address"}, ValueError),
-        ({"local_address": 5}, TypeError),
-        ({"local_address": ("127.0.0.1", "port")}, TypeError),
-        ({"local_address": ("127.0.0.1", 65536)}, ValueError),
-    ],
-)
-def test_arguments_that_are_wrong_raise_at_the_call_and_connect_nothing(run, arguments, error):
-    statuses = []
-
-    def start():
-        values = {
-            "host": "127.0.0.1",
-            "port": listener.getsockname()[1],
-            "read_cb": nothing,
-            **arguments,
-        }
-        with pytest.raises(error):
-            pyasync.tcp_connect(**values)
-        pyasync.add_event_loop_exit_callback(lambda: statuses.append(pyasync.stats()))
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        run(start)
-        listener.settimeout(0)
-        with pytest.raises(BlockingIOError):
-            listener.accept()
-    assert statuses[0].connected == 0
-    assert statuses[0].handles["tcp"] == 0
-
-
-def test_a_client_needs_a_running_loop():
-    with pytest.raises(pyasync.EventLoopNotRunning):
-        pyasync.tcp_connect("127.0.0.1", 1, nothing)
-
-
 @pytest.mark.parametrize("force", [False, True])
 def test_a_client_closed_on_its_way_is_never_counted_or_told_anything(link, force):
     told, counted = [], []

@@ -184,45 +184,6 @@ def test_an_address_that_cannot_be_bound_raises(run, address):
     run(start)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        ({"bind_address": 5}, TypeError),
-        ({"port": -1}, ValueError),
-        ({"port": 65536}, ValueError),
-        ({"port": "80"}, TypeError),
-        ({"port": None}, TypeError),
-        ({"read_cb": None}, TypeError),
-        ({"read_cb": "echo"}, TypeError),
-        ({"event_cb": 5}, TypeError),
-        ({"connect_cb": 5}, TypeError),
-        ({"pressure_cb": 5}, TypeError),
-        ({"backlog": "many"}, TypeError),
-        ({"max_connections": 0}, ValueError),
-        ({"max_connections": "many"}, TypeError),
-        ({"read_timeout": 0}, ValueError),
-        ({"read_timeout": "long"}, TypeError),
-        ({"write_timeout": -1}, ValueError),
-        ({"write_timeout": float("inf")}, ValueError),
-        ({"fd": "0", "bind_address": None}, TypeError),
-        ({"fd": 0}, ValueError),
-        ({"fd": 0, "bind_address": None, "port": 80}, ValueError),
-    ],
-)
-def test_arguments_that_are_wrong_raise_at_the_call(run, arguments, error):
-    def start():
-        values = {"bind_address": "127.0.0.1", "port": 0, "read_cb": echo, **arguments}
-        with pytest.raises(error):
-            pyasync.tcp_server(**values)
-
-    run(start)
-
-
-def test_a_server_needs_a_running_loop():
-    with pytest.raises(pyasync.EventLoopNotRunning):
-        pyasync.tcp_server("127.0.0.1", 0, echo)
-
-
 @linux_only
 @pytest.mark.parametrize(("backlog", "length"), [(7, 7), (None, socket.SOMAXCONN)])
 def test_the_backlog_is_what_was_asked_for(run, backlog, length):
@@ -965,15 +926,6 @@ def test_each_connection_of_a_flood_gets_its_echo(run, tmp_path):
     run(start, limit=55)
     connected, echoed, failed = map(int, clients[1].split())
     assert (connected, echoed, failed) == (count, count, 0)
-
-
-@pytest.mark.parametrize("wrong", [{"max_connections": 2**40}, {"backlog": 2**40}, {"backlog": -1}])
-def test_numbers_out_of_range_are_refused_at_the_call(run, wrong):
-    def start():
-        with pytest.raises(ValueError, match=next(iter(wrong))):
-            pyasync.tcp_server("127.0.0.1", 0, lambda socket, data: None, **wrong)
-
-    run(start)
 
 
 def test_what_comes_with_a_connection_waits_until_reading_is_enabled(run):

@@ -238,14 +238,6 @@ def test_calls_that_race_with_the_end_of_the_loop_raise_or_are_forgotten(run):
         other.result()
 
 
-def test_what_cannot_be_called_is_refused(run):
-    def start():
-        with pytest.raises(TypeError, match="callable"):
-            pyasync.current_loop().call_threadsafe(None)
-
-    run(start)
-
-
 def test_a_handler_of_pythons_may_interrupt_a_call_with_one_of_its_own():
     """No lock that the interrupted call holds may be one that the handler waits for.
 

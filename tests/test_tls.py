@@ -588,57 +588,6 @@ def test_leaving_the_loop_in_a_callback_makes_it_the_last(run, last):
     assert order == ["connected", "read"][: ["connected", "read"].index(last) + 1]
 
 
-# Arguments
-
-
-@pytest.mark.parametrize(
-    ("keywords", "error"),
-    [
-        ({}, TypeError),
-        ({"ssl_context": "context"}, TypeError),
-        ({"certificate": "/nowhere/at/all"}, FileNotFoundError),
-        ({"handshake_timeout": 0}, ValueError),
-        ({"shutdown_timeout": -1}, ValueError),
-    ],
-)
-def test_a_server_with_wrong_arguments_raises_at_the_call(keywords, error):
-    if "handshake_timeout" in keywords or "shutdown_timeout" in keywords:
-        keywords = {"ssl_context": SERVER(), **keywords}
-    with pyasync.event_loop(), pytest.raises(error):
-        pyasync.tcp_ssl_server(HOST, 0, nothing, **keywords)
-
-
-def test_a_server_takes_a_context_or_a_certificate():
-    with pyasync.event_loop(), pytest.raises(TypeError, match="context"):
-        pyasync.tcp_ssl_server(HOST, 0, nothing, ssl_context=SERVER(), certificate="file")
-
-
-def test_a_context_for_the_other_side_raises():
-    client, server = map(ssl.SSLContext, (ssl.PROTOCOL_TLS_CLIENT, ssl.PROTOCOL_TLS_SERVER))
-    with pyasync.event_loop():
-        with pytest.raises(ValueError, match="other side"):
-            pyasync.tcp_ssl_server(HOST, 0, nothing, ssl_context=client)
-        with pytest.raises(ValueError, match="other side"):
-            pyasync.tcp_ssl_connect(HOST, 9, nothing, ssl_context=server)
-
-
-@pytest.mark.parametrize(
-    ("keywords", "error"),
-    [
-        ({"server_hostname": 5}, TypeError),
-        ({"server_hostname": ".example"}, ValueError),
-        ({"session": "session"}, TypeError),
-        ({"read_cb": 5}, TypeError),
-        ({"write_cb": 5}, TypeError),
-        ({"handshake_timeout": float("nan")}, ValueError),
-    ],
-)
-def test_a_client_with_wrong_arguments_raises_at_the_call(keywords, error):
-    arguments = {"read_cb": nothing, "ssl_context": CLIENT(), **keywords}
-    with pyasync.event_loop(), pytest.raises(error):
-        pyasync.tcp_ssl_connect(HOST, 9, **arguments)
-
-
 # The end
 
 

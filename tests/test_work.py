@@ -382,34 +382,6 @@ def test_fewer_threads_take_what_waits_in_order(run):
     assert ran == list(range(20))
 
 
-@pytest.mark.parametrize("number", [0, -1])
-def test_a_number_of_threads_that_cannot_be_is_refused(run, number):
-    def start():
-        with pytest.raises(ValueError, match="1 or more"):
-            pyasync.set_max_workers(number)
-        with pytest.raises(TypeError, match="integer"):
-            pyasync.set_max_workers(1.5)
-
-    run(start)
-
-
-def test_arguments_that_are_wrong_are_refused(run):
-    def start():
-        with pytest.raises(TypeError, match="fn must be callable"):
-            pyasync.work(None, nothing)
-        with pytest.raises(TypeError, match="callback must be callable"):
-            pyasync.work(nothing, None)
-        with pytest.raises(TypeError, match="event_cb must be callable"):
-            pyasync.work(nothing, nothing, event_cb=1)
-        assert pyasync.stats().handles["work"] == 0
-
-    run(start)
-    with pytest.raises(pyasync.EventLoopNotRunning):
-        pyasync.work(nothing, nothing)
-    with pytest.raises(pyasync.EventLoopNotRunning):
-        pyasync.set_max_workers(1)
-
-
 def test_only_the_loops_thread_may_close_work(run):
     def start():
         nonlocal work
