@@ -19,6 +19,7 @@ from unittest import mock
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peers import nothing
 
 import pyasync
 from pyasync import AsyncStream
@@ -430,10 +431,6 @@ def test_it_is_a_binary_file():
 
 
 # Over a connection
-
-
-def nothing(*args):
-    """Be a callback that ignores what it is told."""
 
 
 def tcp(directory):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 
 import pytest
+from peers import nothing
 
 import pyasync
 
@@ -27,10 +28,6 @@ COUNTS = [
     "crossings",
 ]
 TIMES = ["idle_time", "busy_time", "max_callback_time"]
-
-
-def nothing(*arguments):
-    pass
 
 
 @pytest.fixture

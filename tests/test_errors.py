@@ -12,6 +12,7 @@ import traceback
 from functools import partial
 
 import pytest
+from peers import nothing
 
 import pyasync
 import pyasync.handles
@@ -24,10 +25,6 @@ class AppError(Exception):
 
 class Leave(BaseException):
     """No Exception: like KeyboardInterrupt, it is not for catch_app_errors."""
-
-
-def nothing(*arguments):
-    pass
 
 
 def raise_app_error(*arguments):

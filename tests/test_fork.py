@@ -8,7 +8,7 @@ import threading
 from functools import partial
 
 import pytest
-from peers import end_child, fork_and_check
+from peers import end_child, fork_and_check, nothing
 
 import pyasync
 
@@ -19,10 +19,6 @@ pytestmark = [
     # Python 3.12 warns of every fork of a process with threads; libuv has threads of its own.
     pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning"),
 ]
-
-
-def nothing(*arguments):
-    pass
 
 
 # The child

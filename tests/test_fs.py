@@ -13,15 +13,12 @@ import threading
 from functools import partial
 
 import pytest
+from peers import nothing
 
 import pyasync
 from pyasync import fs
 
 GIB = 1 << 30
-
-
-def nothing(*arguments):
-    pass
 
 
 def unexpected(*arguments):

@@ -8,15 +8,11 @@ import socket
 import threading
 
 import pytest
-from peers import PATIENCE
+from peers import PATIENCE, nothing
 
 import pyasync
 
 HOUR = 3600.0
-
-
-def nothing(*arguments):
-    pass
 
 
 class Peers:

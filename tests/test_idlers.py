@@ -5,12 +5,9 @@ import socket
 from functools import partial
 
 import pytest
+from peers import nothing
 
 import pyasync
-
-
-def nothing(*arguments):
-    pass
 
 
 def test_an_idler_runs_once_in_each_iteration(run):

@@ -12,14 +12,11 @@ import time
 from functools import partial
 
 import pytest
+from peers import nothing
 
 import pyasync
 
 HOUR = 3600.0
-
-
-def nothing(*arguments):
-    pass
 
 
 def closed_when_the_loop_ends():

@@ -8,13 +8,9 @@ import threading
 from functools import partial
 
 import pytest
-from peers import PATIENCE, Background
+from peers import PATIENCE, Background, nothing
 
 import pyasync
-
-
-def nothing(*arguments):
-    pass
 
 
 def test_a_trigger_runs_the_callback_in_the_loops_thread(run):

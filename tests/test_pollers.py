@@ -14,13 +14,9 @@ import sys
 from functools import partial
 
 import pytest
-from peers import PATIENCE
+from peers import PATIENCE, nothing
 
 import pyasync
-
-
-def nothing(*arguments):
-    pass
 
 
 @pytest.fixture

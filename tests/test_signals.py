@@ -10,14 +10,11 @@ import threading
 from functools import partial
 
 import pytest
+from peers import nothing
 
 import pyasync
 
 HOUR = 3600.0
-
-
-def nothing(*arguments):
-    pass
 
 
 def kill_self(signo):

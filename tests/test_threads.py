@@ -11,14 +11,11 @@ import time
 from functools import partial
 
 import pytest
+from peers import nothing
 
 import pyasync
 
 HOUR = 3600.0
-
-
-def nothing(*arguments):
-    pass
 
 
 class Other(threading.Thread):

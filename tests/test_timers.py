@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peers import nothing
 
 import pyasync
 
@@ -18,10 +19,6 @@ HOUR = 3600.0
 LIMIT = 16384
 
 either_way = pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
-
-
-def nothing():
-    pass
 
 
 def timers_pending():

@@ -10,16 +10,12 @@ import time
 from functools import partial
 
 import pytest
-from peers import Background
+from peers import Background, nothing
 
 import pyasync
 from pyasync import threads
 
 PATIENCE = 20
-
-
-def nothing(*arguments):
-    pass
 
 
 class Gate:
