@@ -464,26 +464,6 @@ def test_an_exception_while_a_lookup_is_under_way_leaves_the_loop(run, listener)
         run(start)
 
 
-@pytest.mark.parametrize("when_told", ["connect_cb", "event_cb"])
-def test_a_callback_on_the_way_may_raise(run, when_told, listener):
-    told = []
-
-    def fail(subject):
-        raise LookupError("of the application")
-
-    with unused_port() as closed_port:
-        port = port_of(listener) if when_told == "connect_cb" else closed_port
-
-        def start():
-            client = pyasync.tcp_connect(
-                "localhost", port, nothing, **{"event_cb": told.append, when_told: fail}
-            )
-            when(lambda: told or client.closed, lambda: client.close(force=True))
-
-        run(start, catch_app_errors=True)
-    assert [type(error) for error in told] == [LookupError] * (when_told == "connect_cb")
-
-
 # Before the connection stands
 
 

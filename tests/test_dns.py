@@ -161,12 +161,6 @@ def test_a_name_that_does_not_exist_is_one_error(run, lookup, host):
     assert host in str(error)
 
 
-def test_an_error_that_nobody_asks_for_is_logged(run, caplog):
-    run(lambda: pyasync.dns_lookup("name.invalid", nothing))
-    assert len(caplog.records) == 1
-    assert "name.invalid" in caplog.text
-
-
 # Addresses
 
 

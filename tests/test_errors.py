@@ -5,18 +5,27 @@ import errno
 import gc
 import logging
 import os
+import re
+import shutil
 import signal
 import socket
 import ssl
+import tempfile
 import traceback
+import uuid
 from functools import partial
+from pathlib import Path
 
 import pytest
-from peers import nothing
+from peers import MORE_THAN_FITS, first_then, nothing, small_buffers
+from tls_peers import CLIENT, SERVER
 
 import pyasync
 import pyasync.handles
+from pyasync import fs
 from pyasync._ffi import lib
+
+HOUR = 3600.0
 
 
 class AppError(Exception):
@@ -72,18 +81,198 @@ def from_signal(callback, event_cb):
     os.kill(os.getpid(), signal.SIGUSR1)
 
 
-def from_read(callback, event_cb):
-    def read(connection, data):
-        connection.close()
-        server.close()
+def from_idler(callback, event_cb):
+    def idle():
+        idler.close()
         callback()
 
-    server = pyasync.tcp_server("127.0.0.1", 0, read, event_cb=event_cb)
-    pyasync.tcp_connect(*server.address, nothing, data=b"data")
+    idler = pyasync.idle(idle, event_cb=event_cb)
 
+
+def from_poller(callback, event_cb):
+    def ready(readable, writable):
+        poller.close()
+        callback()
+
+    poller = pyasync.poll(writable_socket(), ready, event_cb=event_cb)
+
+
+def from_notifier(callback, event_cb):
+    pyasync.make_notifier(callback, event_cb=event_cb).trigger()
+
+
+def from_work(callback, event_cb):
+    pyasync.work(nothing, callback, event_cb=event_cb)
+
+
+def from_stat(callback, event_cb):
+    fs.stat("/", callback, event_cb=event_cb)
+
+
+def from_monitor(callback, event_cb):
+    def changed(monitor, *report):
+        monitor.close()
+        callback()
+
+    folder = temporary_folder()
+    pyasync.fs_watch(folder, changed, event_cb=event_cb)
+    os.mkdir(folder / "new")
+
+
+def from_exit(callback, event_cb):
+    pyasync.spawn("true", [], exit_cb=callback, event_cb=event_cb)
+
+
+def from_lookup(callback, event_cb):
+    pyasync.dns_lookup("localhost", callback, event_cb=event_cb)
+
+
+def from_lookup_of_all(callback, event_cb):
+    pyasync.dns_lookup_all("localhost", callback, event_cb=event_cb)
+
+
+def from_reverse_lookup(callback, event_cb):
+    pyasync.reverse_dns_lookup("127.0.0.1", callback, event_cb=event_cb)
+
+
+def from_datagram(callback, event_cb):
+    def read(udp, data, address):
+        udp.close()
+        callback()
+
+    udp = pyasync.udp_socket("127.0.0.1", 0, read, event_cb=event_cb)
+    udp.send(b"data", udp.address)
+
+
+def from_a_datagrams_write(callback, event_cb):
+    def written(udp):
+        udp.close()
+        callback()
+
+    udp = pyasync.udp_socket("127.0.0.1", event_cb=event_cb)
+    udp.send(b"data", udp.address, write_cb=written)
+
+
+def writable_socket():
+    pair = socket.socketpair()
+    for sock in pair:
+        pyasync.add_event_loop_exit_callback(sock.close)
+    return pair[0]
+
+
+def temporary_folder():
+    folder = Path(tempfile.mkdtemp(prefix="pyasync-tests-"))
+    pyasync.add_event_loop_exit_callback(partial(shutil.rmtree, folder))
+    return folder
+
+
+# Connections: the client sends data, the server sends it back, and the client closes. A loop that
+# does not go on with the connection after the exception does not end.
+
+SIZE = MORE_THAN_FITS
+
+
+def tcp(server_options, client_options):
+    server = pyasync.tcp_server("127.0.0.1", 0, **server_options)
+    pyasync.tcp_connect("localhost", server.address[1], **client_options)
+    return server
+
+
+def pipe(server_options, client_options):
+    server = pyasync.pipe_server(f"\0{uuid.uuid4()}", **server_options)
+    pyasync.pipe_connect(server.address, **client_options)
+    return server
+
+
+def tls(server_options, client_options):
+    server = pyasync.tcp_ssl_server("127.0.0.1", 0, ssl_context=SERVER(), **server_options)
+    pyasync.tcp_ssl_connect(*server.address, ssl_context=CLIENT(), **client_options)
+    return server
+
+
+def from_socket(transport, side, name):
+    """Return a function that arranges for that callback of a server's socket, or a client's."""
+
+    def arrange(callback, event_cb):
+        def after(function, of_side, of_name):
+            """Return the function, followed by the callback if it is the one that is asked for."""
+
+            def call(*arguments):
+                function(*arguments)
+                if (of_side, of_name) == (side, name):
+                    then()
+
+            return call
+
+        def accepted(connection):
+            server.close()
+            if name == "pressure_cb":
+                small_buffers(connection)
+                connection.set_watermarks(0)
+
+        def read(connection, data):
+            if name == "pressure_cb":
+                data += bytes(SIZE - len(data))
+            connection.write(data, write_cb=after(nothing, "server", "write_cb"))
+
+        def answered(client, data):
+            received.append(len(data))
+            if sum(received) == (SIZE if name == "pressure_cb" else len(b"data")):
+                client.close()
+
+        received, then = [], first_then(callback, nothing)
+        event_cbs = {side: event_cb}
+        server = transport(
+            {
+                "read_cb": after(read, "server", "read_cb"),
+                "connect_cb": after(accepted, "server", "connect_cb"),
+                "pressure_cb": after(nothing, "server", "pressure_cb"),
+                "event_cb": event_cbs.get("server", nothing),
+            },
+            {
+                "read_cb": after(answered, "client", "read_cb"),
+                "connect_cb": after(nothing, "client", "connect_cb"),
+                "event_cb": event_cbs.get("client", nothing),
+                "data": b"data",
+                "write_cb": after(nothing, "client", "write_cb"),
+            },
+        )
+
+    arrange.__name__ = f"from_{transport.__name__}_{side}_{name}"
+    return arrange
+
+
+SOCKETS = [
+    *[
+        from_socket(tcp, "server", f"{name}_cb")
+        for name in ("connect", "read", "write", "pressure")
+    ],
+    *[from_socket(tcp, "client", f"{name}_cb") for name in ("connect", "read", "write")],
+    from_socket(pipe, "client", "connect_cb"),
+    from_socket(tls, "server", "connect_cb"),
+    from_socket(tls, "client", "read_cb"),
+]
 
 WITHOUT_EVENT_CB = [from_start, from_call_soon, from_call_threadsafe]
-WITH_EVENT_CB = [from_delay, from_event, from_interval, from_signal, from_read]
+WITH_EVENT_CB = [
+    from_delay,
+    from_event,
+    from_interval,
+    from_signal,
+    from_idler,
+    from_poller,
+    from_notifier,
+    from_work,
+    from_stat,
+    from_monitor,
+    from_exit,
+    from_lookup,
+    from_lookup_of_all,
+    from_reverse_lookup,
+    from_datagram,
+    from_a_datagrams_write,
+    *SOCKETS,
+]
 
 each_callback = pytest.mark.parametrize("arrange", WITHOUT_EVENT_CB + WITH_EVENT_CB)
 each_callback_with_event_cb = pytest.mark.parametrize("arrange", WITH_EVENT_CB)
@@ -103,7 +292,7 @@ def assert_logged(caplog, error):
 @each_callback
 def test_an_exception_leaves_the_loop(run, arrange):
     def start():
-        pyasync.delay(partial(pytest.fail, "the loop went on"), time=0.5)
+        pyasync.delay(nothing, time=HOUR)  # for which a loop that goes on would wait
         arrange(raise_app_error, partial(pytest.fail, "event_cb was told"))
 
     with pytest.raises(AppError) as raised:
@@ -282,6 +471,185 @@ def test_when_some_callbacks_of_a_batch_raise_the_others_run_once(run, caplog):
     assert [record.exc_info[1].args for record in caplog.records] == [(0,), (3,), (6,), (9,)]
 
 
+# Callbacks that are called again. Each function returns the handle.
+
+
+def each_tick(callback, event_cb):
+    return pyasync.interval(callback, time=0.001, event_cb=event_cb)
+
+
+def each_turn(callback, event_cb):
+    return pyasync.idle(callback, event_cb=event_cb)
+
+
+def each_trigger(callback, event_cb):
+    def triggered():
+        notifier.trigger()
+        callback()
+
+    notifier = pyasync.make_notifier(triggered, event_cb=event_cb, single_shot=False)
+    notifier.trigger()
+    return notifier
+
+
+def each_time_it_is_ready(callback, event_cb):
+    return pyasync.poll(writable_socket(), callback, event_cb=event_cb)
+
+
+def each_signal(callback, event_cb):
+    def handle(signo):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        callback()
+
+    handler = pyasync.signal_handler(signal.SIGUSR1, handle, event_cb=event_cb)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return handler
+
+
+def each_change(callback, event_cb):
+    def changed(monitor, *report):
+        pyasync.call_soon(change)
+        callback()
+
+    def change():
+        os.mkdir(folder / str(len(os.listdir(folder))))
+
+    folder = temporary_folder()
+    monitor = pyasync.fs_watch(folder, changed, event_cb=event_cb)
+    change()
+    return monitor
+
+
+def each_datagram(callback, event_cb):
+    udp = pyasync.udp_socket("127.0.0.1", 0, callback, event_cb=event_cb)
+    for _ in range(3):
+        udp.send(b"data", udp.address)
+    return udp
+
+
+def each_connection(callback, event_cb):
+    server = pyasync.tcp_server("127.0.0.1", 0, nothing, connect_cb=callback, event_cb=event_cb)
+    for _ in range(3):
+        pyasync.tcp_connect(*server.address, nothing, connect_cb=lambda client: client.close())
+    return server
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        each_tick,
+        each_turn,
+        each_trigger,
+        each_time_it_is_ready,
+        each_signal,
+        each_change,
+        each_datagram,
+        each_connection,
+    ],
+)
+def test_a_callback_that_raises_is_called_again(run, arrange):
+    called, told = [], []
+
+    def callback(*arguments):
+        called.append(len(called))
+        if len(called) == 3:
+            handle.close()
+        raise AppError(called[-1])
+
+    def event_cb(error):
+        if not isinstance(error, pyasync.SocketEOF):
+            told.append(error.args)
+
+    def start():
+        nonlocal handle
+        handle = arrange(callback, event_cb)
+
+    handle = None
+    run(start, catch_app_errors=True)
+    assert (called, told) == ([0, 1, 2], [(0,), (1,), (2,)])
+
+
+# Errors of pyasync's own, which an event_cb is told of. Each function provokes one.
+
+
+def refused(event_cb):
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    pyasync.tcp_connect("localhost", port, nothing, event_cb=event_cb)
+
+
+def no_pipe(event_cb):
+    pyasync.pipe_connect(f"\0{uuid.uuid4()}", nothing, event_cb=event_cb)
+
+
+def no_name(event_cb):
+    pyasync.dns_lookup("name.invalid", nothing, event_cb=event_cb)
+
+
+def no_file(event_cb):
+    fs.stat("/nowhere/at/all", nothing, event_cb=event_cb)
+
+
+def no_permission(event_cb):
+    udp = pyasync.udp_socket("127.0.0.1", event_cb=event_cb)
+    udp.send(b"forbidden", ("127.255.255.255", 9))
+    udp.close()
+
+
+def failed_work(event_cb):
+    pyasync.work(raise_app_error, partial(pytest.fail, "called"), event_cb=event_cb)
+
+
+def no_tls(event_cb):
+    def talk_http(client):
+        server.close()
+        client.write(b"GET / HTTP/1.1\r\n\r\n")
+
+    server = pyasync.tcp_ssl_server(
+        "127.0.0.1", 0, nothing, ssl_context=SERVER(), event_cb=event_cb
+    )
+    pyasync.tcp_connect(*server.address, nothing, connect_cb=talk_http, event_cb=nothing)
+
+
+each_error = pytest.mark.parametrize(
+    ("provoke", "kind", "words"),
+    [
+        (refused, pyasync.SocketRefused, "SocketRefused"),
+        (no_pipe, pyasync.SocketRefused, "SocketRefused"),
+        (no_name, pyasync.DnsError, "name.invalid"),
+        (no_file, pyasync.FilesystemNotFound, "FilesystemNotFound.*/nowhere/at/all"),
+        (no_permission, pyasync.SocketError, "Permission denied"),
+        (failed_work, AppError, "in raise_app_error"),
+        (no_tls, pyasync.TcpSslError, "TcpSslError.*HTTP_REQUEST"),
+    ],
+)
+
+
+@each_error
+def test_an_error_is_told_to_the_event_cb(run, provoke, kind, words, caplog):
+    told = []
+    run(lambda: provoke(told.append))
+    assert [type(error) for error in told] == [kind]
+    assert caplog.records == []
+
+
+@each_error
+def test_an_error_that_no_event_cb_is_told_is_logged(run, provoke, kind, words, caplog):
+    run(lambda: provoke(None))
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("pyasync", logging.ERROR)
+    assert re.search(words, caplog.text)
+
+
+@each_error
+@pytest.mark.parametrize("policy", [False, True, nothing], ids=["false", "true", "function"])
+def test_what_an_event_cb_raises_when_it_is_told_an_error_is_logged(
+    run, provoke, kind, words, policy, caplog
+):
+    run(lambda: provoke(raise_app_error), catch_app_errors=policy)
+    assert_logged(caplog, AppError)
+
+
 # What no catch_app_errors catches
 
 
@@ -293,7 +661,7 @@ def test_what_is_no_exception_always_leaves_the_loop(run, arrange, policy, error
         raise error
 
     def start():
-        pyasync.delay(partial(pytest.fail, "the loop went on"), time=0.5)
+        pyasync.delay(nothing, time=HOUR)  # for which a loop that goes on would wait
         arrange(fail, nothing)
 
     with pytest.raises(error):

@@ -401,23 +401,6 @@ with pyasync.event_loop():
         assert output_of(script, secret, flags) == f"{kind} {secret} True\n"
 
 
-def test_an_error_without_an_event_cb_is_logged(run, tmp_path, caplog):
-    run(lambda: fs.stat(tmp_path / "missing", unexpected))
-    assert "FilesystemNotFound" in caplog.text
-    assert str(tmp_path / "missing") in caplog.text
-
-
-def test_what_a_callback_raises_leaves_the_loop_or_goes_to_event_cb(run, tmp_path):
-    def fail(status):
-        raise LookupError
-
-    with pytest.raises(LookupError):
-        run(lambda: fs.stat(tmp_path, fail))
-    told = []
-    run(lambda: fs.stat(tmp_path, fail, event_cb=told.append), catch_app_errors=True)
-    assert [type(error) for error in told] == [LookupError]
-
-
 # Closing requests, and the end of the loop
 
 

@@ -624,27 +624,6 @@ def test_a_relative_path_needs_a_working_directory(run, tmp_path, monkeypatch):
     run(start)
 
 
-def test_what_a_callback_raises_goes_to_event_cb_and_the_monitor_goes_on(run, file):
-    def fail(monitor, *report):
-        if len(errors) == 2:
-            monitor.close()
-        pyasync.call_soon(replace(file))
-        raise error
-
-    def start():
-        pyasync.fs_watch(file, fail, event_cb=errors.append)
-        replace(file)()
-
-    errors, error = [], ZeroDivisionError()
-    run(start, catch_app_errors=True)
-    assert errors == [error] * 3
-
-
-def test_what_a_callback_raises_leaves_the_loop(run, file):
-    with pytest.raises(ZeroDivisionError):
-        run(lambda: pyasync.fs_watch(file, lambda *report: 1 / 0) and append(file)())
-
-
 def test_running_out_of_descriptors_is_an_error_of_the_call(run, file):
     def start():
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)

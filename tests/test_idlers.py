@@ -202,28 +202,6 @@ def test_an_idler_that_nobody_refers_to_runs_on(run):
 # Errors
 
 
-def test_what_an_idler_raises_goes_to_its_event_cb_and_it_runs_on(run):
-    errors = []
-
-    def fail():
-        if len(errors) == 2:
-            idler.close()
-        raise error
-
-    def start():
-        nonlocal idler
-        idler = pyasync.idle(fail, event_cb=errors.append)
-
-    idler, error = None, ZeroDivisionError()
-    run(start, catch_app_errors=True)
-    assert errors == [error] * 3
-
-
-def test_what_an_idler_raises_leaves_the_loop(run):
-    with pytest.raises(ZeroDivisionError):
-        run(lambda: pyasync.idle(lambda: 1 / 0))
-
-
 def test_a_closed_idler_says_so(run):
     def start():
         idler = pyasync.idle(nothing)

@@ -513,21 +513,6 @@ def test_no_descriptor_left_is_an_error_for_event_cb(run, path):
     assert told == [errno.EMFILE]
 
 
-def test_what_connect_cb_raises_reaches_event_cb(run, path):
-    told = []
-
-    def fail(client):
-        client.close()
-        raise LookupError
-
-    with listening(path):
-        run(
-            lambda: pyasync.pipe_connect(path, nothing, connect_cb=fail, event_cb=told.append),
-            catch_app_errors=True,
-        )
-    assert [type(error) for error in told] == [LookupError]
-
-
 # Counting
 
 

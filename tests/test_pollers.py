@@ -541,20 +541,6 @@ def test_a_poller_is_closed_with_the_loop_and_its_descriptor_with_it(run, pair):
         pollers[0].modify(readable=False)
 
 
-def test_what_the_callback_raises_goes_to_event_cb_and_it_is_called_again(run, pair):
-    errors = []
-
-    def fail(poll):
-        raise ZeroDivisionError
-
-    def start():
-        poll = Poll(pair[0], action=fail, event_cb=errors.append)
-        pyasync.idle(lambda: len(errors) >= 3 and (poll.poller.close(), pyasync.exit_event_loop()))
-
-    run(start, catch_app_errors=True)
-    assert {type(error) for error in errors} == {ZeroDivisionError}
-
-
 # What is refused
 
 

@@ -177,17 +177,6 @@ def test_a_child_may_be_referenced_that_has_exited_unheard(run):
     assert seen == [False, False]
 
 
-def test_what_an_exit_cb_raises_goes_to_event_cb(run):
-    told = []
-    run(lambda: sh("", exit_cb=lambda *args: 1 / 0, event_cb=told.append), catch_app_errors=True)
-    assert [type(error) for error in told] == [ZeroDivisionError]
-
-
-def test_what_an_exit_cb_raises_stops_the_loop(run):
-    with pytest.raises(ZeroDivisionError):
-        run(lambda: sh("", exit_cb=lambda *args: 1 / 0))
-
-
 def test_the_end_of_an_output_may_come_after_the_exit(run):
     """As when another process has it still."""
     order = []

@@ -10,7 +10,6 @@ import pytest
 from peers import (
     LINKS,
     MORE_THAN_FITS,
-    Background,
     Link,
     after_iterations,
     end_of,
@@ -125,12 +124,6 @@ def test_a_refused_connection_is_reported_once_and_closed(run, unused):
     assert stats.handles["tcp"] == 0
 
 
-def test_a_refused_connection_is_logged_without_an_event_cb(run, unused, caplog):
-    run(lambda: pyasync.tcp_connect(*unused, nothing))
-    (record,) = caplog.records
-    assert "SocketRefused" in record.getMessage()
-
-
 @pytest.mark.parametrize("force", [False, True])
 def test_a_client_is_closed_in_the_event_cb_of_its_refusal(run, unused, force):
     events = []
@@ -196,38 +189,6 @@ def test_outgoing_connections_are_counted_while_they_stand(link):
     assert [stats.outgoing_tcp_connections for stats in seen] == [1, 0]
     assert [stats.connected for stats in seen] == [1, 1]
     assert [stats.closed for stats in seen] == [0, 1]
-
-
-class Boom(Exception):
-    pass
-
-
-@pytest.mark.parametrize("callback", ["connect_cb", "read_cb", "write_cb"])
-def test_what_a_clients_callback_raises_reaches_its_event_cb(link, callback):
-    told = []
-
-    def boom(*args):
-        raise Boom(callback)
-
-    def start():
-        listener = link.listen()
-        link.connect(
-            listener.getsockname(),
-            event_cb=told.append,
-            data=b"hello",
-            **{"read_cb": nothing, callback: boom},
-        )
-        threads.append(Background(serve, listener))
-
-    def serve(listener):
-        with link.accept(listener) as sock:
-            assert sock.recv(5) == b"hello"
-            sock.sendall(b"hello")
-
-    threads = []
-    link.run(start, catch_app_errors=True)
-    threads[0].result()
-    assert [type(event) for event in told] == [Boom, pyasync.SocketEOF]
 
 
 def test_two_hundred_refused_clients_leave_nothing(run, unused):

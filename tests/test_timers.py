@@ -711,25 +711,6 @@ def test_with_interval_turns_a_function_into_an_interval(run):
     assert ticks == ["tick"] * 2
 
 
-def test_an_interval_whose_callback_raises_goes_on(run):
-    ticks = []
-    told = []
-
-    def tick():
-        ticks.append("tick")
-        if len(ticks) == 3:
-            interval.close()
-        raise ArithmeticError(len(ticks))
-
-    def start():
-        nonlocal interval
-        interval = pyasync.interval(tick, time=0.001, event_cb=told.append)
-
-    interval = None
-    run(start, catch_app_errors=True)
-    assert [error.args for error in told] == [(1,), (2,), (3,)]
-
-
 def test_an_unreferenced_interval_does_not_keep_the_loop_running(run):
     ticks = []
 

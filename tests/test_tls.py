@@ -101,12 +101,6 @@ def end_sending(sock):
     sock.shutdown(socket.SHUT_WR)
 
 
-def echo_works(address):
-    with connect(address) as sock:
-        sock.sendall(b"still there")
-        assert read_exactly(sock, 11) == b"still there"
-
-
 def be_client(run, peer, *, name="localhost", ssl_context=None, **options):
     """Connect a client of pyasync's to peer(sock), which gets a plain socket in a thread.
 
@@ -443,13 +437,6 @@ def test_a_reset_during_the_handshake_is_reported(run):
 
     _, (error,) = be_client(run, peer)
     assert isinstance(error, (pyasync.SocketReset, pyasync.SocketBrokenPipe))
-
-
-def test_an_error_of_the_handshake_is_logged_without_an_event_cb(run, caplog):
-    serve(run, send_http, event_cb=None)
-    (record,) = caplog.records
-    assert "TcpSslError" in record.getMessage()
-    assert "HTTP_REQUEST" in record.getMessage()
 
 
 # Errors, and what is under way then
@@ -846,31 +833,6 @@ def test_what_a_connection_without_tls_brings_along_is_dropped(run, bring):
     finally:
         socks[0].close()
     assert events == [pyasync.TcpSslError]
-
-
-def test_the_connection_goes_on_when_connect_cb_raises(run):
-    def connected(sock):
-        raise LookupError
-
-    events = []
-
-    def start():
-        server = pyasync.tcp_ssl_server(
-            HOST, 0, lambda sock, data: sock.write(data), ssl_context=SERVER(),
-            connect_cb=connected, event_cb=events.append,
-        )  # fmt: skip
-
-        def talk():
-            echo_works(server.address)
-            loop.call_threadsafe(server.close)
-
-        loop = pyasync.current_loop()
-        threads.append(Background(talk))
-
-    threads = []
-    run(start, catch_app_errors=True)
-    threads[0].result()
-    assert [type(event) for event in events] == [LookupError, pyasync.SocketEOF]
 
 
 # Writing

@@ -484,17 +484,6 @@ def test_a_datagram_that_cannot_be_sent_harms_no_other(run, peer, buffer_writes)
     assert all(isinstance(error.socket, pyasync.UdpSocket) for error in errors)
 
 
-def test_an_error_that_nobody_asks_for_is_logged(run, caplog):
-    def start():
-        udp = pyasync.udp_socket("127.0.0.1")
-        udp.send(b"forbidden", (BROADCAST, 9))
-        udp.close()
-
-    run(start)
-    assert len(caplog.records) == 1
-    assert "Permission denied" in caplog.text
-
-
 def test_broadcasts_are_sent_if_asked_for(in_loop):
     def start(open_socket):
         assert not open_socket_and_close(open_socket).broadcast
@@ -951,25 +940,6 @@ def test_another_thread_may_not_use_a_socket(in_loop, peer):
 
 
 # As a handle
-
-
-def test_what_a_read_cb_raises_costs_no_datagram(run, peer):
-    told, received = [], []
-
-    def read(udp, data, address):
-        received.append(data)
-        if data == b"end":
-            udp.close()
-        raise ArithmeticError(data)
-
-    def start():
-        udp = pyasync.udp_socket("127.0.0.1", 0, read, event_cb=told.append)
-        for data in (b"1", b"2", b"end"):
-            peer.sendto(data, udp.address)
-
-    run(start, catch_app_errors=True)
-    assert received == [b"1", b"2", b"end"]
-    assert [error.args for error in told] == [(b"1",), (b"2",), (b"end",)]
 
 
 def test_an_open_socket_keeps_the_loop_running_unless_told_not_to(in_loop):

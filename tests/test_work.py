@@ -1,6 +1,5 @@
 """Work: functions that run in other threads, and their results in the loop."""
 
-import logging
 import os
 import signal
 import subprocess
@@ -94,38 +93,6 @@ def test_the_exception_of_the_function_goes_to_event_cb_as_it_is(run):
 
     run(lambda: pyasync.work(fail, partial(pytest.fail, "called"), event_cb=errors.append))
     assert errors == [error]
-
-
-def test_an_exception_without_an_event_cb_is_logged_with_its_traceback(run, caplog):
-    def fail_there():
-        raise ZeroDivisionError("mine")
-
-    with caplog.at_level(logging.ERROR, logger="pyasync"):
-        run(lambda: pyasync.work(fail_there, partial(pytest.fail, "called")))
-    assert "fail_there" in caplog.text
-    assert "ZeroDivisionError: mine" in caplog.text
-
-
-def test_what_the_callback_raises_leaves_the_loop(run):
-    with pytest.raises(ZeroDivisionError):
-        run(lambda: pyasync.work(int, lambda result: 1 / result))
-
-
-def test_what_the_callback_raises_goes_to_event_cb_when_errors_are_caught(run):
-    errors = []
-    run(
-        lambda: pyasync.work(int, lambda result: 1 / result, event_cb=errors.append),
-        catch_app_errors=True,
-    )
-    assert [type(error) for error in errors] == [ZeroDivisionError]
-
-
-def test_an_event_cb_that_raises_is_logged(run, caplog):
-    def fail(error):
-        raise RuntimeError("in event_cb")
-
-    run(lambda: pyasync.work(lambda: 1 / 0, nothing, event_cb=fail))
-    assert "RuntimeError: in event_cb" in caplog.text
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
