@@ -776,17 +776,6 @@ def test_an_error_that_is_not_the_systems_has_a_text_and_no_number():
     assert raised.value.errmsg == str(raised.value) == "no event loop is running in this thread"
 
 
-def test_a_call_on_a_closed_handle_names_the_handle(run):
-    def start():
-        server = pyasync.tcp_server("127.0.0.1", 0, nothing)
-        server.close()
-        for call in (server.fileno, server.ref, server.unref, lambda: server.has_ref):
-            with pytest.raises(pyasync.SocketClosed, match="TcpServer is closed"):
-                call()
-
-    run(start)
-
-
 class Interrupting:
     """C, with a signal during pa_close whose handler raises."""
 

@@ -435,16 +435,6 @@ def test_a_change_wakes_the_loop(run, wait_until_asleep, file):
     assert reports == [("file", False, True)]
 
 
-def test_an_unreferenced_monitor_lets_the_loop_end(run, file):
-    def start():
-        monitor = pyasync.fs_watch(file, nothing)
-        assert monitor.has_ref
-        monitor.unref()
-        assert not monitor.has_ref
-
-    run(start)
-
-
 def test_a_monitor_that_has_begun_anew_is_referenced_as_before(run, file):
     def on_change(monitor, *report):
         seen.append(monitor.has_ref)
@@ -539,32 +529,6 @@ def test_a_monitor_can_be_made_by_the_callback_of_one_that_closes(run, file):
     calls = []
     run(lambda: pyasync.fs_watch(file, partial(on_change, 9)) and append(file)())
     assert calls == list(range(9, -1, -1))
-
-
-def test_open_monitors_are_closed_with_the_loop(run, file):
-    def start():
-        monitors.extend(pyasync.fs_watch(file, nothing) for _ in range(3))
-        monitors[0].close()
-        pyasync.fs_watch(file.parent, lambda *report: pyasync.exit_event_loop())
-        replace(file)()
-
-    monitors = []
-    run(start)
-    for monitor in monitors:
-        assert monitor.closed
-        monitor.close()
-    with pytest.raises(pyasync.EventLoopNotRunning):
-        monitors[1].ref()
-
-
-def test_a_closed_monitor_says_so(run, file):
-    def start():
-        monitor = pyasync.fs_watch(file, nothing)
-        monitor.close()
-        with pytest.raises(pyasync.HandleClosed, match="FsMonitor is closed"):
-            monitor.unref()
-
-    run(start)
 
 
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")

@@ -95,6 +95,12 @@ KINDS = {
 }
 
 
+#: An interval is a handle of its own, and counts as a timer.
+HANDLES = {**KINDS, "interval": lambda peers, use: use(pyasync.interval(nothing, time=HOUR))}
+
+each_handle = pytest.mark.parametrize("make", HANDLES.values(), ids=HANDLES)
+
+
 @pytest.fixture
 def peers(tmp_path):
     with contextlib.ExitStack() as stack:
@@ -115,8 +121,8 @@ def soon(callback):
     pyasync.delay(callback, time=0.01).unref()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_referenced_handle_keeps_the_loop_running_until_it_is_closed(run, peers, kind):
+@each_handle
+def test_a_referenced_handle_keeps_the_loop_running_until_it_is_closed(run, peers, make):
     def use(handle):
         def close():
             handle.close()
@@ -127,12 +133,12 @@ def test_a_referenced_handle_keeps_the_loop_running_until_it_is_closed(run, peer
         soon(close)
 
     closed = []
-    run(lambda: KINDS[kind](peers, use))
+    run(lambda: make(peers, use))
     assert closed == [True]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_unreferenced_handle_lets_the_loop_end(run, peers, kind):
+@each_handle
+def test_an_unreferenced_handle_lets_the_loop_end(run, peers, make):
     def use(handle):
         handle.unref()
         handle.unref()
@@ -140,12 +146,13 @@ def test_an_unreferenced_handle_lets_the_loop_end(run, peers, kind):
         handles.append(handle)
 
     handles = []
-    run(lambda: KINDS[kind](peers, use))
+    run(lambda: make(peers, use))
     assert handles[0].closed
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_handle_that_is_referenced_again_keeps_the_loop_running(run, peers, kind):
+@pytest.mark.parametrize("buffer_writes", [True, False], ids=["buffered", "unbuffered"])
+@each_handle
+def test_a_handle_that_is_referenced_again_keeps_the_loop_running(run, peers, make, buffer_writes):
     def use(handle):
         handle.unref()
         handle.ref()
@@ -154,8 +161,45 @@ def test_a_handle_that_is_referenced_again_keeps_the_loop_running(run, peers, ki
         soon(lambda: closed.append(handle.close()))
 
     closed = []
-    run(lambda: KINDS[kind](peers, use))
+    run(lambda: make(peers, use), buffer_writes=buffer_writes)
     assert closed == [None]
+
+
+@each_handle
+def test_a_closed_handle_says_so_and_can_be_closed_again(run, peers, make):
+    def use(handle):
+        handle.close()
+        handle.close()
+        calls = [handle.ref, handle.unref]
+        if not isinstance(handle, (pyasync.Event, pyasync.Interval)):
+            calls.append(lambda: handle.has_ref)
+        if hasattr(type(handle), "fileno"):
+            calls.append(handle.fileno)
+        for call in calls:
+            with pytest.raises(
+                pyasync.HandleClosed, match=rf"{type(handle).__name__} is closed|has been freed"
+            ):
+                call()
+        closed.append(handle.closed)
+
+    closed = []
+    run(lambda: make(peers, use))
+    assert closed == [True]
+
+
+@each_handle
+def test_an_open_handle_is_closed_with_the_loop(run, peers, make):
+    def use(handle):
+        handles.append(handle)
+        pyasync.exit_event_loop()
+
+    handles = []
+    run(lambda: make(peers, use))
+    (handle,) = handles
+    assert handle.closed
+    with pytest.raises((pyasync.EventLoopNotRunning, pyasync.HandleClosed)):
+        handle.ref()
+    handle.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -150,18 +150,6 @@ def test_an_idler_that_another_one_closes_is_not_called(run):
     assert len(called) == 1
 
 
-def test_closing_twice_does_nothing(run):
-    def start():
-        idler = pyasync.idle(partial(pytest.fail, "called"))
-        assert not idler.closed
-        idler.close()
-        pyasync.free_idler(idler)
-        idler.close()
-        assert idler.closed
-
-    run(start)
-
-
 def test_an_idler_can_be_made_by_the_callback_of_one_that_closes(run):
     def chain(left):
         calls.append(left)
@@ -174,19 +162,6 @@ def test_an_idler_can_be_made_by_the_callback_of_one_that_closes(run):
     assert calls == list(range(9, -1, -1))
 
 
-def test_an_open_idler_is_closed_with_the_loop(run):
-    idlers = []
-
-    def start():
-        idlers.append(pyasync.idle(pyasync.exit_event_loop))
-
-    run(start)
-    assert idlers[0].closed
-    idlers[0].close()
-    with pytest.raises(pyasync.EventLoopNotRunning):
-        idlers[0].ref()
-
-
 def test_an_idler_that_nobody_refers_to_runs_on(run):
     calls = []
 
@@ -197,16 +172,3 @@ def test_an_idler_that_nobody_refers_to_runs_on(run):
 
     run(lambda: pyasync.idle(call) and None)
     assert len(calls) == 3
-
-
-# Errors
-
-
-def test_a_closed_idler_says_so(run):
-    def start():
-        idler = pyasync.idle(nothing)
-        idler.close()
-        with pytest.raises(pyasync.HandleClosed, match="Idler is closed"):
-            idler.unref()
-
-    run(start)

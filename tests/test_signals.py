@@ -163,16 +163,6 @@ def test_free_signal_handler_leaves_other_signals_alone(run):
     run(start)
 
 
-def test_an_unreferenced_handler_does_not_keep_the_loop_running(run):
-    def start():
-        handler = pyasync.signal_handler(signal.SIGUSR1, nothing)
-        assert handler.has_ref
-        handler.unref()
-        assert not handler.has_ref
-
-    run(start)
-
-
 # What a signal did before, it does again
 
 

@@ -408,16 +408,6 @@ def test_a_server_is_closed_in_its_connections_error_callback(link):
     assert events == [pyasync.SocketReset]
 
 
-def test_a_server_keeps_the_loop_running_unless_unreferenced(run):
-    def start():
-        server = pyasync.tcp_server("127.0.0.1", 0, echo)
-        assert server.has_ref
-        server.unref()
-        assert not server.has_ref
-
-    run(start)
-
-
 # Accepting
 
 

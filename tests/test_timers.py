@@ -571,21 +571,6 @@ def test_an_unreferenced_event_fires_while_something_else_keeps_the_loop_running
     assert fired == ["unreferenced", "referenced"]
 
 
-@either_way
-def test_an_event_that_is_referenced_again_keeps_the_loop_running(run, buffered):
-    fired = []
-
-    def start():
-        event = pyasync.delay(lambda: fired.append("event"), time=0.01)
-        assert event.has_ref
-        event.unref()
-        event.ref()
-        assert event.has_ref
-
-    run(start, buffer_writes=buffered)
-    assert fired == ["event"]
-
-
 def test_an_event_that_loses_its_reference_while_the_loop_sleeps_lets_it_end(run):
     def start():
         event = pyasync.delay(nothing, time=HOUR)
@@ -723,24 +708,6 @@ def test_an_unreferenced_interval_does_not_keep_the_loop_running(run):
 
     run(start)
     assert ticks
-
-
-def test_an_interval_that_is_referenced_again_keeps_the_loop_running(run):
-    ticks = []
-
-    def tick():
-        ticks.append("tick")
-        interval.close()
-
-    def start():
-        nonlocal interval
-        interval = pyasync.interval(tick, time=0.005)
-        interval.unref()
-        interval.ref()
-
-    interval = None
-    run(start)
-    assert ticks == ["tick"]
 
 
 # Timers beside other things that the loop waits for

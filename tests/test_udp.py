@@ -899,9 +899,6 @@ def test_a_closed_socket_refuses_everything(in_loop, peer):
             lambda: udp.multicast_ttl,
             lambda: setattr(udp, "multicast_ttl", 1),
             lambda: setattr(udp, "broadcast", True),
-            udp.fileno,
-            udp.ref,
-            udp.unref,
         ):
             with pytest.raises(pyasync.SocketClosed):
                 call()
@@ -942,17 +939,13 @@ def test_another_thread_may_not_use_a_socket(in_loop, peer):
 # As a handle
 
 
-def test_an_open_socket_keeps_the_loop_running_unless_told_not_to(in_loop):
+def test_a_socket_has_a_descriptor_and_a_place_for_data(in_loop):
     def start(open_socket):
         udp = open_socket()
-        assert udp.has_ref
-        udp.unref()
-        assert not udp.has_ref
-        udp.ref()
-        assert udp.has_ref
-        udp.unref()
         udp.data = "for the application"
         assert udp.fileno() > 2
+        udp.close()
+        assert udp.data == "for the application"
 
     in_loop(start)
 

@@ -192,20 +192,6 @@ def test_a_callback_may_close_other_work(run):
 # The end of the loop
 
 
-def test_the_loop_does_not_wait_for_unreferenced_work(run):
-    def start():
-        gate.append(Gate())
-        work = pyasync.work(gate[0], partial(pytest.fail, "called"))
-        assert gate[0].entered.wait(PATIENCE)
-        assert work.has_ref
-        work.unref()
-        assert not work.has_ref
-        pyasync.add_event_loop_exit_callback(gate[0].go.set)
-
-    gate = []
-    run(start)
-
-
 @pytest.mark.parametrize("error", [None, ZeroDivisionError, KeyboardInterrupt])
 def test_a_loop_that_is_left_cancels_what_has_not_begun(run, error):
     def leave():
