@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ from unittest import mock
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers import nothing
+from peers import nothing, reset
 
 import pyasync
 from pyasync import AsyncStream
@@ -621,12 +620,6 @@ def test_what_came_before_a_reset_can_be_read(run):
     assert list(map(type, events)) == [pyasync.SocketReset]
     assert streams[0].ended
     assert list(streams[0]) == [b"line\n", b"rest"]
-
-
-def reset(peer):
-    """Close a plain socket so that the other end gets a reset."""
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    peer.close()
 
 
 def test_reading_can_be_stopped_so_that_no_more_waits(talk):

@@ -1,15 +1,13 @@
 """Lookups of names and addresses."""
 
-import gc
 import os
-import shutil
 import socket
 import subprocess
 import sys
 from functools import partial
 
 import pytest
-from peers import Background, nothing
+from peers import Background, nothing, preloaded, resident_size
 
 import pyasync
 
@@ -354,21 +352,12 @@ int getnameinfo(const struct sockaddr *address, socklen_t size, char *host, sock
 @pytest.fixture(scope="module")
 def slow_resolver(tmp_path_factory):
     """Give a function that runs a program in which names that end in .slow take their time."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("there is no C compiler")
-    folder = tmp_path_factory.mktemp("resolver")
-    library, source = folder / "resolver.so", folder / "resolver.c"
-    source.write_text(RESOLVER)
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True, timeout=60
-    )
-    preload = f"{os.environ.get('LD_PRELOAD', '')} {library}".strip()
+    environment = preloaded(tmp_path_factory.mktemp("resolver"), RESOLVER)
 
     def run_program(program):
         return subprocess.run(
             [sys.executable, "-W", "always", "-c", "import pyasync\n" + program],
-            env={**os.environ, "LD_PRELOAD": preload},
+            env=environment,
             capture_output=True,
             text=True,
             timeout=30,
@@ -432,12 +421,6 @@ def test_a_lookup_that_is_closed_while_a_thread_runs_it_calls_nothing(slow_resol
 
 
 # Memory
-
-
-def resident_size():
-    gc.collect()
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def look_up(run, number):

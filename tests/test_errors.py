@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import socket
-import ssl
 import tempfile
 import traceback
 import uuid
@@ -681,58 +680,7 @@ def test_what_is_no_exception_leaves_the_loop_from_an_event_cb(run, error):
         )
 
 
-# The exceptions of pyasync
-
-BASES = {
-    "EventInfo": (Exception,),
-    "SocketEOF": ("EventInfo",),
-    "EventError": ("EventInfo",),
-    "HandleClosed": ("EventError", ValueError),
-    "EventFreed": ("HandleClosed",),
-    "NotifierFreed": ("HandleClosed",),
-    "EventLoopNotRunning": ("EventError", RuntimeError),
-    "DnsError": ("EventError", socket.gaierror),
-    "SocketError": ("EventError", OSError),
-    "SocketReset": ("SocketError", ConnectionResetError),
-    "SocketRefused": ("SocketError", ConnectionRefusedError),
-    "SocketUnreachable": ("SocketError",),
-    "SocketAborted": ("SocketError", ConnectionAbortedError),
-    "SocketTimeout": ("SocketError", TimeoutError),
-    "SocketBrokenPipe": ("SocketError", BrokenPipeError),
-    "SocketAcceptError": ("SocketError",),
-    "TcpServerBindError": ("SocketError",),
-    "SocketAddressInUse": ("TcpServerBindError",),
-    "SocketClosed": ("SocketError", "HandleClosed"),
-    "SocketCanceled": ("SocketError",),
-    "PipeNotFound": ("SocketError", FileNotFoundError),
-    "TcpSslError": ("SocketError", ssl.SSLError),
-    "FilesystemError": ("EventError", OSError),
-    "FilesystemNotFound": ("FilesystemError", FileNotFoundError),
-    "FilesystemAccess": ("FilesystemError", PermissionError),
-    "FilesystemPermission": ("FilesystemError", PermissionError),
-}
-
-
-@pytest.mark.parametrize("name", BASES)
-def test_each_exception_has_the_bases_that_are_documented(name):
-    bases = [getattr(pyasync, base) if isinstance(base, str) else base for base in BASES[name]]
-    assert set(getattr(pyasync, name).__bases__) == set(bases)
-
-
-def test_no_exception_is_undocumented():
-    public = vars(pyasync).values()
-    found = {
-        kind.__name__ for kind in public if isinstance(kind, type) and issubclass(kind, Exception)
-    }
-    assert found == set(BASES)
-
-
-@pytest.mark.parametrize("name", BASES)
-def test_each_exception_can_be_made_and_says_what_happened(name):
-    kind = getattr(pyasync, name)
-    assert "what happened" in str(kind("what happened"))
-    if issubclass(kind, pyasync.EventError):
-        assert "what happened" in kind("what happened").errmsg
+# What the exceptions of pyasync say
 
 
 def assert_is_system_error(error, number):

@@ -1,112 +1,12 @@
 """What is public is what is documented: no name more, and no name less."""
 
 import inspect
+import socket
+import ssl
 
 import pytest
 
 import pyasync
-
-EVENT_LOOP = {
-    "Loop",
-    "Stats",
-    "add_event_loop_exit_callback",
-    "call_soon",
-    "current_loop",
-    "dump_event_loop_status",
-    "event_loop",
-    "exit_event_loop",
-    "libuv_version",
-    "now",
-    "start_event_loop",
-    "stats",
-    "update_time",
-}
-TIMERS = {
-    "Event",
-    "Interval",
-    "delay",
-    "interval",
-    "make_event",
-    "remove_interval",
-    "with_delay",
-    "with_interval",
-}
-SOCKETS = {
-    "AsyncStream",
-    "PipeServer",
-    "PipeSocket",
-    "SslSocket",
-    "TcpServer",
-    "TcpSocket",
-    "connect_tcp_socket",
-    "init_tcp_socket",
-    "init_tcp_ssl_socket",
-    "pipe_connect",
-    "pipe_server",
-    "start_tls",
-    "tcp_connect",
-    "tcp_server",
-    "UdpSocket",
-    "tcp_ssl_connect",
-    "tcp_ssl_server",
-    "udp_socket",
-}
-WATCHERS = {"Idler", "Poller", "free_idler", "free_poller", "idle", "poll"}
-THREADS = {
-    "Notifier",
-    "Work",
-    "free_notifier",
-    "make_notifier",
-    "set_max_workers",
-    "trigger_notifier",
-    "work",
-}
-SIGNALS = {"SignalHandler", "clear_signal_handlers", "free_signal_handler", "signal_handler"}
-DNS = {"dns_lookup", "dns_lookup_all", "reverse_dns_lookup"}
-PROCESSES = {
-    "IGNORE",
-    "INHERIT",
-    "PIPE",
-    "STREAM",
-    "Process",
-    "ProcessPipe",
-    "StdioPipe",
-    "StdioStream",
-    "process_error_output",
-    "process_input",
-    "process_kill",
-    "process_output",
-    "spawn",
-}
-FILES = {"FsMonitor", "fs", "fs_monitor_close", "fs_unwatch", "fs_watch", "mkdtemp"}
-EXCEPTIONS = {
-    "DnsError",
-    "EventError",
-    "EventFreed",
-    "EventInfo",
-    "EventLoopNotRunning",
-    "FilesystemAccess",
-    "FilesystemError",
-    "FilesystemNotFound",
-    "FilesystemPermission",
-    "HandleClosed",
-    "NotifierFreed",
-    "PipeNotFound",
-    "SocketAborted",
-    "SocketAcceptError",
-    "SocketAddressInUse",
-    "SocketBrokenPipe",
-    "SocketCanceled",
-    "SocketClosed",
-    "SocketEOF",
-    "SocketError",
-    "SocketRefused",
-    "SocketReset",
-    "SocketTimeout",
-    "SocketUnreachable",
-    "TcpServerBindError",
-    "TcpSslError",
-}
 
 #: The arguments that may be given by position; all others are given by name.
 POSITIONAL = {
@@ -218,10 +118,45 @@ MEMBERS = {
 }
 
 
+#: The bases of each exception.
+BASES = {
+    "EventInfo": (Exception,),
+    "SocketEOF": ("EventInfo",),
+    "EventError": ("EventInfo",),
+    "HandleClosed": ("EventError", ValueError),
+    "EventFreed": ("HandleClosed",),
+    "NotifierFreed": ("HandleClosed",),
+    "EventLoopNotRunning": ("EventError", RuntimeError),
+    "DnsError": ("EventError", socket.gaierror),
+    "SocketError": ("EventError", OSError),
+    "SocketReset": ("SocketError", ConnectionResetError),
+    "SocketRefused": ("SocketError", ConnectionRefusedError),
+    "SocketUnreachable": ("SocketError",),
+    "SocketAborted": ("SocketError", ConnectionAbortedError),
+    "SocketTimeout": ("SocketError", TimeoutError),
+    "SocketBrokenPipe": ("SocketError", BrokenPipeError),
+    "SocketAcceptError": ("SocketError",),
+    "TcpServerBindError": ("SocketError",),
+    "SocketAddressInUse": ("TcpServerBindError",),
+    "SocketClosed": ("SocketError", "HandleClosed"),
+    "SocketCanceled": ("SocketError",),
+    "PipeNotFound": ("SocketError", FileNotFoundError),
+    "TcpSslError": ("SocketError", ssl.SSLError),
+    "FilesystemError": ("EventError", OSError),
+    "FilesystemNotFound": ("FilesystemError", FileNotFoundError),
+    "FilesystemAccess": ("FilesystemError", PermissionError),
+    "FilesystemPermission": ("FilesystemError", PermissionError),
+}
+
+CONSTANTS = {"IGNORE", "INHERIT", "PIPE", "STREAM"}
+MODULES = {"fs"}
+#: Their members have tests of their own.
+OTHER_CLASSES = {"AsyncStream", "Stats", "StdioPipe", "StdioStream"}
+
+
 def test_the_public_names_are_the_documented_ones():
-    topics = [EVENT_LOOP, TIMERS, SOCKETS, DNS, SIGNALS, PROCESSES, WATCHERS, THREADS, FILES]
-    topics.append(EXCEPTIONS)
-    assert set(pyasync.__all__) == set().union(*topics)
+    documented = [POSITIONAL, MEMBERS, BASES, CONSTANTS, MODULES, OTHER_CLASSES]
+    assert set(pyasync.__all__) == set().union(*documented)
 
 
 def test_the_list_of_names_is_sorted_and_names_nothing_twice():
@@ -249,3 +184,25 @@ def test_the_public_members_of_a_class_are_the_documented_ones(name):
 @pytest.mark.parametrize("name", sorted(set(pyasync.__all__)))
 def test_each_public_name_has_a_docstring(name):
     assert inspect.getdoc(getattr(pyasync, name))
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_each_exception_has_the_bases_that_are_documented(name):
+    bases = [getattr(pyasync, base) if isinstance(base, str) else base for base in BASES[name]]
+    assert set(getattr(pyasync, name).__bases__) == set(bases)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_each_exception_can_be_made_and_says_what_happened(name):
+    kind = getattr(pyasync, name)
+    assert "what happened" in str(kind("what happened"))
+    if issubclass(kind, pyasync.EventError):
+        assert "what happened" in kind("what happened").errmsg
+
+
+def test_no_exception_is_undocumented():
+    public = vars(pyasync).values()
+    found = {
+        kind.__name__ for kind in public if isinstance(kind, type) and issubclass(kind, Exception)
+    }
+    assert found == set(BASES)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from peers import PATIENCE, Background, exchange, nothing, read_all, when
+from peers import PATIENCE, Background, echo, exchange, nothing, read_all, when
 
 import pyasync
 
@@ -33,10 +33,6 @@ def path(tmp_path, monkeypatch):
 def abstract(tmp_path):
     """Give a name that no other test has."""
     return f"\0pyasync {tmp_path.name} {os.getpid()} {id(tmp_path)}"
-
-
-def echo(socket, data):
-    socket.write(data)
 
 
 @contextlib.contextmanager

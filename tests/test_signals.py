@@ -10,7 +10,7 @@ import threading
 from functools import partial
 
 import pytest
-from peers import nothing
+from peers import interrupt, nothing
 
 import pyasync
 
@@ -339,24 +339,14 @@ def test_ctrl_c_leaves_the_sleeping_loop(run, send_to_sleeping_loop, policy):
 
 
 def test_ctrl_c_ends_a_program_whose_loop_sleeps():
-    script = (
+    status, _, errors = interrupt(
         "import pyasync\n"
         "with pyasync.event_loop():\n"
         "    pyasync.delay(print, time=3600)\n"
         "    pyasync.call_soon(lambda: print('ready', flush=True))\n"
     )
-    program = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    with program:
-        try:
-            assert program.stdout.readline() == "ready\n"
-            program.send_signal(signal.SIGINT)
-            _, errors = program.communicate(timeout=30)
-        finally:
-            program.kill()
-    assert program.returncode == -signal.SIGINT
-    assert errors.splitlines()[-1].startswith("KeyboardInterrupt")
+    assert status == -signal.SIGINT
+    assert errors[-1].startswith("KeyboardInterrupt")
 
 
 @pytest.mark.parametrize("fail", [False, True])

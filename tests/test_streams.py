@@ -26,6 +26,7 @@ from peers import (
     PIPE_LINKS,
     Background,
     after_iterations,
+    echo,
     end_of,
     exchange,
     make_link,
@@ -774,10 +775,6 @@ def test_a_source_that_stops_under_pressure_keeps_the_queue_short(link):
 
 
 # Reading
-
-
-def echo(socket, data):
-    socket.write(data)
 
 
 BOUNDARIES = [1, 2, 1000, 4096, 65_535, 65_536, 65_537, 262_143, 262_144, 262_145, 1 << 20]

@@ -22,6 +22,7 @@ from peers import (
     Background,
     Link,
     after_iterations,
+    echo,
     exchange,
     nothing,
     read_all,
@@ -36,10 +37,6 @@ import pyasync
 HOSTS = {"127.0.0.1": socket.AF_INET, "::1": socket.AF_INET6}
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux about the socket")
-
-
-def echo(stream, data):
-    stream.write(data)
 
 
 def dial(address):

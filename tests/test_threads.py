@@ -11,38 +11,11 @@ import time
 from functools import partial
 
 import pytest
-from peers import nothing
+from peers import Background, in_other_thread, nothing
 
 import pyasync
 
 HOUR = 3600.0
-
-
-class Other(threading.Thread):
-    """A thread that runs a function at once; `result` joins it and gives or raises its outcome."""
-
-    def __init__(self, fn, *arguments):
-        super().__init__()
-        self.fn, self.arguments = fn, arguments
-        self.value = self.error = None
-        self.start()
-
-    def run(self):
-        try:
-            self.value = self.fn(*self.arguments)
-        except BaseException as error:
-            self.error = error
-
-    def result(self):
-        self.join(30)
-        assert not self.is_alive(), "the thread still runs"
-        if self.error is not None:
-            raise self.error
-        return self.value
-
-
-def in_other_thread(fn, *arguments):
-    return Other(fn, *arguments).result()
 
 
 # call_threadsafe
@@ -65,7 +38,7 @@ def test_calls_from_many_threads_all_run_in_the_loops_thread_in_order(run):
     def start():
         nonlocal keep_running
         keep_running = pyasync.delay(nothing, time=HOUR)
-        others.extend(Other(make_calls, pyasync.current_loop(), n) for n in range(threads))
+        others.extend(Background(make_calls, pyasync.current_loop(), n) for n in range(threads))
 
     ident, keep_running, others = threading.get_ident(), None, []
     run(start, limit=50)
@@ -83,7 +56,7 @@ def test_a_call_wakes_a_sleeping_loop(run, wait_until_asleep):
     def start():
         nonlocal sleeper
         sleeper = pyasync.delay(partial(pytest.fail, "slept"), time=HOUR)
-        others.append(Other(wake, pyasync.current_loop()))
+        others.append(Background(wake, pyasync.current_loop()))
 
     sleeper, others = None, []
     run(start)
@@ -150,7 +123,7 @@ def test_a_call_that_has_run_before_it_wakes_the_loop_leaves_the_next_its_wakeup
         idler = pyasync.idle(nothing)
         sleeper = pyasync.delay(nothing, time=HOUR)
         loops.append(pyasync.current_loop())
-        others.append(Other(make_calls, pyasync.current_loop()))
+        others.append(Background(make_calls, pyasync.current_loop()))
 
     ident, idler, sleeper = threading.get_ident(), None, None
     loops, iterations, others = [], [], []
@@ -170,8 +143,8 @@ def test_no_call_is_left_in_a_loop_that_sleeps(run):
     def start():
         loop = pyasync.current_loop()
         keep_running = pyasync.make_notifier(nothing)
-        others.extend(Other(call_and_wait, loop) for _ in range(2))
-        others.append(Other(free_when_done, loop, keep_running))
+        others.extend(Background(call_and_wait, loop) for _ in range(2))
+        others.append(Background(free_when_done, loop, keep_running))
 
     def free_when_done(loop, keep_running):
         for other in others[:2]:
@@ -225,7 +198,7 @@ def test_calls_that_race_with_the_end_of_the_loop_raise_or_are_forgotten(run):
 
     def start():
         loop = pyasync.current_loop()
-        others.extend(Other(call_until_the_end, loop) for _ in range(2))
+        others.extend(Background(call_until_the_end, loop) for _ in range(2))
         pyasync.delay(pyasync.exit_event_loop, time=0.001)
 
     others = []
@@ -340,7 +313,7 @@ def test_stats_can_be_read_while_the_loop_runs_and_never_run_backwards(run):
             event.remove()
 
     def start():
-        others.append(Other(read, pyasync.current_loop()))
+        others.append(Background(read, pyasync.current_loop()))
         ticker = pyasync.interval(tick, time=0.001)
         pyasync.delay(ticker.close, time=0.5)
 
@@ -369,7 +342,7 @@ def test_a_loop_runs_in_any_thread(run, wait_until_asleep):
         started.set()
 
     loops, started = [], threading.Event()
-    other = Other(run, start)
+    other = Background(run, start)
     assert started.wait(10)
     wait_until_asleep(loops[0])
     assert pyasync.current_loop() is None

@@ -2,17 +2,15 @@
 
 import contextlib
 import errno
-import gc
 import os
 import random
-import shutil
 import socket
 import subprocess
 import sys
 from functools import partial
 
 import pytest
-from peers import PATIENCE, Background, after_iterations, nothing, when
+from peers import PATIENCE, Background, after_iterations, nothing, preloaded, resident_size, when
 
 import pyasync
 
@@ -1019,21 +1017,12 @@ int recvmmsg(int fd, struct mmsghdr *messages, unsigned number, int flags,
 @pytest.fixture(scope="module")
 def strange_kernel(tmp_path_factory):
     """Give a function that runs a program on a system that refuses, or cuts off, datagrams."""
-    compiler = shutil.which("cc")
-    if compiler is None or sys.platform != "linux":
-        pytest.skip("needs Linux and a C compiler")
-    folder = tmp_path_factory.mktemp("kernel")
-    library, source = folder / "kernel.so", folder / "kernel.c"
-    source.write_text(KERNEL)
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True, timeout=60
-    )
-    preload = f"{os.environ.get('LD_PRELOAD', '')} {library}".strip()
+    environment = preloaded(tmp_path_factory.mktemp("kernel"), KERNEL)
 
     def run_program(which, program):
         result = subprocess.run(
             [sys.executable, "-c", "import pyasync, socket, os\n" + program],
-            env={**os.environ, "LD_PRELOAD": preload, which: "1"},
+            env={**environment, which: "1"},
             capture_output=True,
             text=True,
             timeout=50,
@@ -1160,12 +1149,6 @@ def test_a_datagram_that_is_cut_off_is_an_error_in_its_place(strange_kernel):
 
 
 # Memory
-
-
-def resident_size():
-    gc.collect()
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def open_and_close(run, number):

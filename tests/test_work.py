@@ -9,7 +9,7 @@ import time
 from functools import partial
 
 import pytest
-from peers import Background, nothing
+from peers import Background, interrupt, nothing
 
 import pyasync
 from pyasync import threads
@@ -405,23 +405,13 @@ with pyasync.event_loop():
 
 
 def test_ctrl_c_ends_a_loop_that_waits_for_work_and_then_the_program():
-    script = """
+    _, output, errors = interrupt("""
 import pyasync, threading
 
 gate = threading.Event()
 with pyasync.event_loop():
     pyasync.add_event_loop_exit_callback(gate.set)
     pyasync.work(lambda: print("ready", flush=True) or gate.wait(20), print)
-"""
-    program = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    with program:
-        try:
-            assert program.stdout.readline() == "ready\n"
-            program.send_signal(signal.SIGINT)
-            output, errors = program.communicate(timeout=30)
-        finally:
-            program.kill()
+""")
     assert output == ""
-    assert errors.splitlines()[-1].startswith("KeyboardInterrupt")
+    assert errors[-1].startswith("KeyboardInterrupt")
