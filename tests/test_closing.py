@@ -396,7 +396,7 @@ def test_a_slow_reader_is_not_cut_off_while_it_reads(link):
     def peer(sock):
         small_window(sock)
         for _ in range(9):
-            time.sleep(0.05)
+            time.sleep(0.15)
             read_exactly(sock, size // 10)
         return 9 * (size // 10) + end_of(sock)[0]
 
@@ -405,7 +405,7 @@ def test_a_slow_reader_is_not_cut_off_while_it_reads(link):
         socket.write(bytes(size))
         socket.close()
 
-    assert link(connected, peer, linger=0.3) == size
+    assert link(connected, peer, linger=1) == size
 
 
 @pytest.mark.parametrize("link", FEW_LINKS, indirect=True)
@@ -420,7 +420,7 @@ def test_a_slow_reader_that_sends_is_not_cut_off_either(link):
         for _ in range(9):
             with contextlib.suppress(ConnectionError):  # the peer's kernel may have all by now
                 sock.sendall(b"never read")
-            time.sleep(0.05)
+            time.sleep(0.15)
             read_exactly(sock, size // 10)
         return 9 * (size // 10) + end_of(sock)[0]
 
@@ -432,7 +432,7 @@ def test_a_slow_reader_that_sends_is_not_cut_off_either(link):
         socket.close()
         closed.set()
 
-    assert link(connected, peer, linger=0.3) == size
+    assert link(connected, peer, linger=1) == size
 
 
 @pytest.mark.parametrize("link", FEW_LINKS, indirect=True)

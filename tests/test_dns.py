@@ -329,7 +329,8 @@ int getaddrinfo(const char *host, const char *service, const struct addrinfo *hi
     return next(host, service, hints, found);
   if (write(1, "(", 1) != 1)
     return EAI_FAIL;
-  usleep(strcmp(host, "very.slow") == 0 ? 3000000 : 50000);
+  usleep(strcmp(host, "very.slow") == 0 ? 3000000 : strcmp(host, "rather.slow") == 0 ? 1000000
+                                                                                   : 50000);
   if (write(1, ")", 1) != 1)
     return EAI_FAIL;
   return next("127.0.0.1", service, hints, found);
@@ -384,7 +385,7 @@ def test_a_lookup_that_does_not_end_does_not_hold_up_the_end_of_the_loop(slow_re
         def start():
             for _ in range(100):
                 pyasync.dns_lookup("very.slow", lambda *found: print("called"))
-            pyasync.delay(pyasync.exit_event_loop, time=0.1)
+            pyasync.delay(pyasync.exit_event_loop, time=0.5)
         with pyasync.event_loop() as loop:
             start()
         print("left with", loop.stats().open_dns_queries, flush=True)
@@ -411,9 +412,9 @@ def test_a_name_that_is_not_utf_8_is_decoded_as_the_system_s_text_is(slow_resolv
 def test_a_lookup_that_is_closed_while_a_thread_runs_it_calls_nothing(slow_resolver):
     result = slow_resolver("""if True:
         def start():
-            lookup = pyasync.dns_lookup("some.slow", lambda *found: print("called"))
+            lookup = pyasync.dns_lookup("rather.slow", lambda *found: print("called"))
             pyasync.delay(lambda: (lookup.close(), print(pyasync.stats().open_dns_queries)),
-                          time=0.02)
+                          time=0.5)
         pyasync.start_event_loop(start)
     """)
     assert (result.returncode, result.stderr) == (0, "")

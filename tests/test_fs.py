@@ -538,7 +538,7 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     with pyasync.event_loop():
         pyasync.fs.open(sys.argv[1], os.O_RDONLY, print)  # waits for one who writes
-        pyasync.delay(pyasync.exit_event_loop, time=0.1)
+        pyasync.delay(pyasync.exit_event_loop, time=0.5)
 print([warning.category.__name__ for warning in caught])
 sys.stdout.flush()
 os._exit(0)  # an orderly exit would wait for libuv's threads

@@ -169,7 +169,7 @@ def test_timeouts_and_callbacks_are_kept(link):
         events.append(type(event))
         done.set()
 
-    link(lambda socket: upgrade(link, socket), peer, read_timeout=0.3, event_cb=event_cb)
+    link(lambda socket: upgrade(link, socket), peer, read_timeout=0.5, event_cb=event_cb)
     assert events == [pyasync.SocketTimeout]
 
 

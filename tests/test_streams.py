@@ -1652,20 +1652,24 @@ def test_what_is_written_at_a_read_timeout_is_sent(link):
 
 @pytest.mark.parametrize("link", FEW_LINKS, indirect=True)
 def test_each_read_postpones_the_read_timeout(link):
-    times = []
+    received, times = [], []
 
     def peer(sock):
-        for _ in range(6):
-            time.sleep(0.03)
+        for _ in range(4):
+            time.sleep(0.2)
             sock.sendall(b"!")
         return read_all(sock)
 
-    def mark(*args):
+    def read_cb(socket, data):
+        received.append(data)
         times.append(time.monotonic())
 
-    link(mark, peer, read_cb=mark, event_cb=mark, read_timeout=0.1)
-    assert len(times) == 8
-    assert times[-1] - times[-2] >= 0.1
+    def event_cb(event):
+        times.append(time.monotonic())
+
+    link(nothing, peer, read_cb=read_cb, event_cb=event_cb, read_timeout=0.6)
+    assert b"".join(received) == b"!!!!"
+    assert times[-1] - times[-2] >= 0.6
 
 
 @pytest.mark.parametrize("link", FEW_LINKS, indirect=True)
@@ -1776,19 +1780,19 @@ def test_a_write_timeout_set_while_data_waits_begins_then(link):
 
 @pytest.mark.parametrize("link", FEW_LINKS, indirect=True)
 def test_a_write_timeout_is_not_reported_while_the_peer_reads_slowly(link):
-    """In 0.4 s it reads all, but never nothing for 0.2 s."""
+    """In 0.8 s it reads all, but never nothing for 0.6 s."""
     piece = MORE_THAN_FITS // 8
 
     def peer(sock):
         for _ in range(8):
             read_exactly(sock, piece)
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     def connected(socket):
         small_buffers(socket)
         socket.write(bytes(MORE_THAN_FITS), write_cb=lambda socket: socket.close())
 
-    link(connected, peer, write_timeout=0.2)
+    link(connected, peer, write_timeout=0.6)
 
 
 @pytest.mark.parametrize("link", FEW_LINKS, indirect=True)
@@ -1799,21 +1803,21 @@ def test_a_write_timeout_is_not_reported_while_the_queue_grows_but_moves(link):
     def peer(sock):
         while not done.is_set():
             read_exactly(sock, piece)
-            time.sleep(0.02)
+            time.sleep(0.04)
         read_all(sock)
 
     def connected(socket):
         small_buffers(socket)
         for number in range(30):
-            pyasync.delay(lambda: socket.write(bytes(2 * piece)), time=0.01 * number)
-        pyasync.delay(lambda: finish(socket), time=0.4)
+            pyasync.delay(lambda: socket.write(bytes(2 * piece)), time=0.03 * number)
+        pyasync.delay(lambda: finish(socket), time=0.9)
 
     def finish(socket):
         assert not socket.closed
         done.set()
         socket.close()
 
-    link(connected, peer, write_timeout=0.15)
+    link(connected, peer, write_timeout=0.6)
 
 
 # Counters

@@ -712,7 +712,7 @@ def test_a_server_out_of_descriptors_waits_reports_and_goes_on(tmp_path):
     assert report["errors"] == report["counts"][1]
     # Each of the connections' messages is an iteration or two, and each attempt to accept.
     assert report["iterations"] <= 30 * report["seconds"] + 2 * accepted
-    assert report["busy"] < 0.2 * report["seconds"]
+    assert report["busy"] < 0.5 * report["seconds"]
 
 
 # A flood

@@ -1054,7 +1054,7 @@ def test_no_write_cb_follows_an_error(run, kept_back):
             after_iterations(2, lambda: sock.closed or sock.enable(read=True))
 
     sockets = []
-    serve(run, talk, read_cb=read_cb, connect_cb=connected, event_cb=event_cb, linger=0.3)
+    serve(run, talk, read_cb=read_cb, connect_cb=connected, event_cb=event_cb, linger=PATIENCE)
     assert told == [pyasync.TcpSslError]
     assert sockets[0].closed
 
@@ -1297,7 +1297,7 @@ def test_a_socket_that_has_failed_is_freed_without_the_collector(run, data):
     gc.collect()
     gc.disable()
     try:
-        serve(run, talk, event_cb=event_cb, linger=0.1)
+        serve(run, talk, event_cb=event_cb, linger=PATIENCE)
         if sys.implementation.name == "pypy":
             gc.collect()
         assert sockets[0]() is None
@@ -1368,7 +1368,7 @@ def test_an_exception_amid_tls_ends_the_connection_with_an_error(run, moment):
     armed, told = [True] if moment == "handshake" else [], []
     serve(
         lambda start: run(start, catch_app_errors=True), talk, ssl_context=context,
-        connect_cb=connected, event_cb=event_cb, linger=0.2,
+        connect_cb=connected, event_cb=event_cb, linger=PATIENCE,
     )  # fmt: skip
     assert told[0] == "INTERRUPTED"
     assert set(told[1:]) <= {LookupError}
