@@ -35,6 +35,7 @@ from peers import (
     read_exactly,
     segments_received,
     small_buffers,
+    small_window,
     when,
     within,
 )
@@ -1784,9 +1785,10 @@ def test_a_write_timeout_is_not_reported_while_the_peer_reads_slowly(link):
     piece = MORE_THAN_FITS // 8
 
     def peer(sock):
+        small_window(sock)
         for _ in range(8):
-            read_exactly(sock, piece)
             time.sleep(0.15)
+            read_exactly(sock, piece)
 
     def connected(socket):
         small_buffers(socket)
@@ -1801,6 +1803,7 @@ def test_a_write_timeout_is_not_reported_while_the_queue_grows_but_moves(link):
     piece, done = MORE_THAN_FITS // 8, threading.Event()
 
     def peer(sock):
+        small_window(sock)
         while not done.is_set():
             read_exactly(sock, piece)
             time.sleep(0.04)
