@@ -3,12 +3,13 @@
 import gc
 import os
 import signal
-import socket
+import subprocess
+import sys
 import threading
 from functools import partial
 
 import pytest
-from peers import end_child, fork_and_check, nothing
+from peers import PATIENCE, end_child, fork_and_check, nothing
 
 import pyasync
 
@@ -189,19 +190,29 @@ def test_in_the_child_signals_do_again_what_they_did_before_the_loop(run):
     assert handled == []
 
 
-def test_the_wakeup_descriptor_is_the_one_from_before_the_loop(run):
-    receiver, sender = socket.socketpair()
+def test_the_wakeup_descriptor_is_the_one_from_before_the_loop():
+    """In a program without asyncio, which from Python 3.12 on resets the descriptor in each child.
 
-    def check():
-        assert signal.set_wakeup_fd(-1) == sender.fileno()
+    Its hook may come after ours: such hooks run in the order in which modules are imported.
+    """
+    program = """if True:
+        import os, signal, socket, sys, pyasync
 
-    with receiver, sender:
+        assert "asyncio" not in sys.modules
+        receiver, sender = socket.socketpair()
         sender.setblocking(False)
-        before = signal.set_wakeup_fd(sender.fileno())
-        try:
-            run(lambda: fork_and_check(check))
-        finally:
-            signal.set_wakeup_fd(before)
+        signal.set_wakeup_fd(sender.fileno())
+
+        def fork():
+            pid = os.fork()
+            if pid == 0:
+                os._exit(signal.set_wakeup_fd(-1) != sender.fileno())
+            assert os.waitpid(pid, 0)[1] == 0
+
+        pyasync.start_event_loop(fork)
+        assert signal.set_wakeup_fd(-1) == sender.fileno()
+    """
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=2 * PATIENCE)
 
 
 def test_a_signal_to_the_childs_own_loop_does_not_reach_the_parents(run):
