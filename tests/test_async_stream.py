@@ -123,6 +123,7 @@ def perform(stream, name, argument):
 
 
 @mock.patch("pyasync.async_stream.JOINED_SIZE", 5)  # so that there are many pieces
+@pytest.mark.timeout(300)  # beside others, PyPy takes a while to make the examples
 @settings(max_examples=200)
 @given(st.lists(st.tuples(pieces, reads)), st.lists(reads))
 def test_it_gives_what_a_file_with_what_has_arrived_would(before, after):

@@ -14,7 +14,7 @@ import time
 import weakref
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from peers import (
     BUFFERED_LINKS,
@@ -2015,12 +2015,9 @@ SCHEDULES = {
     "half_open": st.booleans(),
     "small": st.booleans(),
 }
-schedules = settings(
-    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60
-)
 
 
-@schedules
+@settings(max_examples=60)
 @given(**SCHEDULES)
 def test_any_schedule_delivers_what_was_written_or_reports_an_error(
     link, schedule, half_open, small
@@ -2030,7 +2027,7 @@ def test_any_schedule_delivers_what_was_written_or_reports_an_error(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@settings(schedules, max_examples=2000)
+@settings(max_examples=2000)
 @given(**SCHEDULES)
 def test_thousands_of_schedules(link, schedule, half_open, small):
     check_schedule(link, schedule, half_open, small)

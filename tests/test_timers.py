@@ -293,7 +293,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(steps=st.lists(STEPS, max_size=30), buffered=st.booleans())
 def test_any_sequence_of_adds_and_removes_fires_what_a_model_says(run, steps, buffered):
     models = []
