@@ -11,8 +11,8 @@ import sys
 
 import browser
 import pytest
+from example_programs import EXAMPLES, serving
 from peers import PATIENCE, read_all
-from test_examples import EXAMPLES, serving
 
 import pyasync
 

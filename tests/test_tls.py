@@ -32,12 +32,14 @@ from peers import (
 )
 from tls_peers import (
     CLIENT,
+    HOST,
     SERVER,
     TLS_LINKS,
     Certificate,
     TlsPeer,
     certificate,
     client_context,
+    serve,
     server_context,
     wait_until,
     wrap,
@@ -45,42 +47,10 @@ from tls_peers import (
 
 import pyasync
 
-HOST = "127.0.0.1"
-
 
 @pytest.fixture(params=TLS_LINKS)
 def link(request, run):
     return make_link(run, request.param)
-
-
-def serve(run, talk, *, read_cb=None, ssl_context=None, **options):
-    """Run a server, which echoes by default, while talk(address) runs in a thread.
-
-    Returns what talk returns, and what the event_cb was told.
-    """
-    events, threads = [], []
-
-    def start():
-        loop = pyasync.current_loop()
-        server = pyasync.tcp_ssl_server(
-            HOST,
-            0,
-            read_cb or (lambda socket, data: socket.write(data)),
-            event_cb=options.pop("event_cb", events.append),
-            ssl_context=ssl_context or SERVER(),
-            **options,
-        )
-
-        def talk_and_end():
-            try:
-                return talk(server.address)
-            finally:
-                loop.call_threadsafe(server.close)
-
-        threads.append(Background(talk_and_end))
-
-    run(start)
-    return threads[0].result(), events
 
 
 def connect_plain(address):

@@ -6,11 +6,10 @@ import shutil
 import subprocess
 
 import pytest
+from example_programs import run as run_example
+from example_programs import serving
 from peers import PATIENCE
-from test_examples import run as run_example
-from test_examples import serving
-from test_tls import HOST, serve
-from tls_peers import CLIENT, Certificate, authority, certificate, server_context
+from tls_peers import CLIENT, HOST, Certificate, authority, certificate, serve, server_context
 
 import pyasync
 
