@@ -33,8 +33,8 @@ def test_there_are_examples():
     assert len(examples) > 10
 
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-TESTS = Path(__file__).resolve().parent
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+API_TESTS = Path(__file__).resolve().parents[1] / "api"
 FROM_CL_ASYNC = [
     [cell.strip() for cell in line.strip("|").split(" | ")]
     for line in (DOCS / "from-cl-async.md").read_text().splitlines()
@@ -53,7 +53,7 @@ def test_what_replaces_a_name_of_cl_async_is_there_and_so_is_its_test(row):
             assert not member or hasattr(found, member) or issubclass(found, Exception)
     if test:
         file, _, function = test.strip("`| ").partition("::")
-        assert f"\ndef {function}(" in (TESTS / file).read_text()
+        assert f"\ndef {function}(" in (API_TESTS / file).read_text()
 
 
 def test_the_table_of_cl_async_is_whole():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).resolve().parent.parent / "bench"
+BENCH = Path(__file__).resolve().parents[2] / "bench"
 PYPY = sys.implementation.name == "pypy"
 PATIENCE = 50  # seconds for a process to end
 

@@ -23,7 +23,7 @@ from peers import nothing, reset
 import pyasync
 from pyasync import AsyncStream
 
-BENCH = Path(__file__).resolve().parent.parent / "bench" / "stream_lines.py"
+BENCH = Path(__file__).resolve().parents[2] / "bench" / "stream_lines.py"
 
 
 class Socket:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).resolve().parent.parent / "bench"
+BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 #: The sanitizers make everything several times slower: then loads are as many times smaller.
 SLOWNESS = 4 if "asan" in os.environ.get("LD_PRELOAD", "") else 1
