@@ -8,12 +8,21 @@ import threading
 import time
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import pyasync
 
 # A shell that runs the tests in the background may ignore SIGINT, and children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# An example may take its time, and so may making one: PyPy compiles meanwhile, and others work.
+settings.register_profile(
+    "patient",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("patient")
 
 # libuv makes a pipe for signals with the first loop, and keeps it as long as the process lives.
 pyasync.start_event_loop(lambda: None)

@@ -1,10 +1,14 @@
 """What tests share: plain blocking sockets as peers, connections to them, and forks."""
 
 import contextlib
+import gc
 import os
+import shutil
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import traceback
 import uuid
@@ -49,7 +53,12 @@ class Background(threading.Thread):
         return self._value
 
 
-# Forks
+def in_other_thread(fn, *args):
+    """Run a function in another thread, and return what it returns, or raise what it raises."""
+    return Background(fn, *args).result()
+
+
+# Forks, and programs
 
 
 def fork_and_check(check):
@@ -73,6 +82,45 @@ def end_child(check):
         os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(status)
+
+
+def interrupt(program):
+    """Run a program of Python's until it prints "ready", and then press Ctrl-C.
+
+    Returns how it ended, what else it has printed, and its lines on the standard error.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=3 * PATIENCE)
+        finally:
+            process.kill()
+    return process.returncode, output, errors.splitlines()
+
+
+def preloaded(folder, source):
+    """Compile C whose functions come before the system's; return the environment that loads it."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs Linux and a C compiler")
+    library, file = folder / "preloaded.so", folder / "preloaded.c"
+    file.write_text(source)
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-o", library, file, "-ldl"], check=True, timeout=60
+    )
+    preload = f"{os.environ.get('LD_PRELOAD', '')} {library}".strip()
+    return {**os.environ, "LD_PRELOAD": preload}
+
+
+def resident_size():
+    """Return how many bytes of memory this process holds."""
+    gc.collect()
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 # What a peer does
@@ -142,6 +190,11 @@ def segments_received(sock):
 
 def nothing(*args):
     """Be a callback that ignores what it is told, or a peer that does nothing."""
+
+
+def echo(stream, data):
+    """Be a read_cb that sends back what it gets."""
+    stream.write(data)
 
 
 # On the loop's side

@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from peers import PATIENCE, Link
+from peers import PATIENCE, Background, Link, echo
 
 import pyasync
+
+HOST = "127.0.0.1"
 
 # Certificates
 
@@ -320,3 +322,33 @@ def wait_until(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def serve(run, talk, *, read_cb=None, ssl_context=None, **options):
+    """Run a server, which echoes by default, while talk(address) runs in a thread.
+
+    Returns what talk returns, and what the event_cb was told.
+    """
+    events, threads = [], []
+
+    def start():
+        loop = pyasync.current_loop()
+        server = pyasync.tcp_ssl_server(
+            HOST,
+            0,
+            read_cb or echo,
+            event_cb=options.pop("event_cb", events.append),
+            ssl_context=ssl_context or SERVER(),
+            **options,
+        )
+
+        def talk_and_end():
+            try:
+                return talk(server.address)
+            finally:
+                loop.call_threadsafe(server.close)
+
+        threads.append(Background(talk_and_end))
+
+    run(start)
+    return threads[0].result(), events

@@ -1,0 +1,304 @@
+"""The counters of a loop, and their snapshots."""
+
+import dataclasses
+import signal
+import time
+from collections.abc import Mapping
+from functools import partial
+
+import pytest
+from peers import nothing
+
+import pyasync
+
+HOUR = 3600.0
+
+COUNTS = [
+    "incoming_tcp_connections",
+    "outgoing_tcp_connections",
+    "open_dns_queries",
+    "accepted",
+    "connected",
+    "closed",
+    "accept_errors",
+    "bytes_read",
+    "bytes_written",
+    "iterations",
+    "events",
+    "crossings",
+]
+TIMES = ["idle_time", "busy_time", "max_callback_time"]
+
+
+@pytest.fixture
+def run_between(run):
+    """Give a function that runs a loop and returns its stats at the beginning and the end."""
+
+    def run_between(start_fn, **keywords):
+        loops, snapshots = [], []
+
+        def start():
+            loops.append(pyasync.current_loop())
+            snapshots.append(pyasync.stats())
+            start_fn()
+
+        run(start, **keywords)
+        return snapshots[0], loops[0].stats()
+
+    return run_between
+
+
+def repeat(count, step):
+    """Call the step in each of so many iterations."""
+    if count:
+        step()
+        pyasync.call_soon(partial(repeat, count - 1, step))
+
+
+# A snapshot
+
+
+def test_a_snapshot_has_all_that_is_documented(run):
+    stats = []
+    run(lambda: stats.append(pyasync.stats()))
+    for name in COUNTS:
+        assert isinstance(getattr(stats[0], name), int)
+        assert getattr(stats[0], name) >= 0
+    for name in TIMES:
+        assert isinstance(getattr(stats[0], name), float)
+        assert getattr(stats[0], name) >= 0
+    assert isinstance(stats[0].handles, Mapping)
+
+
+def test_a_snapshot_cannot_be_changed_and_does_not_change(run):
+    def start():
+        before = pyasync.stats()
+        copy = dataclasses.replace(before)
+        pyasync.delay(nothing)
+        pyasync.tcp_server("127.0.0.1", 0, nothing).close()
+        assert before == copy != pyasync.stats()
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            before.accepted = 1
+
+    run(start)
+
+
+def test_stats_can_be_read_from_the_loop_object_and_after_its_end(run):
+    loops = []
+
+    def start():
+        loops.append(pyasync.current_loop())
+        pyasync.tcp_server("127.0.0.1", 0, nothing)
+        pyasync.delay(nothing, time=HOUR)
+        pyasync.exit_event_loop()
+
+    run(start)
+    first = loops[0].stats()
+    time.sleep(0.001)
+    assert first == loops[0].stats()
+    assert not any(first.handles.values())
+
+
+# Subtraction
+
+
+def test_a_difference_has_what_was_counted_in_between_and_what_is_there_at_the_end():
+    earlier = pyasync.Stats(
+        incoming_tcp_connections=3,
+        handles={"tcp": 3},
+        accepted=10,
+        bytes_read=100,
+        idle_time=1.0,
+        busy_time=2.0,
+        max_callback_time=0.5,
+    )
+    later = pyasync.Stats(
+        incoming_tcp_connections=2,
+        handles={"tcp": 2},
+        accepted=14,
+        bytes_read=150,
+        idle_time=4.0,
+        busy_time=3.0,
+        max_callback_time=0.5,
+    )
+    assert later - earlier == pyasync.Stats(
+        incoming_tcp_connections=2,
+        handles={"tcp": 2},
+        accepted=4,
+        bytes_read=50,
+        idle_time=3.0,
+        busy_time=1.0,
+        max_callback_time=0.5,
+    )
+    assert (later - earlier).utilization == 0.25
+
+
+def test_only_stats_can_be_subtracted():
+    with pytest.raises(TypeError):
+        pyasync.Stats() - 1
+
+
+def test_the_utilization_of_no_time_is_zero():
+    assert pyasync.Stats().utilization == 0
+
+
+# Time
+
+
+def test_a_loop_that_sleeps_has_a_low_utilization(run_between):
+    before, after = run_between(lambda: pyasync.delay(nothing, time=0.5))
+    assert after.idle_time - before.idle_time > 0.49
+    assert 0 <= (after - before).utilization < 0.5
+
+
+def test_a_loop_that_works_has_a_high_utilization(run_between):
+    before, after = run_between(lambda: repeat(10, partial(time.sleep, 0.01)))
+    assert after.busy_time - before.busy_time >= 0.1
+    assert 0.9 < (after - before).utilization <= 1
+
+
+def test_idle_and_busy_time_are_all_the_time_there_is(run_between):
+    started = time.monotonic()
+    before, after = run_between(lambda: pyasync.delay(partial(time.sleep, 0.02), time=0.02))
+    elapsed = time.monotonic() - started
+    interval = after - before
+    assert 0.04 <= interval.idle_time + interval.busy_time <= elapsed
+
+
+@pytest.mark.parametrize("schedule", [pyasync.delay, pyasync.call_soon])
+def test_the_longest_callback_is_seen(run_between, schedule):
+    def start():
+        schedule(partial(time.sleep, 0.05))
+        schedule(nothing)
+
+    before, after = run_between(start)
+    assert 0.05 <= after.max_callback_time < 5
+    assert before.max_callback_time < 5
+
+
+def test_the_time_of_a_callback_that_raises_is_seen(run_between):
+    def fail():
+        time.sleep(0.05)
+        raise ArithmeticError
+
+    _, after = run_between(partial(pyasync.delay, fail), catch_app_errors=nothing)
+    assert after.max_callback_time >= 0.05
+
+
+# Handles
+
+
+def test_handles_are_counted_by_type_while_they_are_open(run):
+    def start():
+        server = pyasync.tcp_server("127.0.0.1", 0, nothing)
+        handler = pyasync.signal_handler(signal.SIGUSR1, nothing)
+        events = [pyasync.delay(nothing, time=HOUR) for _ in range(3)]
+        pyasync.make_event(nothing)
+        events[0].remove()
+        handles = pyasync.stats().handles
+        assert {name: count for name, count in handles.items() if count} == {
+            "tcp-server": 1,
+            "signal": 1,
+            "timer": 2,
+        }
+        server.close()
+        handler.close()
+        events[1].free()
+        events[2].add()
+        pyasync.delay(all_gone, time=0.001)
+
+    def all_gone():
+        assert not any(pyasync.stats().handles.values())
+
+    run(start)
+
+
+def test_connections_and_bytes_are_counted(run_between):
+    seen = []
+
+    def read(connection, data):
+        stats = pyasync.stats()
+        seen.append((stats.incoming_tcp_connections, stats.outgoing_tcp_connections))
+        connection.write(b"four")
+        connection.close()
+        server.close()
+
+    def start():
+        nonlocal server
+        server = pyasync.tcp_server("127.0.0.1", 0, read)
+        pyasync.tcp_connect(*server.address, nothing, data=b"data of 16 bytes")
+
+    server = None
+    before, after = run_between(start)
+    interval = after - before
+    assert seen == [(1, 1)]
+    assert (after.incoming_tcp_connections, after.outgoing_tcp_connections) == (0, 0)
+    assert (interval.accepted, interval.connected, interval.closed) == (1, 1, 2)
+    assert (interval.bytes_read, interval.bytes_written) == (20, 20)
+
+
+# Iterations and crossings
+
+
+def test_iterations_are_counted(run_between):
+    before, after = run_between(lambda: repeat(100, nothing))
+    assert 100 <= after.iterations - before.iterations < 110
+
+
+def test_events_are_counted(run_between):
+    before, after = run_between(lambda: repeat(100, partial(pyasync.delay, nothing)))
+    assert after.events - before.events == 100
+
+
+def test_events_due_together_are_counted_one_by_one(run_between):
+    def start():
+        for _ in range(50):
+            pyasync.delay(nothing)
+        pyasync.delay(nothing, time=HOUR).remove()
+
+    before, after = run_between(start)
+    assert after.events - before.events == 50
+
+
+@pytest.fixture
+def a_thousand_operations(run_between):
+    """Give a function that runs a loop with ten operations in each of 100 iterations."""
+
+    def ten_operations(socket):
+        for _ in range(5):
+            socket.disable(read=True)
+            socket.enable(read=True)
+
+    def a_thousand_operations(**keywords):
+        def start():
+            def connected(socket):
+                server.close()
+                steps = iter([partial(ten_operations, socket)] * 100 + [socket.close])
+                repeat(101, lambda: next(steps)())
+
+            server = pyasync.tcp_server("127.0.0.1", 0, nothing)
+            pyasync.tcp_connect(*server.address, nothing, connect_cb=connected)
+
+        before, after = run_between(start, **keywords)
+        return after - before
+
+    return a_thousand_operations
+
+
+def test_buffered_operations_cross_together_once_an_iteration(a_thousand_operations):
+    interval = a_thousand_operations()
+    # And a few times at the beginning and the end.
+    assert interval.iterations <= interval.crossings < interval.iterations + 30
+
+
+def test_unbuffered_operations_cross_one_by_one(a_thousand_operations):
+    interval = a_thousand_operations(buffer_writes=False)
+    assert 1000 <= interval.crossings - interval.iterations < 1030
+
+
+def test_to_read_the_stats_is_no_crossing(run):
+    def start():
+        before = pyasync.stats().crossings
+        assert pyasync.stats().crossings == before
+
+    run(start)

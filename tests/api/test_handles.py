@@ -1,0 +1,239 @@
+"""What all kinds of handles have in common: references, and their line in the loop's status."""
+
+import contextlib
+import io
+import os
+import signal
+import socket
+import threading
+
+import pytest
+from peers import PATIENCE, nothing
+
+import pyasync
+
+HOUR = 3600.0
+
+
+class Peers:
+    """What a handle needs around it; everything is gone after the test."""
+
+    def __init__(self, stack, path):
+        self.stack, self.path = stack, path
+
+    def listener(self, family, address):
+        listener = self.stack.enter_context(socket.socket(family))
+        listener.bind(address)
+        listener.listen()
+        return listener.getsockname()
+
+    def pipe(self):
+        for fd in (pipe := os.pipe()):
+            self.stack.callback(os.close, fd)
+        return pipe
+
+    def path_of(self, name):
+        return str(self.path / name)
+
+
+# A function for each kind: it makes a handle at which nothing happens by itself, and calls `use`
+# with it when it is open.
+
+
+def with_tcp(peers, use):
+    host, port = peers.listener(socket.AF_INET, ("127.0.0.1", 0))
+    pyasync.tcp_connect(host, port, nothing, connect_cb=use)
+
+
+def with_pipe(peers, use):
+    path = peers.listener(socket.AF_UNIX, peers.path_of("pipe"))
+    pyasync.pipe_connect(path, nothing, connect_cb=use)
+
+
+def with_process(peers, use):
+    process = pyasync.spawn("sleep", ["3600"])
+    peers.stack.callback(end_process, process.pid)
+    use(process)
+
+
+def with_stdio(peers, use):
+    process = pyasync.spawn("sleep", ["3600"], output=pyasync.PIPE)
+    peers.stack.callback(end_process, process.pid)
+    process.unref()
+    use(process.output)
+
+
+def end_process(pid):
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def with_work(peers, use):
+    entered, go = threading.Event(), threading.Event()
+    work = pyasync.work(lambda: entered.set() or go.wait(PATIENCE), nothing)
+    assert entered.wait(PATIENCE)
+    pyasync.add_event_loop_exit_callback(go.set)
+    use(work)
+
+
+KINDS = {
+    "timer": lambda peers, use: use(pyasync.delay(nothing, time=HOUR)),
+    "tcp": with_tcp,
+    "tcp-server": lambda peers, use: use(pyasync.tcp_server("127.0.0.1", 0, nothing)),
+    "pipe": with_pipe,
+    "pipe-server": lambda peers, use: use(pyasync.pipe_server(peers.path_of("server"), nothing)),
+    "udp": lambda peers, use: use(pyasync.udp_socket("127.0.0.1", 0, nothing)),
+    "signal": lambda peers, use: use(pyasync.signal_handler(signal.SIGUSR1, nothing)),
+    "idler": lambda peers, use: use(pyasync.idle(nothing)),
+    "poller": lambda peers, use: use(pyasync.poll(peers.pipe()[0], nothing, writable=False)),
+    "process": with_process,
+    "stdio": with_stdio,
+    "notifier": lambda peers, use: use(pyasync.make_notifier(nothing)),
+    "work": with_work,
+    "fs-monitor": lambda peers, use: use(pyasync.fs_watch(os.path.dirname(__file__), nothing)),
+}
+
+
+#: An interval is a handle of its own, and counts as a timer.
+HANDLES = {**KINDS, "interval": lambda peers, use: use(pyasync.interval(nothing, time=HOUR))}
+
+each_handle = pytest.mark.parametrize("make", HANDLES.values(), ids=HANDLES)
+
+
+@pytest.fixture
+def peers(tmp_path):
+    with contextlib.ExitStack() as stack:
+        yield Peers(stack, tmp_path)
+
+
+def status_of(kind):
+    """Return the words behind the kind in the one line that it has in the loop's status."""
+    file = io.StringIO()
+    pyasync.dump_event_loop_status(file)
+    found = [line.split()[1:] for line in file.getvalue().splitlines() if line.split()[0] == kind]
+    assert len(found) == 1
+    return found[0]
+
+
+def soon(callback):
+    """Call it in some milliseconds, if something else keeps the loop running until then."""
+    pyasync.delay(callback, time=0.01).unref()
+
+
+@each_handle
+def test_a_referenced_handle_keeps_the_loop_running_until_it_is_closed(run, peers, make):
+    def use(handle):
+        def close():
+            handle.close()
+            closed.append(handle.closed)
+
+        assert handle.has_ref
+        assert not handle.closed
+        soon(close)
+
+    closed = []
+    run(lambda: make(peers, use))
+    assert closed == [True]
+
+
+@each_handle
+def test_an_unreferenced_handle_lets_the_loop_end(run, peers, make):
+    def use(handle):
+        handle.unref()
+        handle.unref()
+        assert not handle.has_ref
+        handles.append(handle)
+
+    handles = []
+    run(lambda: make(peers, use))
+    assert handles[0].closed
+
+
+@pytest.mark.parametrize("buffer_writes", [True, False], ids=["buffered", "unbuffered"])
+@each_handle
+def test_a_handle_that_is_referenced_again_keeps_the_loop_running(run, peers, make, buffer_writes):
+    def use(handle):
+        handle.unref()
+        handle.ref()
+        handle.ref()
+        assert handle.has_ref
+        soon(lambda: closed.append(handle.close()))
+
+    closed = []
+    run(lambda: make(peers, use), buffer_writes=buffer_writes)
+    assert closed == [None]
+
+
+@each_handle
+def test_a_closed_handle_says_so_and_can_be_closed_again(run, peers, make):
+    def use(handle):
+        handle.close()
+        handle.close()
+        calls = [handle.ref, handle.unref]
+        if not isinstance(handle, (pyasync.Event, pyasync.Interval)):
+            calls.append(lambda: handle.has_ref)
+        if hasattr(type(handle), "fileno"):
+            calls.append(handle.fileno)
+        for call in calls:
+            with pytest.raises(
+                pyasync.HandleClosed, match=rf"{type(handle).__name__} is closed|has been freed"
+            ):
+                call()
+        closed.append(handle.closed)
+
+    closed = []
+    run(lambda: make(peers, use))
+    assert closed == [True]
+
+
+@each_handle
+def test_an_open_handle_is_closed_with_the_loop(run, peers, make):
+    def use(handle):
+        handles.append(handle)
+        pyasync.exit_event_loop()
+
+    handles = []
+    run(lambda: make(peers, use))
+    (handle,) = handles
+    assert handle.closed
+    with pytest.raises((pyasync.EventLoopNotRunning, pyasync.HandleClosed)):
+        handle.ref()
+    handle.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_status_of_the_loop_has_each_handle_with_its_state(run, peers, kind):
+    def use(handle):
+        statuses.append(status_of(kind))
+        handle.unref()
+        statuses.append(status_of(kind))
+
+    statuses = []
+    run(lambda: KINDS[kind](peers, use))
+    assert statuses == [["active", "referenced", "-"], ["active", "-", "-"]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_open_handles_are_counted_by_kind(run, peers, kind):
+    def use(handle):
+        counts.append(pyasync.stats().handles[kind])
+        if kind == "process":
+            handle.kill(signal.SIGKILL)  # it counts until it has exited
+        handle.close()
+        count_again()
+
+    def count_again():
+        counts.append(pyasync.stats().handles[kind])
+        if counts[-1] > 0:
+            pyasync.call_soon(count_again)
+
+    counts = []
+    run(lambda: KINDS[kind](peers, use))
+    assert sorted(set(counts)) == [0, 1]
+
+
+def test_every_kind_that_is_counted_is_here(run):
+    counted = []
+    run(lambda: counted.extend(pyasync.stats().handles))
+    assert set(counted) == set(KINDS)

@@ -1,0 +1,531 @@
+"""The event loop: how it starts, what it runs in which order, and how it ends."""
+
+import importlib.metadata
+import logging
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+
+import pytest
+from peers import nothing
+
+import pyasync
+
+HOUR = 3600.0
+
+
+def closed_when_the_loop_ends():
+    """Open a server and an event, and return a function that says whether both are closed."""
+    server = pyasync.tcp_server("127.0.0.1", 0, nothing)
+    event = pyasync.delay(partial(pytest.fail, "fired"), time=HOUR)
+
+    def are_closed():
+        with pytest.raises(pyasync.EventLoopNotRunning):
+            event.add()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(server.address)
+        return server.closed
+
+    return are_closed
+
+
+# Start and end
+
+
+def test_the_start_function_runs_in_the_loop():
+    loops = [pyasync.current_loop()]
+    result = pyasync.start_event_loop(lambda: loops.append(pyasync.current_loop()))
+    assert result is None
+    assert isinstance(loops[1], pyasync.Loop)
+    assert [loops[0], pyasync.current_loop()] == [None, None]
+
+
+def test_the_loop_runs_until_nothing_is_left(run):
+    calls = []
+
+    def start():
+        pyasync.delay(lambda: pyasync.call_soon(lambda: pyasync.delay(last, time=0.005)))
+
+    def last():
+        calls.append("last")
+
+    run(start)
+    assert calls == ["last"]
+
+
+def test_a_second_loop_in_one_thread_is_refused_and_the_first_goes_on(run):
+    calls = []
+
+    def start():
+        outer = pyasync.current_loop()
+        with pytest.raises(RuntimeError, match="running in this thread already"):
+            pyasync.start_event_loop(nothing)
+        with pytest.raises(RuntimeError), pyasync.event_loop():
+            pass
+        assert pyasync.current_loop() is outer
+        pyasync.delay(lambda: calls.append("delay"), time=0.001)
+
+    run(start)
+    assert calls == ["delay"]
+
+
+def test_loops_follow_each_other_in_one_thread(run):
+    calls = []
+    for number in range(20):
+        run(partial(pyasync.delay, partial(calls.append, number)))
+    assert calls == list(range(20))
+
+
+def test_loops_in_several_threads_are_independent(run):
+    together = threading.Barrier(4, timeout=10)
+    loops, threads = set(), set()
+
+    def start():
+        loops.add(pyasync.current_loop())
+        pyasync.delay(meet, time=0.001)
+
+    def meet():
+        together.wait()  # with the same callback in the three other loops
+        threads.add(threading.get_ident())
+        assert pyasync.current_loop() in loops
+        if threading.current_thread() is leaver:
+            pyasync.exit_event_loop()
+        pyasync.delay(partial(fired.append, threading.current_thread()), time=0.01)
+
+    fired = []
+    others = [threading.Thread(target=run, args=[start]) for _ in range(3)]
+    leaver = others[0]
+    for thread in others:
+        thread.start()
+    run(start)
+    for thread in others:
+        thread.join()
+    assert len(loops) == len(threads) == 4
+    assert set(fired) == {threading.current_thread(), *others[1:]}
+
+
+@pytest.mark.parametrize("wrong", [None, 1, "start"])
+def test_a_start_function_that_cannot_be_called_is_refused(wrong):
+    with pytest.raises(TypeError, match="start_fn must be callable"):
+        pyasync.start_event_loop(wrong)
+    assert pyasync.current_loop() is None
+
+
+@pytest.mark.parametrize("wrong", [None, 1, "yes"])
+def test_catch_app_errors_must_be_a_bool_or_a_function(wrong):
+    with pytest.raises(TypeError, match="catch_app_errors"):
+        pyasync.start_event_loop(nothing, catch_app_errors=wrong)
+    with (
+        pytest.raises(TypeError, match="catch_app_errors"),
+        pyasync.event_loop(catch_app_errors=wrong),
+    ):
+        pass
+    assert pyasync.current_loop() is None
+
+
+@pytest.mark.parametrize("closed", [[0], [0, 1, 2]])
+def test_a_program_that_has_closed_its_standard_streams_can_have_a_loop(closed):
+    """Libuv aborts when it closes a descriptor of such a number."""
+    script = f"""
+import os, pyasync
+for fd in {closed}:
+    os.close(fd)
+with pyasync.event_loop():
+    process = pyasync.spawn("cat", [], input=pyasync.PIPE, error_output=pyasync.INHERIT)
+    process.input.close()
+assert (process.exit_status, process.term_signal) == (0, 0)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=20)
+
+
+# with event_loop()
+
+
+def test_the_body_of_the_block_runs_in_the_loop_which_then_runs_on():
+    calls = []
+    with pyasync.event_loop() as loop:
+        assert pyasync.current_loop() is loop
+        pyasync.delay(lambda: calls.append("delay"), time=0.001)
+        calls.append("body")
+    assert calls == ["body", "delay"]
+    assert pyasync.current_loop() is None
+
+
+def test_a_block_that_raises_closes_everything_and_runs_nothing():
+    are_closed = []
+
+    def body():
+        are_closed.append(closed_when_the_loop_ends())
+        pyasync.call_soon(partial(pytest.fail, "ran"))
+        pyasync.delay(partial(pytest.fail, "fired"))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), pyasync.event_loop():
+        body()
+    assert are_closed[0]()
+
+
+def test_the_block_takes_the_keywords_of_start_event_loop():
+    told = []
+    with pyasync.event_loop(
+        catch_app_errors=told.append, send_errors_to_event_cb=False, buffer_writes=False
+    ):
+        pyasync.call_soon(lambda: 1 / 0)
+    assert [type(error) for error in told] == [ZeroDivisionError]
+
+
+def test_exit_event_loop_in_the_body_of_the_block_runs_nothing():
+    with pyasync.event_loop():
+        pyasync.call_soon(partial(pytest.fail, "ran"))
+        pyasync.exit_event_loop()
+    assert pyasync.current_loop() is None
+
+
+# exit_event_loop
+
+
+def test_the_callback_that_leaves_the_loop_runs_to_its_end(run):
+    calls = []
+
+    def leave():
+        pyasync.exit_event_loop()
+        pyasync.exit_event_loop()
+        pyasync.call_soon(lambda: calls.append("later"))
+        calls.append("end")
+
+    run(lambda: pyasync.delay(leave))
+    assert calls == ["end"]
+
+
+def test_leaving_the_loop_closes_everything(run):
+    closed = []
+
+    def start():
+        closed.append(closed_when_the_loop_ends())
+        pyasync.delay(pyasync.exit_event_loop)
+
+    run(start)
+    assert closed[0]()
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_events_of_the_same_batch_are_not_delivered_after_leaving(run, buffered):
+    fired = []
+
+    def leave():
+        fired.append("leave")
+        pyasync.exit_event_loop()
+
+    def start():
+        pyasync.delay(lambda: fired.append("before"))
+        pyasync.delay(leave)
+        for _ in range(10):
+            pyasync.delay(lambda: fired.append("after"))
+
+    run(start, buffer_writes=buffered)
+    assert fired == ["before", "leave"]
+
+
+def test_calls_that_are_ready_are_not_run_after_leaving(run):
+    calls = []
+
+    def leave():
+        calls.append("leave")
+        pyasync.exit_event_loop()
+
+    def start():
+        pyasync.call_soon(lambda: calls.append("before"))
+        pyasync.call_soon(leave)
+        pyasync.call_soon(lambda: calls.append("after"))
+        pyasync.current_loop().call_threadsafe(lambda: calls.append("threadsafe"))
+
+    run(start)
+    assert calls == ["before", "leave"]
+
+
+def test_a_timer_that_leaves_keeps_ready_calls_from_running(run):
+    calls = []
+
+    def leave():
+        pyasync.call_soon(lambda: calls.append("ready"))
+        pyasync.exit_event_loop()
+
+    run(lambda: pyasync.delay(leave))
+    assert calls == []
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_what_was_written_is_tried_once_when_the_loop_is_left(run, buffered):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host, port = listener.getsockname()
+
+        def leave(connection):
+            connection.write(b"last ", write_cb=partial(pytest.fail, "delivered"))
+            connection.write("words")
+            pyasync.exit_event_loop()
+
+        run(
+            lambda: pyasync.tcp_connect(host, port, nothing, connect_cb=leave),
+            buffer_writes=buffered,
+        )
+        peer = listener.accept()[0]
+    with peer:
+        peer.settimeout(10)
+        assert peer.makefile("rb").read() == b"last words"
+
+
+# Exit callbacks
+
+
+def test_exit_callbacks_run_in_order_before_anything_is_closed(run):
+    calls = []
+
+    def start():
+        server = pyasync.tcp_server("127.0.0.1", 0, nothing)
+        pyasync.add_event_loop_exit_callback(lambda: calls.append(("first", server.closed)))
+        pyasync.add_event_loop_exit_callback(lambda: calls.append(("second", server.closed)))
+        server.unref()
+
+    run(start)
+    assert calls == [("first", False), ("second", False)]
+
+
+def leave_by_itself():
+    pass
+
+
+def leave_by_exit_event_loop():
+    pyasync.exit_event_loop()
+
+
+def leave_by_an_exception():
+    raise ZeroDivisionError
+
+
+def leave_by_an_interrupt():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [leave_by_itself, leave_by_exit_event_loop, leave_by_an_exception, leave_by_an_interrupt],
+)
+def test_exit_callbacks_run_however_the_loop_ends(run, leave):
+    calls = []
+
+    def start():
+        pyasync.add_event_loop_exit_callback(lambda: calls.append(pyasync.current_loop()))
+        leave()
+
+    try:
+        run(start)
+    except (ZeroDivisionError, KeyboardInterrupt):
+        pass
+    assert len(calls) == 1
+    assert calls[0] is not None
+
+
+def test_an_exit_callback_that_raises_is_logged_and_the_others_still_run(run, caplog):
+    calls = []
+
+    def start():
+        pyasync.add_event_loop_exit_callback(lambda: 1 / 0)
+        pyasync.add_event_loop_exit_callback(lambda: calls.append("second"))
+
+    run(start)
+    assert calls == ["second"]
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("pyasync", logging.ERROR)
+    assert record.exc_info[0] is ZeroDivisionError
+
+
+def test_what_an_exit_callback_asks_for_is_closed_with_the_rest(run):
+    run(
+        lambda: pyasync.add_event_loop_exit_callback(
+            lambda: (
+                pyasync.delay(partial(pytest.fail, "fired")),
+                pyasync.call_soon(partial(pytest.fail, "ran")),
+                pyasync.tcp_server("127.0.0.1", 0, nothing),
+            )
+        )
+    )
+
+
+# Ready calls
+
+
+def test_ready_calls_run_in_the_order_in_which_they_were_made(run):
+    calls = []
+
+    def start():
+        for number in range(100):
+            pyasync.call_soon(partial(calls.append, number))
+
+    run(start)
+    assert calls == list(range(100))
+
+
+def test_ready_calls_that_a_ready_call_makes_wait_for_the_next_iteration(run):
+    calls = []
+
+    def call(name):
+        calls.append((name, pyasync.stats().iterations))
+
+    def start():
+        pyasync.call_soon(lambda: (call("first"), pyasync.call_soon(partial(call, "third"))))
+        pyasync.call_soon(partial(call, "second"))
+
+    run(start)
+    assert [name for name, _ in calls] == ["first", "second", "third"]
+    first, second, third = (iteration for _, iteration in calls)
+    assert first == second
+    assert third == first + 1
+
+
+def test_a_ready_call_runs_after_the_callbacks_of_its_iteration(run):
+    calls = []
+
+    def start():
+        pyasync.delay(lambda: pyasync.call_soon(lambda: calls.append("ready")))
+        pyasync.delay(lambda: calls.append("second timer"))
+
+    run(start)
+    assert calls == ["second timer", "ready"]
+
+
+def test_ready_calls_that_go_on_and_on_do_not_keep_timers_waiting(run):
+    running = [True]
+
+    def again():
+        if running:
+            pyasync.call_soon(again)
+
+    def start():
+        again()
+        pyasync.delay(running.clear, time=0.01)
+
+    run(start)
+    assert not running
+
+
+def test_ready_calls_that_go_on_and_on_do_not_keep_sockets_waiting(run):
+    running = [True]
+
+    def again():
+        if running:
+            pyasync.call_soon(again)
+
+    def read(connection, data):
+        running.clear()
+        connection.close()
+        server.close()
+
+    def start():
+        nonlocal server
+        server = pyasync.tcp_server("127.0.0.1", 0, read)
+        pyasync.tcp_connect(*server.address, nothing, data=b"data")
+        again()
+
+    server = None
+    run(start)
+    assert not running
+
+
+# Time
+
+
+def test_now_stands_still_in_a_callback_until_update_time(run):
+    def start():
+        before = pyasync.now()
+        time.sleep(0.02)
+        assert pyasync.now() == before
+        pyasync.update_time()
+        # The loop's clock may be one that ticks every few milliseconds.
+        assert pyasync.now() >= before + 0.01
+
+    run(start)
+
+
+def test_now_moves_on_from_iteration_to_iteration(run):
+    times = []
+
+    def start():
+        times.append(pyasync.now())
+        pyasync.delay(lambda: times.append(pyasync.now()), time=0.05)
+
+    run(start)
+    assert times[1] >= times[0] + 0.04
+
+
+# What there is
+
+
+def test_the_version_is_that_of_the_installed_package():
+    assert pyasync.__version__ == importlib.metadata.version("pyasync")
+
+
+def test_the_version_of_libuv_is_supported():
+    version = pyasync.libuv_version()
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", version)
+    assert tuple(int(number) for number in version.split(".")[:2]) >= (1, 44)
+
+
+def test_what_is_not_referenced_is_served_while_ready_calls_keep_the_loop_running(run):
+    """For libuv alone there would be nothing to do."""
+    received = []
+
+    def on_data(socket, data):
+        received.append(data)
+        socket.close()
+
+    def again():
+        if not (received and fired):
+            pyasync.call_soon(again)
+
+    def start():
+        pyasync.delay(partial(fired.append, True), time=0.01).unref()
+        server = pyasync.tcp_server("127.0.0.1", 0, on_data)
+        server.unref()
+        with socket.create_connection(server.address, timeout=10) as client:
+            client.sendall(b"hello")
+        again()
+
+    fired = []
+    run(start)
+    assert (received, fired) == ([b"hello"], [True])
+
+
+def test_the_status_has_a_line_for_each_handle(capsys):
+    with pyasync.event_loop():
+        pyasync.tcp_server("127.0.0.1", 0, nothing)
+        pyasync.signal_handler(signal.SIGUSR1, nothing).unref()
+        pyasync.delay(nothing, time=HOUR)
+        pyasync.delay(nothing, time=HOUR).unref()
+        pyasync.dump_event_loop_status()
+        pyasync.exit_event_loop()
+    assert sorted(line.split() for line in capsys.readouterr().out.splitlines()) == [
+        ["signal", "active", "-", "-"],
+        ["tcp-server", "active", "referenced", "-"],
+        ["timer", "active", "-", "-"],
+        ["timer", "active", "referenced", "-"],
+    ]
+
+
+def test_the_status_shows_handles_that_are_being_closed(capsys):
+    with pyasync.event_loop():
+        pyasync.tcp_server("127.0.0.1", 0, nothing).close()
+        pyasync.delay(nothing, time=HOUR).free()
+        pyasync.dump_event_loop_status(sys.stderr)
+    output = capsys.readouterr()
+    assert output.err.split() == ["tcp-server", "-", "referenced", "closing"]
+    assert output.out == ""
+
+
+def test_the_status_of_an_empty_loop_is_empty(capsys, run):
+    run(pyasync.dump_event_loop_status)
+    assert capsys.readouterr().out == ""

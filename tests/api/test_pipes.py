@@ -1,0 +1,600 @@
+"""What is particular to pipes: their names, their files, and a backlog that is full."""
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+from peers import PATIENCE, Background, echo, exchange, nothing, read_all, when
+
+import pyasync
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="abstract names are Linux's")
+
+#: sockaddr_un's sun_path has 108 bytes, the last of them zero: unix(7).
+LONGEST = 107
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    """Give a path for a pipe; if the temporary folder's is too long for one, a relative one."""
+    path = tmp_path / "pipe"
+    if len(os.fsencode(path)) > LONGEST - 20:
+        monkeypatch.chdir(tmp_path)
+        path = Path("pipe")
+    return str(path)
+
+
+@pytest.fixture
+def abstract(tmp_path):
+    """Give a name that no other test has."""
+    return f"\0pyasync {tmp_path.name} {os.getpid()} {id(tmp_path)}"
+
+
+@contextlib.contextmanager
+def listening(name, backlog=128):
+    """Give a plain socket that listens; a path stays when it closes."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(name)
+        listener.listen(backlog)
+        listener.settimeout(PATIENCE)
+        yield listener
+
+
+def dial(name):
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(PATIENCE)
+    sock.connect(name)
+    return sock
+
+
+def leave_stale(path):
+    """Leave a socket's file behind at which nobody listens."""
+    with listening(path):
+        pass
+    assert is_socket(path)
+
+
+def is_socket(path):
+    return stat.S_ISSOCK(os.lstat(path).st_mode)
+
+
+def connect(run, name, **options):
+    """Run a client that closes when it has connected; return what its event_cb was told."""
+    told = []
+    options.setdefault("connect_cb", lambda client: client.close())
+    run(lambda: pyasync.pipe_connect(name, nothing, event_cb=told.append, **options))
+    return told
+
+
+# Names
+
+
+def exchange_over(run, name, server_name=None):
+    """Talk over pyasync's pipe from both ends. Gives what the client has got."""
+    got = []
+
+    def on_data(client, data):
+        got.append(data)
+        client.close()
+        server.close()
+
+    def start():
+        nonlocal server
+        server = pyasync.pipe_server(server_name or name, echo)
+        pyasync.pipe_connect(name, on_data, data="hello")
+
+    server = None
+    run(start)
+    return got
+
+
+@pytest.mark.parametrize("kind", [str, os.fsencode, Path], ids=["str", "bytes", "PathLike"])
+def test_a_path_may_be_of_any_kind(run, path, kind):
+    assert exchange_over(run, kind(path)) == [b"hello"]
+
+
+@pytest.mark.parametrize("name", ["p\N{LATIN SMALL LETTER I WITH DIAERESIS}pe", b"p\xffpe", " "])
+def test_a_path_may_have_any_bytes(run, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert exchange_over(run, name) == [b"hello"]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_path_may_be_relative(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert exchange_over(run, "pipe") == [b"hello"]
+
+
+@LINUX
+@pytest.mark.parametrize("kind", [str, os.fsencode], ids=["str", "bytes"])
+def test_a_name_may_be_abstract(run, abstract, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert exchange_over(run, kind(abstract)) == [b"hello"]
+    assert os.listdir(tmp_path) == []
+
+
+@LINUX
+def test_an_abstract_name_may_have_zero_bytes(run, abstract):
+    one, other = f"{abstract}\0one", f"{abstract}\0other"
+
+    def start():
+        with pytest.raises(pyasync.SocketAddressInUse):
+            pyasync.pipe_server(one, nothing)
+        pyasync.pipe_server(other, nothing).close()
+
+    with listening(one):
+        run(start)
+
+
+def test_the_longest_path_is_taken_whole(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "x" * LONGEST
+
+    def start():
+        server = pyasync.pipe_server(name, nothing)
+        assert os.listdir(tmp_path) == [name]
+        assert server.address == name
+        server.close()
+
+    run(start)
+    assert exchange_over(run, name) == [b"hello"]
+
+
+def test_the_address_is_the_name(run, path):
+    def start():
+        server = pyasync.pipe_server(path, nothing)
+        assert server.address == path
+        server.close()
+
+    run(start)
+
+
+# The file of a server
+
+
+def test_the_file_is_removed_when_the_server_is_closed(run, path):
+    def start():
+        server = pyasync.pipe_server(path, nothing)
+        assert is_socket(path)
+        server.close()
+        assert not os.path.lexists(path)
+        server.close()
+
+    run(start)
+
+
+@pytest.mark.parametrize("leave", ["exit_event_loop", "raise"])
+def test_the_file_is_removed_when_the_loop_ends(run, path, leave):
+    def start():
+        pyasync.pipe_server(path, nothing)
+        if leave == "raise":
+            raise LookupError
+        pyasync.exit_event_loop()
+
+    with contextlib.suppress(LookupError):
+        run(start)
+    assert not os.path.lexists(path)
+
+
+def test_closing_a_server_leaves_its_connections_alone(run, path):
+    def start():
+        server = pyasync.pipe_server(path, echo, connect_cb=lambda socket: server.close())
+
+    run_with_peer(run, start, path, lambda sock: exchange(sock, b"hello"))
+    assert not os.path.lexists(path)
+
+
+def run_with_peer(run, start, path, peer):
+    """Run a loop, and peer(sock) connected to its pipe in a thread; return what peer returns."""
+    talkers = []
+
+    def talk():
+        with dial(path) as sock:
+            return peer(sock)
+
+    def start_both():
+        start()
+        talkers.append(Background(talk))
+
+    run(start_both)
+    return talkers[0].result()
+
+
+@pytest.mark.parametrize("end", ["close", "loop"])
+def test_a_file_that_has_taken_its_place_is_left_alone(run, path, end):
+    def start():
+        server = pyasync.pipe_server(path, nothing)
+        # Not removed first: its number might be given to the new one.
+        os.rename(path, path + ".old")
+        Path(path).write_text("another's")
+        if end == "close":
+            server.close()
+        else:
+            pyasync.exit_event_loop()
+
+    run(start)
+    assert Path(path).read_text() == "another's"
+    assert is_socket(path + ".old")
+
+
+def test_another_servers_file_is_left_alone(run, path):
+    def start():
+        server = pyasync.pipe_server(path, nothing)
+        os.rename(path, path + ".old")
+        another = stack.enter_context(listening(path))
+        server.close()
+        with dial(path), another.accept()[0]:
+            pass
+
+    with contextlib.ExitStack() as stack:
+        run(start)
+
+
+def test_a_file_that_is_gone_is_no_error(run, path):
+    def start():
+        server = pyasync.pipe_server(path, nothing)
+        os.unlink(path)
+        server.close()
+
+    run(start)
+
+
+def test_a_stale_file_is_replaced(run, path):
+    leave_stale(path)
+    assert exchange_over(run, path) == [b"hello"]
+    assert not os.path.lexists(path)
+
+
+@pytest.mark.parametrize("whose", ["another process's", "our own"])
+def test_a_live_servers_name_is_in_use(run, path, whose):
+    def start():
+        if whose == "our own":
+            server = pyasync.pipe_server(path, nothing)
+        else:
+            server = stack.enter_context(listening(path))
+        with pytest.raises(pyasync.SocketAddressInUse) as caught:
+            pyasync.pipe_server(path, nothing)
+        assert caught.value.errno == errno.EADDRINUSE
+        assert caught.value.filename == path
+        assert is_socket(path)
+        dial(path).close()
+        server.close()
+
+    with contextlib.ExitStack() as stack:
+        run(start)
+
+
+def test_a_live_server_whose_backlog_is_full_is_not_stale(run, path):
+    def start():
+        with pytest.raises(pyasync.SocketAddressInUse):
+            pyasync.pipe_server(path, nothing)
+
+    with full_listener(path):
+        run(start)
+        assert is_socket(path)
+
+
+@LINUX
+def test_a_live_servers_abstract_name_is_in_use(run, abstract):
+    def start():
+        with pytest.raises(pyasync.SocketAddressInUse):
+            pyasync.pipe_server(abstract, nothing)
+
+    with listening(abstract):
+        run(start)
+
+
+def test_a_name_is_free_again_as_soon_as_its_server_is_closed(run, path):
+    def start():
+        for _ in range(3):
+            pyasync.pipe_server(path, nothing).close()
+
+    run(start)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
+def test_what_is_no_socket_is_left_alone(run, path, kind):
+    if kind == "file":
+        Path(path).write_text("precious")
+    elif kind == "folder":
+        os.mkdir(path)
+    else:
+        os.symlink(path + ".nowhere", path)
+    before = os.lstat(path)
+
+    def start():
+        with pytest.raises(pyasync.SocketError):
+            pyasync.pipe_server(path, nothing)
+
+    run(start)
+    assert os.lstat(path) == before
+    if kind == "file":
+        assert Path(path).read_text() == "precious"
+
+
+def test_a_folder_that_is_missing_is_an_error(run, path):
+    def start():
+        with pytest.raises(pyasync.PipeNotFound) as caught:
+            pyasync.pipe_server(path + ".nowhere/pipe", nothing)
+        assert isinstance(caught.value, FileNotFoundError)
+        assert caught.value.filename == path + ".nowhere/pipe"
+
+    run(start)
+
+
+# Connecting
+
+
+def test_a_missing_pipe_is_an_error_for_event_cb(run, path):
+    (error,) = connect(run, path)
+    assert isinstance(error, pyasync.PipeNotFound)
+    assert isinstance(error, FileNotFoundError)
+    assert error.filename == path
+    assert isinstance(error.socket, pyasync.PipeSocket)
+    assert error.socket.closed
+
+
+def test_a_pipe_at_which_nobody_listens_is_refused(run, path):
+    leave_stale(path)
+    (error,) = connect(run, path)
+    assert isinstance(error, pyasync.SocketRefused)
+
+
+def test_a_file_is_refused(run, path):
+    Path(path).touch()
+    (error,) = connect(run, path)
+    assert isinstance(error, pyasync.SocketRefused)
+
+
+@LINUX
+def test_an_abstract_name_of_nobodys_is_refused(run, abstract):
+    (error,) = connect(run, abstract)
+    assert isinstance(error, pyasync.SocketRefused)
+
+
+def in_child_without_permission(fn):
+    """Run fn() in a child, as nobody if we are root, to whom all is permitted; it gives a bool."""
+    child = os.fork()
+    if child == 0:
+        status = 2
+        try:
+            if os.getuid() == 0:
+                os.setuid(65534)
+            status = 0 if fn() else 1
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_without_permission_a_client_has_an_error(run, path):
+    def is_refused():
+        (error,) = connect(run, path)
+        return isinstance(error, pyasync.SocketError) and error.errno == errno.EACCES
+
+    with listening(path):
+        os.chmod(path, 0)
+        in_child_without_permission(is_refused)
+
+
+def test_without_permission_a_server_has_an_error(run, path):
+    def is_refused():
+        with pyasync.event_loop():
+            try:
+                pyasync.pipe_server(path, nothing)
+            except pyasync.SocketError as error:
+                return error.errno == errno.EACCES
+
+    folder = os.path.dirname(os.path.abspath(path))
+    os.chmod(folder, 0o555)
+    try:
+        in_child_without_permission(is_refused)
+    finally:
+        os.chmod(folder, 0o755)
+
+
+def test_what_is_written_on_the_way_is_kept_in_order(run, path):
+    data = os.urandom(1 << 20)
+    told = []
+
+    def start():
+        client = pyasync.pipe_connect(
+            path,
+            nothing,
+            data="first ",
+            write_cb=lambda socket: told.append("first"),
+            connect_cb=told.append,
+            event_cb=told.append,
+        )
+        client.write(data, write_cb=lambda socket: told.append("second"))
+        client.close()
+
+    def accept():
+        with listener.accept()[0] as sock:
+            return read_all(sock)
+
+    with listening(path) as listener:
+        received = Background(accept)
+        run(start)
+        assert received.result() == b"first " + data
+    assert told == ["first", "second"]
+
+
+def test_closing_on_the_way_calls_nothing(run, path):
+    told = []
+
+    def start():
+        client = pyasync.pipe_connect(
+            path, told.append, connect_cb=told.append, event_cb=told.append
+        )
+        client.close()
+
+    run(start)
+    assert told == []
+
+
+@contextlib.contextmanager
+def full_listener(name):
+    """Give a plain socket that listens, and whose backlog is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listening(name, backlog=0))
+        for _ in range(20):
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.setblocking(False)
+            try:
+                sock.connect(name)
+            except BlockingIOError:
+                sock.close()
+                break
+        else:
+            pytest.skip("this system's backlogs are never full")
+        yield listener
+
+
+def test_with_a_full_backlog_it_connects_when_there_is_room(run, path):
+    connected = []
+
+    def start():
+        pyasync.pipe_connect(
+            path,
+            nothing,
+            connect_cb=lambda client: (connected.append(client.peername), client.close()),
+            event_cb=connected.append,
+        )
+        pyasync.delay(make_room, time=0.05)
+
+    def make_room():
+        assert connected == []
+        stack.enter_context(listener.accept()[0])
+
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(full_listener(path))
+        run(start)
+    assert connected == [path]
+
+
+def test_with_a_full_backlog_it_waits_no_longer_than_its_time_limit(run, path):
+    with full_listener(path):
+        told = connect(run, path, connect_timeout=0.05)
+    assert [type(error) for error in told] == [pyasync.SocketTimeout]
+
+
+def test_no_descriptor_left_is_an_error_for_event_cb(run, path):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    told, taken = [], []
+
+    def start():
+        pyasync.pipe_connect(path, nothing, event_cb=on_event)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+
+    def on_event(error):
+        told.append(error.errno)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in taken:
+            os.close(fd)
+
+    with listening(path):
+        try:
+            run(start)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert told == [errno.EMFILE]
+
+
+# Counting
+
+
+def test_pipes_are_counted_apart_from_tcp(run, path):
+    seen = []
+
+    def on_connect(client):
+        when(lambda: pyasync.stats().accepted == 1, lambda: look(client))
+
+    def look(client):
+        seen.append(pyasync.stats())
+        client.close()
+        server.close()
+
+    def start():
+        nonlocal server
+        server = pyasync.pipe_server(path, nothing)
+        pyasync.pipe_connect(path, nothing, connect_cb=on_connect)
+
+    server = None
+    run(start)
+    (stats,) = seen
+    assert (stats.accepted, stats.connected) == (1, 1)
+    assert (stats.incoming_pipe_connections, stats.outgoing_pipe_connections) == (1, 1)
+    assert (stats.incoming_tcp_connections, stats.outgoing_tcp_connections) == (0, 0)
+    assert (stats.handles["pipe"], stats.handles["tcp"]) == (2, 0)
+
+
+# Adopted descriptors
+
+
+def serve_adopted(run, listener, name, **options):
+    """Serve on another's descriptor until it has had one connection."""
+
+    def start():
+        server = pyasync.pipe_server(
+            None, echo, fd=listener.fileno(), connect_cb=lambda socket: server.close(), **options
+        )
+        assert server.fileno() != listener.fileno()
+
+    return run_with_peer(run, start, name, lambda sock: exchange(sock, b"hello"))
+
+
+def test_a_server_may_adopt_a_listening_descriptor(run, path):
+    with listening(path) as listener:
+        assert serve_adopted(run, listener, path) == b"hello"
+        assert is_socket(path)  # the file is the caller's, too
+        with dial(path), listener.accept()[0]:
+            pass
+
+
+def test_a_server_may_adopt_a_descriptor_that_is_only_bound(run, path):
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(path)
+
+        def start():
+            server = pyasync.pipe_server(
+                None, echo, fd=bound.fileno(), connect_cb=lambda socket: server.close()
+            )
+            bound.close()
+
+        assert run_with_peer(run, start, path, lambda sock: exchange(sock, b"hello")) == b"hello"
+
+
+def test_a_descriptor_of_the_wrong_kind_is_refused(run, path, tmp_path):
+    with contextlib.ExitStack() as stack:
+        wrong = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))),
+            stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)),
+            stack.enter_context((tmp_path / "file").open("w")),
+        ]
+
+        def start():
+            for file in wrong:
+                with pytest.raises(ValueError, match=rf"descriptor {file.fileno()} is "):
+                    pyasync.pipe_server(None, nothing, fd=file.fileno())
+
+        run(start)
+
+
+def test_a_connected_descriptor_cannot_listen(run):
+    one, other = socket.socketpair()
+
+    def start():
+        with pytest.raises(pyasync.SocketError):
+            pyasync.pipe_server(None, nothing, fd=one.fileno())
+
+    with one, other:
+        run(start)

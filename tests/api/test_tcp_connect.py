@@ -1,0 +1,204 @@
+"""TCP clients to numeric addresses: what they send before they are connected, and how they fail.
+
+Names, time limits, local addresses and giving up are in test_connecting.py.
+"""
+
+import errno
+import socket
+
+import pytest
+from peers import (
+    LINKS,
+    MORE_THAN_FITS,
+    Link,
+    after_iterations,
+    end_of,
+    nothing,
+    read_all,
+)
+
+import pyasync
+
+
+@pytest.fixture(params=[link for link in LINKS if not link.values[0]["incoming"]])
+def link(request, run):
+    return Link(run, **request.param)
+
+
+@pytest.fixture(params=["127.0.0.1", "::1"])
+def unused(request):
+    """Give an address at which nobody listens, and nobody else will."""
+    family = socket.AF_INET6 if ":" in request.param else socket.AF_INET
+    with socket.socket(family) as sock:
+        sock.bind((request.param, 0))
+        yield sock.getsockname()[:2]
+
+
+def test_a_client_is_connected_when_connect_cb_is_called(link):
+    clients, names = [], []
+
+    def peer(sock):
+        return sock.getpeername(), sock.getsockname()
+
+    def connected(client):
+        assert clients == [client]
+        names.append((client.sockname, client.peername))
+
+    assert link(connected, peer, made=clients.append) == names[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "sent"),
+    [
+        (b"bytes", b"bytes"),
+        ("grüße", "grüße".encode()),
+        (bytearray(b"array"), b"array"),
+        (memoryview(b"abcdef")[::2], b"ace"),
+        (b"", b""),
+        (b"x" * MORE_THAN_FITS, b"x" * MORE_THAN_FITS),
+    ],
+    ids=["bytes", "str", "bytearray", "memoryview", "empty", "large"],
+)
+def test_data_is_sent_first_and_called_back(link, data, sent):
+    told = []
+
+    def connected(client):
+        told.append("connected")
+        client.write(b"after")
+        client.close()
+
+    assert (
+        link(connected, read_all, data=data, write_cb=lambda client: told.append("written"))
+        == sent + b"after"
+    )
+    assert told == ["connected", "written"]
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_what_is_written_before_the_connection_stands_is_sent_as_it_was(link, size):
+    data = bytearray(b"x" * size)
+    called = []
+
+    def made(client):
+        client.write(data, write_cb=lambda client: called.append(1))
+        client.write(b",forced,", force=True, write_cb=lambda client: called.append(2))
+        client.write(b"0123456789", start=3, end=7)
+        client.write(b"", write_cb=lambda client: called.append(3))
+        assert client.write_queue_size == 6 + size + 8 + 4
+        data[:] = bytes(size)
+
+    def connected(client):
+        assert called == []
+        client.close()
+
+    sent = link(connected, read_all, data="first,", made=made)
+    assert sent == b"first," + b"x" * size + b",forced,3456"
+    assert called == [1, 2, 3]
+
+
+def test_a_refused_connection_is_reported_once_and_closed(run, unused):
+    events, clients = [], []
+
+    def start():
+        client = pyasync.tcp_connect(
+            *unused,
+            lambda *args: events.append("read"),
+            data=b"data",
+            connect_cb=lambda *args: events.append("connected"),
+            write_cb=lambda *args: events.append("written"),
+            event_cb=events.append,
+        )
+        client.write(b"more", write_cb=lambda *args: events.append("written"))
+        clients.append(client)
+        pyasync.add_event_loop_exit_callback(lambda: clients.append(pyasync.stats()))
+
+    run(start)
+    (error,) = events
+    client, stats = clients
+    assert type(error) is pyasync.SocketRefused
+    assert isinstance(error, ConnectionRefusedError)
+    assert error.errno == errno.ECONNREFUSED
+    assert error.socket is client
+    assert client.closed
+    assert (stats.connected, stats.closed, stats.outgoing_tcp_connections) == (0, 0, 0)
+    assert stats.handles["tcp"] == 0
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_client_is_closed_in_the_event_cb_of_its_refusal(run, unused, force):
+    events = []
+
+    def event_cb(event):
+        events.append(type(event))
+        event.socket.close(force=force)
+
+    run(lambda: pyasync.tcp_connect(*unused, nothing, data=b"data", event_cb=event_cb))
+    assert events == [pyasync.SocketRefused]
+
+
+def test_a_refusal_can_be_answered_by_another_attempt(run, unused):
+    events = []
+
+    def attempt():
+        pyasync.tcp_connect(*unused, nothing, event_cb=event_cb)
+
+    def event_cb(event):
+        events.append(type(event))
+        if len(events) < 50:
+            attempt()
+
+    run(attempt)
+    assert events == [pyasync.SocketRefused] * 50
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_client_closed_on_its_way_is_never_counted_or_told_anything(link, force):
+    told, counted = [], []
+
+    def start():
+        listener = link.listen()
+        client = link.connect(
+            listener.getsockname(),
+            read_cb=told.append,
+            connect_cb=told.append,
+            event_cb=told.append,
+        )
+        client.close(force=force)
+        client.close(force=force)
+        assert client.closed
+        listener.close()
+        pyasync.add_event_loop_exit_callback(lambda: counted.append(pyasync.stats()))
+
+    link.run(start)
+    assert told == []
+    (stats,) = counted
+    assert stats.connected == stats.closed
+    assert stats.outgoing_tcp_connections == 0
+    assert stats.handles["tcp"] == 0
+
+
+def test_outgoing_connections_are_counted_while_they_stand(link):
+    seen = []
+
+    def connected(client):
+        seen.append(pyasync.stats())
+        client.close()
+        pyasync.add_event_loop_exit_callback(lambda: seen.append(pyasync.stats()))
+
+    link(connected, end_of)
+    assert [stats.outgoing_tcp_connections for stats in seen] == [1, 0]
+    assert [stats.connected for stats in seen] == [1, 1]
+    assert [stats.closed for stats in seen] == [0, 1]
+
+
+def test_two_hundred_refused_clients_leave_nothing(run, unused):
+    events, counted = [], []
+
+    def start():
+        for _ in range(200):
+            pyasync.tcp_connect(*unused, nothing, data=b"data", event_cb=events.append)
+        after_iterations(5, lambda: counted.append(pyasync.stats()))
+
+    run(start)
+    assert [type(event) for event in events] == [pyasync.SocketRefused] * 200
+    assert counted[0].handles["tcp"] == 0

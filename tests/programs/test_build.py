@@ -1,0 +1,189 @@
+"""The build finds libuv, or stops with a message that says what to do."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyasync
+from pyasync import _libuv
+
+ROOT = Path(__file__).resolve().parents[2]
+
+INSTALL_COMMANDS = [
+    "apt install libuv1-dev pkg-config",
+    "dnf install libuv-devel",
+    "apk add libuv-dev",
+    "brew install libuv",
+]
+
+
+def run_build_script(**environment):
+    """Run build_libuv.py as far as the point where a C compiler would be called."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PKG_CONFIG", "PYASYNC_LIBUV_PREFIX")
+    }
+    return subprocess.run(
+        [sys.executable, "build_libuv.py"],
+        cwd=ROOT,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def assert_stopped(build, *words):
+    assert build.returncode == 1
+    assert "Traceback" not in build.stderr
+    assert len(build.stderr.splitlines()) < 10
+    for word in [*words, *INSTALL_COMMANDS, "PYASYNC_LIBUV_PREFIX"]:
+        assert word in build.stderr
+
+
+def make_pkg_config(folder, script):
+    path = folder / "pkg-config"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def make_prefix(folder, version, library="libuv.so"):
+    major, minor = version.split(".")
+    (folder / "include" / "uv").mkdir(parents=True)
+    (folder / "include" / "uv" / "version.h").write_text(
+        f"#define UV_VERSION_MAJOR {major}\n"
+        f"#define UV_VERSION_MINOR {minor}\n"
+        "#define UV_VERSION_PATCH 2\n"
+        "#define UV_VERSION_HEX  ((UV_VERSION_MAJOR << 16) | (UV_VERSION_MINOR <<  8))\n"
+    )
+    (folder / "lib").mkdir()
+    (folder / "lib" / library).touch()
+    return str(folder)
+
+
+def test_a_missing_pkg_config_stops_the_build_with_a_clear_message():
+    build = run_build_script(PKG_CONFIG="/nowhere/pkg-config")
+    assert_stopped(build, "libuv >= 1.44", "/nowhere/pkg-config", "No such file")
+
+
+def test_a_libuv_that_pkg_config_does_not_know_stops_the_build(tmp_path):
+    build = run_build_script(PKG_CONFIG=make_pkg_config(tmp_path, "exit 1"))
+    assert_stopped(build, "libuv >= 1.44", "knows no libuv")
+
+
+def test_a_libuv_too_old_for_us_stops_the_build_and_is_named(tmp_path):
+    build = run_build_script(PKG_CONFIG=make_pkg_config(tmp_path, "echo 1.30.1"))
+    assert_stopped(build, "libuv >= 1.44", "pkg-config has 1.30.1")
+
+
+@pytest.mark.parametrize("version", ["1.44.0", "1.100.0", "2.0.0", "1.45.1-dev"])
+def test_a_libuv_that_is_new_enough_passes(tmp_path, version):
+    build = run_build_script(PKG_CONFIG=make_pkg_config(tmp_path, f"echo {version}"))
+    assert build.stderr == ""
+    assert build.returncode == 0
+
+
+def test_an_empty_prefix_folder_stops_the_build_with_a_clear_message(tmp_path):
+    build = run_build_script(PYASYNC_LIBUV_PREFIX=str(tmp_path))
+    assert_stopped(build, str(tmp_path / "include" / "uv" / "version.h"))
+
+
+def test_a_prefix_with_headers_but_no_library_stops_the_build(tmp_path):
+    # Otherwise the system's library would be linked with another version's headers.
+    prefix = make_prefix(tmp_path, "1.44", library="unrelated.so")
+    assert_stopped(run_build_script(PYASYNC_LIBUV_PREFIX=prefix), str(tmp_path / "lib"))
+
+
+def test_a_prefix_with_a_libuv_too_old_stops_the_build(tmp_path):
+    build = run_build_script(PYASYNC_LIBUV_PREFIX=make_prefix(tmp_path, "1.43"))
+    assert_stopped(build, f"{tmp_path} has 1.43")
+
+
+def test_a_prefix_is_used_without_asking_pkg_config(tmp_path):
+    build = run_build_script(
+        PYASYNC_LIBUV_PREFIX=make_prefix(tmp_path, "1.44"), PKG_CONFIG="/nowhere/pkg-config"
+    )
+    assert build.stderr == ""
+    assert build.returncode == 0
+
+
+# A tree in which nothing is built
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Give a copy of the package's sources, without the extension."""
+    shutil.copytree(ROOT / "pyasync", tmp_path / "pyasync", ignore=shutil.ignore_patterns("*.so"))
+    return tmp_path
+
+
+def run_python(*arguments, cwd):
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "PYTHONSAFEPATH", "LD_PRELOAD")
+    }
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+@pytest.mark.parametrize("arguments", [("-c", "import pyasync"), ("-m", "pyasync")])
+def test_a_tree_in_which_nothing_is_built_says_so_and_what_to_do(tree, arguments):
+    # -S: an editable installation would find the extension of its own tree.
+    done = run_python("-S", *arguments, cwd=tree)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: {tree / 'pyasync'} has no extension")
+    assert f"`pip install -e .` in {tree}," in last
+    for word in ("hide a pyasync that is installed", "`python -I`", "`python -P`"):
+        assert word in last
+    assert "ModuleNotFoundError" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "-I",
+        pytest.param(
+            "-P", marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="since Python 3.11")
+        ),
+    ],
+)
+def test_the_options_that_the_message_names_find_the_installed_package(tree, option):
+    done = run_python(option, "-c", "import pyasync; print(pyasync.__file__)", cwd=tree)
+    assert (done.stdout.strip(), done.stderr) == (pyasync.__file__, "")
+
+
+def test_an_extension_whose_library_is_missing_says_which(tree):
+    code = Path(_libuv.__file__).read_bytes()
+    if b"libuv.so.1\0" not in code:
+        pytest.skip("libuv is linked in another way")
+    broken = tree / "pyasync" / Path(_libuv.__file__).name
+    broken.write_bytes(code.replace(b"libuv.so.1\0", b"libuv.so.0\0"))
+    done = run_python("-c", "import pyasync", cwd=tree)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: ")
+    assert "libuv.so.0" in last
+    assert "nothing is built" not in last
+
+
+def test_an_extension_that_misses_a_module_says_which(tree):
+    (tree / "pyasync" / "_libuv.py").write_text("import _cffi_backend_of_nobody\n")
+    done = run_python("-c", "import pyasync", cwd=tree)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last == "ModuleNotFoundError: No module named '_cffi_backend_of_nobody'"

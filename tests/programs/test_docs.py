@@ -1,0 +1,62 @@
+"""The examples in the docstrings run, and print what they say."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import pyasync
+
+MODULES = ["pyasync"] + [
+    f"pyasync.{module.name}"
+    for module in pkgutil.iter_modules(pyasync.__path__)
+    if module.name not in ("_libuv", "__main__")
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of_a_module_print_what_they_say(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_there_are_examples():
+    finder = doctest.DocTestFinder()
+    examples = [
+        example
+        for name in MODULES
+        for test in finder.find(importlib.import_module(name))
+        for example in test.examples
+    ]
+    assert len(examples) > 10
+
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+API_TESTS = Path(__file__).resolve().parents[1] / "api"
+FROM_CL_ASYNC = [
+    [cell.strip() for cell in line.strip("|").split(" | ")]
+    for line in (DOCS / "from-cl-async.md").read_text().splitlines()
+    if line.startswith("| `")
+]
+
+
+@pytest.mark.parametrize("row", FROM_CL_ASYNC, ids=lambda row: row[0].replace("`", ""))
+def test_what_replaces_a_name_of_cl_async_is_there_and_so_is_its_test(row):
+    _, ours, test = row
+    for name in re.findall(r"`([A-Za-z]\w*(?:\.\w+)?)`", ours):
+        if not name.startswith(("signal.", "socket.", "ssl.", "bytes")):
+            owner, _, member = name.partition(".")
+            found = getattr(pyasync, owner)
+            # What an exception carries is set on each one.
+            assert not member or hasattr(found, member) or issubclass(found, Exception)
+    if test:
+        file, _, function = test.strip("`| ").partition("::")
+        assert f"\ndef {function}(" in (API_TESTS / file).read_text()
+
+
+def test_the_table_of_cl_async_is_whole():
+    names = set(re.findall(r"`([^`]+)`", " ".join(row[0] for row in FROM_CL_ASYNC)))
+    assert len(FROM_CL_ASYNC) > 80
+    assert {"start-event-loop", "tcp-server", "spawn", "mkdtemp", "ssl-socket"} <= names
