@@ -2,10 +2,10 @@
 
 import contextlib
 import errno
-import gc
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -1052,8 +1052,19 @@ exec "$@"
 def test_among_several_interfaces_the_one_that_is_named_is_taken():
     here = os.path.dirname(os.path.abspath(__file__))
     ran = subprocess.run(
-        ["unshare", "-n", "sh", "-c", SET_UP, "sh", sys.executable, "-c", NAMESPACE, here,
-         os.path.dirname(here)],
+        [
+            "unshare",
+            "-n",
+            "sh",
+            "-c",
+            SET_UP,
+            "sh",
+            sys.executable,
+            "-c",
+            NAMESPACE,
+            here,
+            os.path.dirname(here),
+        ],
         capture_output=True,
         text=True,
         timeout=60,
