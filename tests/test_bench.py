@@ -481,13 +481,13 @@ def test_a_comparison_that_is_killed_leaves_no_server():
         # The server listens when its client has been started.
         wait_until(lambda: any(map(is_client, children_of(process.pid))))
         server, *_ = children_of(process.pid)
-        assert b"http_delay.py" in command_of(server)
+        assert b"pyasync_peer.py" in command_of(server)
         process.kill()
     wait_until(lambda: not command_of(server))
 
 
 def is_client(pid):
-    return b"http_load" in command_of(pid)
+    return b"baseline/load" in command_of(pid)
 
 
 def command_of(pid):

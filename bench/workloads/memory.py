@@ -1,56 +1,63 @@
 """Connections held open, each with its delay pending."""
 
 import contextlib
+import os
+import time
 
-import contenders
-from measuring import http_load, http_result, private_bytes, wait_until_held
+from common import Cpu, private_bytes
+from contenders import PATIENCE, load, running
 
-from workloads import Workload
+from workloads import Workload, points
 
 HELD_BEFORE = 1_000  # so that what is free in the heap at the start does not count
 ROUNDS = 10
 
 
-def measure_held(contender, value, options):
-    return {"bytes/connection": hold(contender, options.connections, options)}
+@contextlib.contextmanager
+def held(pid, port, count, already, options):
+    """Make connections; run the block when all are held, and the rest when all are answered."""
+    with load("http", options.client_cores, port, count, "-n", count) as lines:
+        next(lines)
+        wait_until_held(pid, already + count, options.held_delay)
+        yield
+        next(lines)
 
 
-def hold(contender, connections, options):
-    delay = options.held_delay
+def wait_until_held(pid, connections, seconds):
+    """Wait until the process has so many descriptors, and rests."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        used = Cpu.of(pid).seconds
+        time.sleep(0.2)
+        resting = Cpu.of(pid).seconds - used < 0.01
+        if resting and len(os.listdir(f"/proc/{pid}/fd")) >= connections:
+            return
+    raise RuntimeError(f"the server never held {connections:,} connections")
+
+
+def measure_held(contender, connections, options):
+    connections = connections or options.connections
+    first = min(HELD_BEFORE, connections)
+    words = ("http", options.held_delay)
     with (
-        contenders.running(contender, options.server_cores, "http", delay) as (pid, port),
-        contextlib.ExitStack() as stack,
+        running(contender, options.server_cores, *words) as (pid, port),
+        held(pid, port, first, 0, options),
     ):
-        private, held, clients = [], 0, []
-        for count in (min(HELD_BEFORE, connections), connections):
-            client = http_load(options.client_cores, port, count, requests=count)
-            clients.append(client)
-            stack.enter_context(contenders.bounded(client))
-            held += count
-            wait_until_held(pid, held, delay)
-            private.append(private_bytes(pid))
-        for client in clients:
-            http_result(client)
-    before, after = private
-    return (after - before) / connections
+        before = private_bytes(pid)
+        with held(pid, port, connections, first, options):
+            after = private_bytes(pid)
+    return {"bytes/connection": (after - before) / connections}
 
 
 def measure_growth(contender, value, options):
-    delay, count = options.held_delay, options.connections
-    private = []
-    patience = ROUNDS * (delay + 20) + contenders.PATIENCE
-    with contenders.running(contender, options.server_cores, "http", delay, patience=patience) as (
-        pid,
-        port,
-    ):
-        start = private_bytes(pid)
+    count, words = options.connections, ("http", options.held_delay)
+    patience = ROUNDS * (options.held_delay + 20) + PATIENCE
+    with running(contender, options.server_cores, *words, patience=patience) as (pid, port):
+        start, grown = private_bytes(pid), []
         for _ in range(ROUNDS):
-            client = http_load(options.client_cores, port, count, requests=count)
-            with contenders.bounded(client):
-                wait_until_held(pid, count, delay)
-                private.append(private_bytes(pid))
-                http_result(client)
-    first, last = ((value - start) / count for value in (private[0], private[-1]))
+            with held(pid, port, count, 0, options):
+                grown.append((private_bytes(pid) - start) / count)
+    first, last = grown[0], grown[-1]
     return {"bytes/connection": last, "in the first round": first, "growth": last - first}
 
 
@@ -69,5 +76,13 @@ WORKLOADS = [
         "the tenth round and in the first. What leaks grows; a garbage collector takes its time.",
         measure_growth,
         once=True,
+    ),
+    Workload(
+        "scale-held",
+        "so many connections held",
+        "Private bytes for each. A few hundred may fit into what is free already.",
+        measure_held,
+        points(100, 1_000, 10_000),
+        curve="connections",
     ),
 ]
