@@ -110,7 +110,7 @@ def draw_bars(heading, summary, axes):
 
 
 def draw_curves(workload, summaries, options, axes):
-    points = {case.title: case.x for case in workload.cases(options)}
+    points = {case.title: case.value for case in workload.cases(options)}
     names = dict.fromkeys(name for summary in summaries.values() for name in summary)
     figure = ""
     for name in names:

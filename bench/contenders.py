@@ -164,9 +164,7 @@ def cpu_figures(pid, count, before, what):
 
 
 def rates(found, what):
-    latency = found["latency_ms"]
-    return {
-        f"{what}s/s": found["per_second"],
-        "p50 ms": latency["p50"],
-        "p99 ms": latency["p99"],
-    }
+    figures = {f"{what}s/s": found["per_second"]}
+    if what == "packet":  # of datagrams the client knows no latencies, and some get lost
+        return {**figures, "lost": found["lost"]}
+    return {**figures, **{f"{name} ms": found["latency_ms"][name] for name in ("p50", "p99")}}

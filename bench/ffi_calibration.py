@@ -205,7 +205,7 @@ def calibrate_profiler(empty_call, call_cost):
 
 
 def profile(functions):
-    """Call functions by turns, profiled. Returns the own time of a call: in all, and the callee's."""
+    """Call functions by turns, profiled. Returns own times of a call: of all, and the callee's."""
 
     def call_by_turns():
         for _ in range(rounds):

@@ -7,35 +7,61 @@ import threading
 
 from contenders import run
 
-from workloads import KIB, MIB, Case, Workload, points
+from workloads import KIB, MIB, Case, points, workload
 
 
-def timers(mode):
-    def measure(contender, count, options):
-        words = ("timers", mode, count or options.timers, options.spread)
-        found = run(contender, options.server_cores, *words)
-        if mode == "pending":
-            return {"bytes/timer": found["bytes"]}
-        return {"CPU µs/timer": found["cpu_seconds"] * 1e6}
-
-    return measure
+def timer_cost(contender, options, mode, count):
+    found = run(contender, options.server_cores, "timers", mode, count, options.spread)
+    return {"CPU µs/timer": found["cpu_seconds"] * 1e6}
 
 
-def measure_wakeups(contender, value, options):
+@workload()
+def timers(contender, count, options):
+    """create {timers:,} timers, due over {spread:g} s, and fire them.
+
+    CPU time of the process. The program measures itself; there is no client.
+    """
+    return timer_cost(contender, options, "fire", count or options.timers)
+
+
+@workload()
+def cancel(contender, value, options):
+    """create {timers:,} timers and cancel them.
+
+    CPU time of the process. The program measures itself; there is no client.
+    """
+    return timer_cost(contender, options, "cancel", options.timers)
+
+
+@workload()
+def pending(contender, value, options):
+    """{timers:,} timers pending.
+
+    Private memory of each, beyond its callback, which all share, and the application's
+    reference to it.
+    """
+    words = ("timers", "pending", options.timers, options.spread)
+    return {"bytes/timer": run(contender, options.server_cores, *words)["bytes"]}
+
+
+@workload(cases=points(100, 10_000, 1_000_000), curve="timers")
+def scale_timers(contender, count, options):
+    """so many timers created and fired.
+
+    CPU time for each timer, of a process of its own.
+    """
+    return timers(contender, count, options)
+
+
+@workload()
+def wakeups(contender, value, options):
+    """wake-ups from another thread, each answered before the next.
+
+    CPU time of both threads, on one processor; the answer is a semaphore's. There is no
+    client. In Python it includes handing the interpreter's lock over twice.
+    """
     found = run(contender, options.server_cores, "wakeups", options.seconds)
     return {"CPU µs/wake-up": found["cpu_seconds"] * 1e6, "wake-ups/s": found["per_second"]}
-
-
-def measure_lines(contender, value, options):
-    when, size, mebibytes = value
-    with lines_server(size, mebibytes, options.client_cores) as port:
-        found = run(contender, options.server_cores, "lines", port, when, max(4 * size, 256 * KIB))
-    if found["lines"] != mebibytes * MIB // size:
-        raise RuntimeError(f"{found['lines']:,} lines were read")
-    return {
-        "CPU ms/MiB": found["cpu_seconds"] * 1e3 / mebibytes,
-        "MiB/s": mebibytes / found["seconds"],
-    }
 
 
 @contextlib.contextmanager
@@ -72,50 +98,19 @@ def line_cases(options):
     ]
 
 
-NO_CLIENT = "The program measures itself; there is no client."
+@workload(cases=line_cases, references=("asyncio", "bare"))
+def lines(contender, value, options):
+    """lines of a connection, by AsyncStream.readline, and StreamReader's.
 
-WORKLOADS = [
-    Workload(
-        "timers",
-        "create {timers:,} timers, due over {spread:g} s, and fire them",
-        f"CPU time of the process. {NO_CLIENT}",
-        timers("fire"),
-    ),
-    Workload(
-        "cancel",
-        "create {timers:,} timers and cancel them",
-        f"CPU time of the process. {NO_CLIENT}",
-        timers("cancel"),
-    ),
-    Workload(
-        "pending",
-        "{timers:,} timers pending",
-        "Private memory of each, beyond its callback, which all share, and the application's\n"
-        "reference to it.",
-        timers("pending"),
-    ),
-    Workload(
-        "wakeups",
-        "wake-ups from another thread, each answered before the next",
-        "CPU time of both threads, on one processor; the answer is a semaphore's. There is no\n"
-        "client. In Python it includes handing the interpreter's lock over twice.",
-        measure_wakeups,
-    ),
-    Workload(
-        "lines",
-        "lines of a connection, by AsyncStream.readline, and StreamReader's",
-        "CPU time of the reader, which has read the same once before. The cost is linear if a MiB\n"
-        "costs the same whatever the amount. bare is io's readline, in C, which blocks.",
-        measure_lines,
-        line_cases,
-        references=("asyncio", "bare"),
-    ),
-    Workload(
-        "scale-timers",
-        "so many timers created and fired",
-        "CPU time for each timer, of a process of its own.",
-        timers("fire"),
-        points(100, 10_000, 1_000_000),
-        curve="timers",
-    ),
-]
+    CPU time of the reader, which has read the same once before. The cost is linear if a MiB
+    costs the same whatever the amount. bare is io's readline, in C, which blocks.
+    """
+    when, size, mebibytes = value
+    with lines_server(size, mebibytes, options.client_cores) as port:
+        found = run(contender, options.server_cores, "lines", port, when, max(4 * size, 256 * KIB))
+    if found["lines"] != mebibytes * MIB // size:
+        raise RuntimeError(f"{found['lines']:,} lines were read")
+    return {
+        "CPU ms/MiB": found["cpu_seconds"] * 1e3 / mebibytes,
+        "MiB/s": mebibytes / found["seconds"],
+    }

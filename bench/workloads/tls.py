@@ -9,9 +9,9 @@ import time
 from common import Cpu, make_certificate, private_bytes, trusting_context
 from contenders import cpu_figures, running
 
-from workloads import KIB, MIB, Case, Workload
+from workloads import KIB, MIB, Case, workload
 
-CONNECTIONS = 10
+PEERS = ("uvloop", "asyncio")  # that speak TLS
 IDLE_BEFORE, IDLE = 100, 500
 
 
@@ -55,10 +55,19 @@ def cost(pid, act, options, what, each=1):
     return {**cpu_figures(pid, count, before, what), f"{what}s/s": count / seconds}
 
 
-def measure_echo(contender, size, options):
+def sizes(options):
+    return [Case(f"{size} KiB", size * KIB) for size in (1, 10, 100)]
+
+
+@workload(cases=sizes, references=PEERS)
+def tls(contender, size, options):
+    """TLS 1.3: echo on 10 connections.
+
+    Compare CPU/message, the server's own. The client, in Python, limits messages/s.
+    """
     with serving(contender, options, "tls") as (pid, connect), contextlib.ExitStack() as stack:
         data = bytes(size)
-        socks = [stack.enter_context(connect()) for _ in range(CONNECTIONS)]
+        socks = [stack.enter_context(connect()) for _ in range(10)]
 
         def round_trips():
             for sock in socks:
@@ -66,10 +75,16 @@ def measure_echo(contender, size, options):
             for sock in socks:
                 receive(sock, size)
 
-        return cost(pid, round_trips, options, "message", CONNECTIONS)
+        return cost(pid, round_trips, options, "message", 10)
 
 
-def measure_handshake(contender, resume, options):
+@workload(cases=lambda options: [Case("in full", False), Case("resumed", True)], references=PEERS)
+def tls_handshake(contender, resume, options):
+    """TLS 1.3: a connection, one byte to and fro, and its end; P-256.
+
+    Compare CPU/connection, the server's own. The client makes one after the other: it
+    limits connections/s.
+    """
     session = None
 
     def one_byte():
@@ -86,7 +101,13 @@ def measure_handshake(contender, resume, options):
         return cost(pid, one_byte, options, "connection")
 
 
-def measure_idle(contender, value, options):
+@workload(references=("bare", "uvloop"))
+def tls_idle(contender, value, options):
+    """TLS 1.3: connections that have echoed 1 KiB, and rest.
+
+    Private memory for each. bare is an SSLObject with its two BIOs and a socket: what
+    OpenSSL and the module ssl need.
+    """
     with serving(contender, options, "tls_idle") as (pid, connect), contextlib.ExitStack() as stack:
         private = []
         for count in (IDLE_BEFORE, IDLE):
@@ -99,7 +120,12 @@ def measure_idle(contender, value, options):
     return {"bytes/connection": (private[1] - private[0]) / IDLE}
 
 
-def measure_slow_reader(contender, value, options):
+@workload(references=PEERS)
+def tls_slow(contender, value, options):
+    """TLS 1.3: {waiting:,} MiB wait for one slow reader.
+
+    Private memory that the server gains at most; the data it had before.
+    """
     size = options.waiting * MIB
     with serving(contender, options, "tls_source", size) as (pid, connect):
         before = most = private_bytes(pid)
@@ -109,39 +135,3 @@ def measure_slow_reader(contender, value, options):
                 most = max(most, private_bytes(pid))
                 receive(sock, size // 32)
     return {"MiB more": (most - before) / MIB}
-
-
-WORKLOADS = [
-    Workload(
-        "tls",
-        f"TLS 1.3: echo on {CONNECTIONS} connections",
-        "Compare CPU/message, the server's own. The client, in Python, limits messages/s.",
-        measure_echo,
-        lambda options: [Case(f"{size} KiB", size * KIB) for size in (1, 10, 100)],
-        references=("uvloop", "asyncio"),
-    ),
-    Workload(
-        "tls-handshake",
-        "TLS 1.3: a connection, one byte to and fro, and its end; P-256",
-        "Compare CPU/connection, the server's own. The client makes one after the other: it\n"
-        "limits connections/s.",
-        measure_handshake,
-        lambda options: [Case("in full", False), Case("resumed", True)],
-        references=("uvloop", "asyncio"),
-    ),
-    Workload(
-        "tls-idle",
-        "TLS 1.3: connections that have echoed 1 KiB, and rest",
-        "Private memory for each. bare is an SSLObject with its two BIOs and a socket: what\n"
-        "OpenSSL and the module ssl need.",
-        measure_idle,
-        references=("bare", "uvloop"),
-    ),
-    Workload(
-        "tls-slow",
-        "TLS 1.3: {waiting:,} MiB wait for one slow reader",
-        "Private memory that the server gains at most; the data it had before.",
-        measure_slow_reader,
-        references=("uvloop", "asyncio"),
-    ),
-]
