@@ -226,7 +226,8 @@ class Run:
             self.hold(messages)
             self.collect_answers(messages)
             workers.send_signal(signal.SIGTERM)
-            self.end(messages)
+            for _ in self.totals(messages, ending=True):
+                pass
         finally:
             # No Ctrl-C may come between a process and its end.
             for signo in STOP_SIGNALS:
@@ -235,8 +236,7 @@ class Run:
             for client in self.clients:
                 client.kill()
             for client in self.clients:
-                client.wait()
-                client.stdout.close()
+                client.communicate()
             for _ in workers.messages():
                 pass
             progress("")
@@ -247,13 +247,12 @@ class Run:
     def connect(self, messages):
         """Start the servers, and a client for each."""
         ports = []
-        for pid, kind, value in messages:
+        while len(ports) < self.options.processes:
+            pid, kind, value = next(messages)
             self.check(pid, kind, value)
             if kind == "listening":
                 self.pids.append(pid)
                 ports.append(value[1])
-                if len(ports) == self.options.processes:
-                    break
         self.idle = Memory.now()
         self.idle_private = sum(map(private_bytes, self.pids))
         self.connecting = time.monotonic()
@@ -338,15 +337,6 @@ class Run:
         if died:
             raise Failure(f"{died} clients died; {replies:,} good answers")
 
-    def end(self, messages):
-        for pid, kind, value in messages:
-            if kind == "ended" and value:
-                raise Failure(f"server {pid} {value}")
-            if kind == "counters":
-                self.reports.add(pid, value)
-            if time.monotonic() > self.deadline:
-                raise Failure("the servers did not end")
-
     def finish(self, seconds):
         total = self.reports.total()
         per_request = (total.user + total.system) * 1e6 / max(1, total.finished)
@@ -362,15 +352,16 @@ class Run:
 
     # What they say
 
-    def totals(self, messages):
+    def totals(self, messages, ending=False):
         """The sum of the servers' reports, once a second, when each has reported."""
         for pid, kind, value in messages:
-            self.check(pid, kind, value)
+            self.check(pid, kind, value, ending)
             if kind == "counters" and self.reports.add(pid, value):
                 yield self.reports.total()
 
-    def check(self, pid, kind, value):
-        if kind == "ended":
+    def check(self, pid, kind, value, ending=False):
+        """Raise Failure if something has ended that should not, or lasts too long."""
+        if kind == "ended" and (value or not ending):
             raise Failure(f"server {pid} {value or 'has ended'}")
         for client in self.clients:
             if client.poll():

@@ -80,6 +80,7 @@ def say(text, file=sys.stderr):
 
 def aligned(rows):
     """The rows of a table as lines of text: names to the left, figures to the right."""
+    rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows)]
     for name, *cells in rows:
         cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:])]

@@ -92,30 +92,25 @@ def compare(workload, contenders, options):
 
 def summarize(runs, references):
     """Medians, spread and ratios of the runs of a case, by program."""
+    runs = {name: figures for name, figures in runs.items() if figures}
     summary = {}
     for name, figures in runs.items():
-        if not figures:
-            continue
-        summary[name] = {
-            figure: {
-                "median": statistics.median(values),
-                "min": min(values),
-                "max": max(values),
-                "runs": values,
-            }
-            for figure in figures[0]
-            for values in [[run[figure] for run in figures]]
-        }
         compared = next(iter(figures[0]))
+        summary[name] = {figure: spread([run[figure] for run in figures]) for figure in figures[0]}
         summary[name]["ratios"] = {
             reference: statistics.median(
                 run[compared] / other[compared] if other[compared] else 1.0
                 for run, other in zip(figures, runs[reference])
             )
             for reference in references
-            if runs.get(reference)
+            if reference in runs
         }
     return summary
+
+
+def spread(values):
+    median = statistics.median(values)
+    return {"median": median, "min": min(values), "max": max(values), "runs": values}
 
 
 # What is printed

@@ -35,35 +35,39 @@ PARAMETERS = {
     8: "void *loop, const int64_t *operations, int count, const char *payload, int slot,"
     " const char *data, size_t size, int callback",
 }
-DECLARATIONS = "void pa_call_in(int times);\n" + "".join(
-    f"void pa_empty{count}({parameters});\n" for count, parameters in PARAMETERS.items()
-)
+# Functions to profile: as many as a program calls by turns, which the profiler looks up in a tree.
+MANY = range(40)
+EMPTY = {
+    **{f"pa_empty{count}": parameters for count, parameters in PARAMETERS.items()},
+    **{f"pa_one_of_many{i}": "void" for i in MANY},
+}
 CALLBACK = "void pa_called(int slot, int64_t value, int64_t data);"
+DECLARATIONS = f'extern "Python" {CALLBACK}\nvoid pa_call_in(int times);\n' + "\n".join(
+    f"void {name}({parameters});" for name, parameters in EMPTY.items()
+)
 # A compiler that sees through the functions would leave out the calls.
-SOURCE = """
+SOURCE = f"""
 #include <stdint.h>
 #include <stddef.h>
-static void pa_called(int slot, int64_t value, int64_t data);
-static void pa_call_in(int times) {
+static {CALLBACK}
+static void pa_call_in(int times) {{
   for (int i = 0; i < times; i++)
     pa_called(i & 63, i, i);
-}
-""" + "".join(
-    f'__attribute__((noinline)) static void pa_empty{count}({parameters}) {{ __asm__(""); }}\n'
-    for count, parameters in PARAMETERS.items()
+}}
+""" + "\n".join(
+    f'__attribute__((noinline)) static void {name}({parameters}) {{ __asm__(""); }}'
+    for name, parameters in EMPTY.items()
 )
 
 
 def load_module():
     """Compile the module, unless that was done before, and import it."""
-    text = DECLARATIONS + CALLBACK + SOURCE + sys.version
+    text = DECLARATIONS + SOURCE + sys.version
     name = f"ffi_calibration_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    found = [path for path in CACHE.glob(f"{name}.*") if path.suffix in (".so", ".dylib", ".pyd")]
-    if found:
-        path = found[0]
-    else:
+    path = next(CACHE.glob(f"{name}.*.so"), None)
+    if path is None:
         builder = FFI()
-        builder.cdef(DECLARATIONS + f'extern "Python" {CALLBACK}')
+        builder.cdef(DECLARATIONS)
         builder.set_source(name, SOURCE, extra_compile_args=["-O2"])
         path = Path(builder.compile(tmpdir=str(CACHE)))
     spec = importlib.util.spec_from_file_location(name, path)
@@ -89,7 +93,7 @@ def calibrate():
     result["call_in"], result["record"] = calibrate_events(ffi, lib)
     result["copy"], result["copy_1k"] = (copy_time(ffi, size) for size in (1, KIB))
     if not PYPY:
-        result["profiler"] = calibrate_profiler(lib.pa_empty0, calls[0])
+        result["profiler"] = calibrate_profiler(lib, calls[0])
     return result
 
 
@@ -167,40 +171,20 @@ def copy_time(ffi, size):
     return max(0.0, copies - nothing)
 
 
-SOME_IN_C = [
-    ([], "copy clear reverse __len__ __sizeof__ sort"),
-    ({}, "copy clear keys values items __len__"),
-    ("a", "lower isalpha isdigit isupper __len__ strip split"),
-    (b"a", "lower isalpha isdigit isupper __len__ strip split hex"),
-    (set(), "copy clear __len__ __sizeof__"),
-    (1, "bit_length conjugate __bool__ __float__ __index__ __neg__"),
-    (1.0, "hex is_integer __bool__"),
-]
-
-
-def calibrate_profiler(empty_call, call_cost):
+def calibrate_profiler(lib, call_cost):
     """What cProfile adds to one call: to the caller's own time, and to the callee's.
 
     Returns these two by kind, for functions in Python and in C.
     """
-
-    def empty_function():
-        pass
-
-    in_python = [eval("lambda: None") for _ in range(40)]
-    in_c = [getattr(owner, name) for owner, names in SOME_IN_C for name in names.split()]
+    in_python = [eval("lambda: None") for _ in MANY]
+    in_c = [getattr(lib, f"pa_one_of_many{i}") for i in MANY]
     result = {}
-    for kind, functions, one, inside in (
-        ("python", in_python, empty_function, 0.0),
-        ("c", in_c, empty_call, call_cost),
-    ):
-        # The profiler's clock is read next to the call: within its own time there is little else.
-        in_callee = max(0.0, min(profile([one] * 40)[1] for _ in range(ROUNDS)) - inside)
-        # It looks each function up in a tree: as many of them as a program calls by turns.
+    for kind, functions, inside in (("python", in_python, 0.0), ("c", in_c, call_cost)):
         names = {"functions": functions, "at_once": len(functions)}
         plain = time_each("for function in functions: function()", **names)
-        profiled = min(profile(functions)[0] for _ in range(ROUNDS))
-        result[kind] = (max(0.0, profiled - plain - in_callee), in_callee)
+        of_all, of_callees = (min(times) for times in zip(*map(profile, [functions] * ROUNDS)))
+        in_callee = max(0.0, of_callees - inside)
+        result[kind] = (max(0.0, of_all - plain - in_callee), in_callee)
     return result
 
 
@@ -213,12 +197,13 @@ def profile(functions):
                 function()
 
     rounds = REPEATS // len(functions)
-    calls = rounds * len(functions)
     profiler = cProfile.Profile()
     profiler.runcall(call_by_turns)
-    profiler.create_stats()
-    entries = [(count, own * 1e9 / calls) for _, count, own, _, _ in profiler.stats.values()]
-    return sum(own for _, own in entries), sum(own for count, own in entries if count == calls)
+    times = [
+        (entry.callcount == rounds, entry.inlinetime * 1e9 / REPEATS)
+        for entry in profiler.getstats()
+    ]
+    return sum(time for _, time in times), sum(time for called, time in times if called)
 
 
 def report(calibration):

@@ -7,6 +7,7 @@ from typing import NamedTuple, Optional
 
 from ffi_calibration import KIB, call_cost
 
+import pyasync
 from pyasync._ffi import ffi, lib
 
 CROSSING = "<built-in method pyasync._libuv."
@@ -26,10 +27,7 @@ class Observation(NamedTuple):
     requests: int
     user: float  # CPU seconds
     system: float
-    asleep: float
-    events: int
-    crossings: int
-    bytes_read: int
+    stats: pyasync.Stats
     counts: Counter  # crossings by name, of a counted run
     profile: dict  # of a profiled one, as cProfile has it
 
@@ -94,7 +92,7 @@ def analyze_run(watched, plain, calibration):
         analyze_profile(watched.profile, calibration, observed=watched),
         measured=plain.cpu * scale,
         system=plain.system * scale,
-        counted=plain.crossings / plain.requests,
+        counted=plain.stats.crossings / plain.requests,
     )
 
 
@@ -127,7 +125,7 @@ def analyze_profile(profile, calibration, *, observed=None, cpu=None):
     # cProfile's clock goes on while the loop sleeps, and while others have the processor.
     busy, asleep = 1.0, 0.0
     if observed:
-        asleep = observed.asleep
+        asleep = observed.stats.idle_time
         busy = observed.cpu / (sum(own_time.values()) - asleep)
     elif cpu is not None:
         asleep = max(0.0, sum(entry[2] for entry in profile.values()) - cpu)
@@ -163,13 +161,13 @@ def analyze_counts(counted, plain, calibration):
     crossing = sum(row.cost for row in rows)
     parts = {KERNEL_ALONE: plain.system, FFI: crossing, REST: plain.user - crossing}
     # The sum is what was measured: there is no second figure to compare it with.
-    return Costs(plain.requests, parts, rows, counted=plain.crossings / plain.requests)
+    return Costs(plain.requests, parts, rows, counted=plain.stats.crossings / plain.requests)
 
 
 def rows_inward(observed, calibration):
     """What it costs that events come as records, and that each request is read once."""
-    requests, events = observed.requests, observed.events
-    size = observed.bytes_read / requests
+    requests, events = observed.requests, observed.stats.events
+    size = observed.stats.bytes_read / requests
     copy = calibration["copy"] + (calibration["copy_1k"] - calibration["copy"]) * size / KIB
     return [
         Crossing(RECORDS, events, events * calibration["record"] / 1e9),

@@ -60,7 +60,12 @@ def main():
             results = {name: measure(name, calibration, options) for name in options.workloads}
         progress("")
         if options.json:
-            print(json.dumps(as_json(calibration, results), indent=2))
+            found = {
+                name: {variant: costs.as_dict() for variant, costs in variants.items()}
+                for name, variants in results.items()
+            }
+            here = {"machine": common.machine(), "calibration": calibration}
+            print(json.dumps({**here, "results": found}, indent=2))
         else:
             print(*text(calibration, results), sep="\n")
         if options.svg:
@@ -191,17 +196,13 @@ def observe(name, mode, unbuffered, options):
     if client.wait() != 0:
         raise RuntimeError(f"the load on {name} has failed")
     profiler.create_stats()
-    stats = loop.stats() - stats
     return Observation(
         json.loads(found[-1])["done"],
         after.ru_utime - usage.ru_utime,
         after.ru_stime - usage.ru_stime,
-        stats.idle_time,
-        stats.events,
-        stats.crossings,
-        stats.bytes_read,
+        loop.stats() - stats,
         counts,
-        profiler.stats if mode == PROFILED else {},
+        profiler.stats,
     )
 
 
@@ -241,17 +242,6 @@ def count_crossings(counts):
 # What is printed
 
 
-def as_json(calibration, results):
-    return {
-        "machine": common.machine(),
-        "calibration": calibration,
-        "results": {
-            name: {variant: costs.as_dict() for variant, costs in variants.items()}
-            for name, variants in results.items()
-        },
-    }
-
-
 def text(calibration, results):
     yield common.machine_text()
     yield ""
@@ -260,66 +250,53 @@ def text(calibration, results):
         workload = WORKLOADS.get(name, Workload("the time in the loop", "", None))
         yield ""
         yield f"{name}: {workload.title}"
-        yield from shares(variants, workload.unit)
+        yield from aligned(shares(variants, workload.unit))
         for variant, costs in variants.items():
             if not costs.computed:
                 yield ""
-                yield from crossings(variant, costs, workload.unit)
+                yield from aligned(crossings(variant, costs, workload.unit))
 
 
 def shares(variants, unit):
-    """A row for each part, and a pair of columns for each variant: its time, and its share."""
-    columns = list(variants.values())
+    """A row for each part, with its time and its share of the sum; then what else was measured."""
 
-    def row(title, cells):
-        return [title, *(cell for pair in cells for cell in pair)]
+    def row(title, show, what):
+        values = [(costs, what(costs)) for costs in variants.values()]
+        if any(value is not None for _, value in values):
+            yield [
+                title,
+                *("-" if value is None else show(costs, value) for costs, value in values),
+            ]
 
-    def times(title, values, unknown="computed"):
-        return row(title, [time_and_share(*pair, unknown) for pair in zip(columns, values)])
-
-    def time_and_share(costs, seconds, unknown):
-        if seconds is None:
-            return unknown, ""
+    def part(costs, seconds):
         time = seconds * 1e6 / costs.requests if costs.requests else seconds
-        return f"{time:,.{2 if unit else 3}f}", f"{seconds / costs.total:.1%}"
+        return f"{time:,.{2 if unit else 3}f} {seconds / costs.total:7.1%}"
 
-    rows = [
-        row("", [(variant, "") for variant in variants]),
-        row("", [(f"µs/{unit}" if unit else "seconds", "share")] * len(columns)),
-        *(times(name, [costs.parts[name] for costs in columns]) for name in columns[0].parts),
-        times("sum", [costs.total for costs in columns]),
-    ]
-    if columns[0].measured is not None:
-        rows.append(times("without the profiler", [costs.measured for costs in columns]))
-        rows.append(times("  of it in the kernel", [costs.system for costs in columns], ""))
-        rows.append(row("error of the sum", [("", optional(one.residual, "+.1%"))
-                                             for one in columns]))  # fmt: skip
-    if columns[0].counted is not None:
-        rows.append(row("crossings, unwatched", [(optional(one.counted, ",.3f"), "")
-                                                 for one in columns]))  # fmt: skip
-    return aligned(rows)
-
-
-def optional(value, how):
-    return "" if value is None else format(value, how)
+    yield [f"µs/{unit}, share" if unit else "seconds, share", *variants]
+    for name in next(iter(variants.values())).parts:
+        yield from row(name, part, lambda costs, name=name: costs.parts[name])
+    yield from row("sum", part, lambda costs: costs.total)
+    yield from row("without the profiler", part, lambda costs: costs.measured)
+    yield from row("  of it in the kernel", part, lambda costs: costs.system)
+    yield from row("error of the sum", lambda costs, value: f"{value:+.1%}",
+                   lambda costs: costs.residual)  # fmt: skip
+    yield from row("crossings, unwatched", lambda costs, value: f"{value:,.3f} {'':7}",
+                   lambda costs: costs.counted)  # fmt: skip
 
 
 def crossings(variant, costs, unit):
     """A row for each crossing, but for those that are only made at the beginning or the end."""
     calls = f"calls/{unit}" if unit else "calls"
-    rows = [[f"crossings, {variant}", calls, "ns/call", "share", "then in C, ns"]]
+    yield [f"crossings, {variant}", calls, "ns/call", "share", "then in C, ns"]
     for row in costs.crossings:
         if row.calls >= costs.requests / 1000:
-            rows.append(
-                [
-                    f"  {row.name}",
-                    f"{row.calls / costs.requests:,.3f}" if costs.requests else f"{row.calls:,}",
-                    f"{row.cost * 1e9 / row.calls:,.0f}",
-                    f"{row.cost / costs.total:.2%}",
-                    optional(row.in_c and row.in_c * 1e9 / row.calls, ",.0f"),
-                ]
-            )
-    return aligned(rows)
+            yield [
+                f"  {row.name}",
+                f"{row.calls / costs.requests:,.3f}" if costs.requests else f"{row.calls:,}",
+                f"{row.cost * 1e9 / row.calls:,.0f}",
+                f"{row.cost / costs.total:.2%}",
+                "" if row.in_c is None else f"{row.in_c * 1e9 / row.calls:,.0f}",
+            ]
 
 
 if __name__ == "__main__":

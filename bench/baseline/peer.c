@@ -37,6 +37,14 @@ static void on_close_free(uv_handle_t* handle) {
   free(handle);
 }
 
+/* Not calloc: what a connection or a timer takes is measured. */
+static void* reserve(size_t size) {
+  void* memory = malloc(size);
+  if (memory == NULL)
+    die("malloc");
+  return memory;
+}
+
 static void serve(const struct sockaddr_in* address) {
   printf("listening on 127.0.0.1:%d\n", ntohs(address->sin_port));
   fflush(stdout);
@@ -58,10 +66,8 @@ static void serve_tcp(uv_connection_cb on_connection) {
 
 /* The connection is at the beginning of so many bytes. */
 static void* accept_connection(uv_stream_t* server, int status, size_t size) {
-  uv_tcp_t* tcp = malloc(size);
+  uv_tcp_t* tcp = reserve(size);
   check(status, "accept");
-  if (tcp == NULL)
-    die("malloc");
   check(uv_tcp_init(server->loop, tcp), "tcp");
   check(uv_accept(server, (uv_stream_t*) tcp), "accept");
   return tcp;
@@ -152,9 +158,7 @@ static void on_echo_read(uv_stream_t* stream, ssize_t size,
     return;
   if (sent < 0)
     sent = 0;
-  pending = malloc(sizeof *pending + size - sent);
-  if (pending == NULL)
-    die("malloc");
+  pending = reserve(sizeof *pending + size - sent);
   memcpy(pending->data, buf->base + sent, size - sent);
   rest = uv_buf_init(pending->data, (unsigned) (size - sent));
   check(uv_write(&pending->write, stream, &rest, 1, on_echo_write), "write");
@@ -213,9 +217,7 @@ static void on_timer(uv_timer_t* timer) {
 }
 
 static uv_timer_t* start_timer(uint64_t ms) {
-  uv_timer_t* timer = malloc(sizeof *timer);
-  if (timer == NULL)
-    die("malloc");
+  uv_timer_t* timer = reserve(sizeof *timer);
   check(uv_timer_init(uv_default_loop(), timer), "timer");
   check(uv_timer_start(timer, on_timer, ms, 0), "timer");
   return timer;
@@ -311,9 +313,7 @@ static void on_connect(uv_connect_t* request, int status) {
 }
 
 static void start_connection(void) {
-  client_t* client = malloc(sizeof *client);
-  if (client == NULL)
-    die("malloc");
+  client_t* client = reserve(sizeof *client);
   check(uv_tcp_init(uv_default_loop(), &client->tcp), "tcp");
   check(uv_tcp_connect(&client->request, &client->tcp,
                        (struct sockaddr*) &server_address, on_connect),
