@@ -45,7 +45,7 @@ class Crossing(NamedTuple):
     in_c: Optional[float] = None  # and that was spent on the other side
 
 
-@dataclass
+@dataclass(eq=False)  # each is itself alone
 class Costs:
     """Where the time of some requests went, in seconds of CPU."""
 

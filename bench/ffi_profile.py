@@ -261,12 +261,10 @@ def shares(variants, unit):
     """A row for each part, with its time and its share of the sum; then what else was measured."""
 
     def row(title, show, what):
-        values = [(costs, what(costs)) for costs in variants.values()]
-        if any(value is not None for _, value in values):
-            yield [
-                title,
-                *("-" if value is None else show(costs, value) for costs, value in values),
-            ]
+        values = {costs: what(costs) for costs in variants.values()}
+        cells = ["-" if item[1] is None else show(*item) for item in values.items()]
+        if set(cells) != {"-"}:
+            yield [title, *cells]
 
     def part(costs, seconds):
         time = seconds * 1e6 / costs.requests if costs.requests else seconds
