@@ -202,8 +202,9 @@ def run_here(options, console, load):
         print_listening(console, value, options)
         if options.page is not None:
             print_page(console, serve_page(options))
-        load.start(value)
-        pyasync.signal_handler(signal.SIGCHLD, lambda signo: load.stop_server_at_end())
+        if options.load:
+            load.start(value)
+            pyasync.signal_handler(signal.SIGCHLD, lambda signo: load.stop_server_at_end())
 
     run_server(options, send)
     return 0
@@ -234,7 +235,8 @@ def run_workers(options, console, load):
                 listening += 1
                 if listening == options.workers:
                     print_listening(console, value, options)
-                    load.start(value)
+                    if options.load:
+                        load.start(value)
             elif kind == "counters":
                 print_counters(console, pid, value, options)
             else:
@@ -271,10 +273,7 @@ class Load:
         self._process = None
 
     def start(self, address):
-        """Start the load, if one is asked for."""
         options = self._options
-        if not options.load:
-            return
         host, port = address[:2]
         command = [sys.executable, BENCH / "http_load.py", f"--server={host}", f"--port={port}"]
         command += ["--lines", f"--num-conns={options.load}", f"--timeout={options.delay + 60}"]

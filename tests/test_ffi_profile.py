@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import marshal
 import math
 import subprocess
 import sys
@@ -175,6 +176,33 @@ def test_the_cpu_time_tells_sleep_from_work(profile):
         return parts.get("kernel and libuv", parts.get("sleep, kernel, libuv"))
 
     assert kernel("--cpu=0.001") < kernel()
+
+
+@needs_cprofile
+def test_the_loop_is_found_in_any_file_of_the_package_and_by_no_name_of_a_function(tmp_path):
+    def function(name, file, seconds, *callers):
+        key, times = (file, 1, name), (1, 1, seconds, seconds)
+        found[key] = (*times, dict.fromkeys(callers, times))
+        return key
+
+    found, engine = {}, "/usr/lib/pyasync/_core/engine.py"
+    program = ("/home/somebody/program.py", 1, "main")
+    turn = function("turn", engine, 1.0, program)
+    poll = function("poll", engine, 2.0, turn)
+    function("<built-in method pyasync._libuv.pa_run>", "~", 4.0, poll)
+    walk = function("walk", "/usr/lib/pyasync/_core/deep/down.py", 8.0, turn)
+    on_data = function("on_data", program[0], 16.0, walk)
+    function("<built-in method pyasync._libuv.pa_write>", "~", 32.0, walk)
+    function("<built-in method time.sleep>", "~", 64.0, on_data)
+    found[program] = (1, 1, 128.0, 128.0, {})
+    path = tmp_path / "some.prof"
+    path.write_bytes(marshal.dumps(found))
+    results = json.loads(ffi_profile("--from", path, "--json").stdout)["results"]
+    parts = results[path.name]["profile"]["parts"]
+    assert {name: round(seconds) for name, seconds in parts.items()} == {
+        **{"sleep, kernel, libuv": 4 + 32, "FFI crossings": 0},
+        **{"pyasync": 1 + 2 + 8, "application": 16 + 64},
+    }
 
 
 @needs_cprofile
