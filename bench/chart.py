@@ -7,8 +7,6 @@ import functools
 import importlib.util
 import textwrap
 
-import common
-
 MISSING = "--svg needs matplotlib: pip install 'pyasync[bench]'"
 
 PYASYNC = "#d9480f"
@@ -29,7 +27,7 @@ def available():
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def draw_comparison(workloads, measured, options):
+def draw_comparison(workloads, measured, options, where):
     """Draw the bars into compare.svg, and the curves into scale.svg. Gives the files' names."""
     options.svg.mkdir(parents=True, exist_ok=True)
     bars, curves, rows = [], [], 0
@@ -45,18 +43,18 @@ def draw_comparison(workloads, measured, options):
                 bars.append(functools.partial(draw_bars, heading_here, summary))
                 rows = max(rows, len(summary))
     if bars:
-        yield save(options.svg / "compare.svg", bars, rows, columns=3)
+        yield save(options.svg / "compare.svg", bars, rows, where, columns=3)
     if curves:
-        yield save(options.svg / "scale.svg", curves, 12, columns=2)
+        yield save(options.svg / "scale.svg", curves, 12, where, columns=2)
 
 
-def draw_parts(results, path):
+def draw_parts(results, path, where):
     """Draw what ffi_profile.py has found: a bar for each variant, with its parts."""
     panels = [functools.partial(draw_stack, name, costs) for name, costs in results.items()]
-    save(path, panels, max(map(len, results.values())) + 3, columns=1, width=8.5)
+    save(path, panels, max(map(len, results.values())) + 3, where, columns=1, width=8.5)
 
 
-def save(path, panels, lines, columns, width=4.4):
+def save(path, panels, lines, where, columns, width=4.4):
     import matplotlib
 
     matplotlib.use("svg")
@@ -79,7 +77,7 @@ def save(path, panels, lines, columns, width=4.4):
         panel(axes)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
-    figure.supxlabel(common.machine_text(), fontsize=7, color="#666666")
+    figure.supxlabel(where, fontsize=7, color="#666666")
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
     return path

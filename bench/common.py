@@ -106,8 +106,8 @@ def machine():
     }
 
 
-def machine_text():
-    return ", ".join(f"{name} {value}" for name, value in machine().items())
+def in_words(fields):
+    return ", ".join(f"{name} {value}" for name, value in fields.items())
 
 
 # Processes

@@ -50,7 +50,7 @@ def main():
     contenders = [contender for contender in contenders if not contender.missing]
     here = common.machine()
     if not options.json:
-        print(common.machine_text())
+        print(common.in_words(here))
     measured = {}
     for workload in all_workloads():
         if workload.name in options.workloads:
@@ -60,7 +60,9 @@ def main():
     if options.json:
         print(json.dumps({"machine": here, "workloads": measured}, indent=2))
     if options.svg:
-        for path in chart.draw_comparison(all_workloads(), measured, options):
+        for path in chart.draw_comparison(
+            all_workloads(), measured, options, common.in_words(here)
+        ):
             say(f"drawn: {path}")
 
 

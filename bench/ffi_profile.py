@@ -48,6 +48,7 @@ PLAIN, PROFILED, COUNTED = "plain", "profiled", "counted"
 
 def main():
     options = parse_options()
+    here = common.machine()
     try:
         given = read_profile(options.profile) if options.profile else None
         progress("calibrating")
@@ -64,12 +65,12 @@ def main():
                 name: {variant: costs.as_dict() for variant, costs in variants.items()}
                 for name, variants in results.items()
             }
-            here = {"machine": common.machine(), "calibration": calibration}
-            print(json.dumps({**here, "results": found}, indent=2))
+            found = {"machine": here, "calibration": calibration, "results": found}
+            print(json.dumps(found, indent=2))
         else:
-            print(*text(calibration, results), sep="\n")
+            print(common.in_words(here), "", *text(calibration, results), sep="\n")
         if options.svg:
-            chart.draw_parts(results, options.svg)
+            chart.draw_parts(results, options.svg, common.in_words(here))
     except (OSError, ValueError, RuntimeError) as error:
         common.say(f"error: {error}")
         return 1
@@ -243,8 +244,6 @@ def count_crossings(counts):
 
 
 def text(calibration, results):
-    yield common.machine_text()
-    yield ""
     yield from report(calibration)
     for name, variants in results.items():
         workload = WORKLOADS.get(name, Workload("the time in the loop", "", None))
