@@ -23,7 +23,6 @@ import socket
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -212,10 +211,7 @@ class Run:
         self.before = Memory.now()
         gc.collect()
         gc.freeze()  # the collector must not write to pages that the servers share
-        server = Namespace(
-            **{"host": "127.0.0.1", "port": 0, "delay": options.delay, "backlog": None},
-            **{"workers": 1, "unbuffered": False, "tls": False, "busy": False},
-        )
+        server = http_delay.parse_options(["--port=0", f"--delay={options.delay}"])
         # SIGTERM is like Ctrl-C: all processes end, and then this one.
         for signo in STOP_SIGNALS:
             signal.signal(signo, signal.default_int_handler)

@@ -16,7 +16,6 @@ no profiler that names functions in C, and its compiler joins functions: there c
 counted, and the time outside of them is one row. docs/ffi.md says more.
 """
 
-import argparse
 import cProfile
 import json
 import multiprocessing
@@ -179,17 +178,14 @@ def observe(name, mode, unbuffered, options):
         if client.poll() is not None:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    server_options = argparse.Namespace(
-        **{"host": "127.0.0.1", "port": 0, "delay": 0, "backlog": None, "workers": 1},
-        **{"tls": False, "unbuffered": unbuffered},
-    )
+    words = ["--port=0", "--delay=0", *(["--unbuffered"] if unbuffered else [])]
     counts = Counter()
     if mode == COUNTED:
         count_crossings(counts)
     profiler = cProfile.Profile()
     if mode == PROFILED:
         profiler.enable()
-    WORKLOADS[name].serve(server_options, send)
+    WORKLOADS[name].serve(http_delay.parse_options(words), send)
     profiler.disable()
     after = resource.getrusage(resource.RUSAGE_SELF)
     with client.stdout as output:

@@ -304,7 +304,8 @@ class Load:
 # Options and output
 
 
-def parse_options():
+def parse_options(words=None):
+    """Return the options that the command line asks for, or these words."""
     parser = common.option_parser(__doc__)
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
@@ -326,7 +327,7 @@ def parse_options():
         " one, with exit status 1 if one was lost")  # fmt: skip
     add("--rate", type=float, help=f"connections a second ({DEFAULT_RATE:,.0f})")
     add("--concurrency", type=int, help="how many to keep open, in place of a rate")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     if options.delay < 0:
         parser.error("--delay must not be negative")
     if options.page is not None and options.workers > 1:

@@ -3,7 +3,6 @@
 See peer.py for the command line. --unbuffered: a crossing into libuv for each operation.
 """
 
-import argparse
 import sys
 import time
 
@@ -45,11 +44,8 @@ def http(delay):
         if kind == "listening":
             peer.listening(value)
 
-    options = argparse.Namespace(
-        **{"host": peer.HOST, "port": 0, "backlog": None, "workers": 1, "tls": False},
-        **{"delay": delay, "unbuffered": not BUFFERED},
-    )
-    http_delay.serve(options, send)
+    words = ["--port=0", f"--delay={delay}", *([] if BUFFERED else ["--unbuffered"])]
+    http_delay.serve(http_delay.parse_options(words), send)
 
 
 def echo():
