@@ -64,7 +64,7 @@ def main():
     if reasons:
         print("This machine cannot do it:", *reasons, sep="\n  ", file=sys.stderr)
         return 2
-    common.make_baseline()
+    common.compile_baseline("load")
     try:
         Run(options).run()
     except Failure as failure:

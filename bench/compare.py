@@ -42,7 +42,7 @@ SIZES = {
 
 def main():
     options = parse_options()
-    common.make_baseline()
+    common.compile_baseline("peer", "load")
     contenders = [one for one in known_contenders() if one.name in options.servers]
     for contender in contenders:
         if contender.missing:
@@ -75,6 +75,7 @@ def compare(workload, contenders, options):
     rounds = 1 if workload.once else options.rounds
     cases = workload.cases(options)
     runs = {case.title: {contender.name: [] for contender in chosen} for case in cases}
+    cannot = []
     for number in range(1, rounds + 1):
         for case in cases:
             for contender in list(chosen):
@@ -82,12 +83,14 @@ def compare(workload, contenders, options):
                 try:
                     figures = workload.measure(contender, case.value, options)
                 except Unsupported:
-                    say(f"skipped: {contender.name} in {workload.name} (it cannot do this)")
+                    cannot.append(contender.name)
                     chosen.remove(contender)
                 except (RuntimeError, OSError) as error:
                     say(f"failed: {contender.name} in {workload.name} {case.title} ({error})")
                 else:
                     runs[case.title][contender.name].append(figures)
+    if cannot:
+        say(f"skipped in {workload.name}: {', '.join(cannot)} (cannot do this)")
     progress("")
     return {title: summarize(case_runs, workload.references) for title, case_runs in runs.items()}
 

@@ -56,7 +56,7 @@ def main():
             costs = analyze_profile(given, calibration, cpu=options.cpu)
             results = {options.profile.name: {"profile": costs}}
         else:
-            common.make_baseline()
+            common.compile_baseline("load")
             results = {name: measure(name, calibration, options) for name in options.workloads}
         progress("")
         if options.json:
@@ -164,13 +164,14 @@ def observe(name, mode, unbuffered, options):
     def send(kind, address):
         nonlocal client, loop, stats, usage
         if kind == "listening":
+            # Before the client: it may end at once.
+            pyasync.signal_handler(signal.SIGCHLD, on_child_ended).unref()
             words = ["-n", options.requests, name, address[1], options.concurrency]
             client = subprocess.Popen(
                 [str(word) for word in (common.LOAD, *words)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
             )
-            pyasync.signal_handler(signal.SIGCHLD, on_child_ended).unref()
             loop = pyasync.current_loop()
             stats, usage = loop.stats(), resource.getrusage(resource.RUSAGE_SELF)
 

@@ -203,8 +203,9 @@ def run_here(options, console, load):
         if options.page is not None:
             print_page(console, serve_page(options))
         if options.load:
-            load.start(value)
+            # Before the client: it may end at once.
             pyasync.signal_handler(signal.SIGCHLD, lambda signo: load.stop_server_at_end())
+            load.start(value)
 
     run_server(options, send)
     return 0
