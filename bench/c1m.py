@@ -4,8 +4,8 @@
     python bench/c1m.py --connections 50000
 
 The server is bench/http_delay.py, in as many processes as the limit of open files asks for, each
-at a port of its own. As many clients (bench/baseline/http_load, in C, so that the memory goes to
-the server) connect at --rate, from addresses of 127.0.0.0/8. The delay is so long that every
+at a port of its own. As many clients (bench/baseline/load, in C, so that the memory goes to the
+server) connect at --rate, from addresses of 127.0.0.0/8. The delay is so long that every
 connection waits for its answer when the last one has come; then memory is read, and the answers
 follow, at the pace of the connections. An answer is good only when its bytes are exactly right and
 the end of the stream follows them.
@@ -14,30 +14,37 @@ Before it begins it looks at the limits of the machine, and says what is in the 
 is 0 if all were held at once and answered, 1 if not, and 2 if it could not begin.
 """
 
-import argparse
 import gc
+import ipaddress
 import json
 import math
 import signal
+import socket
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-import harness
+import common
 import http_delay
-import limits
-import machine
-from machine import MIB, Memory, private_bytes
-from reporting import Snapshot
-from workers import Reports, Workers, describe_exit
+from common import CONNECTIONS_PER_ADDRESS, LOAD, MIB, private_bytes, progress
+from workers import STOP_SIGNALS, Reports, Workers, describe_exit
 
-BASELINE = Path(__file__).resolve().parent / "baseline"
-FIRST_SOURCE = (127 << 24) + (1 << 16)  # 127.1.0.0
+FIRST_SOURCE = ipaddress.IPv4Address("127.1.0.0")
 SPARE_DELAY = 15.0  # seconds
 END_SECONDS = 30.0  # for the processes to end
+
+# Measured on Linux 6.18: two TCP sockets with their files, inodes, directory entries, ports and
+# places in epoll sets, and the server's own share, rounded up.
+BYTES_PER_CONNECTION = 12_000
+BYTES_PER_PROCESS = 20 * MIB  # a server, idle, and its client
+
+# The kernel's caches that connections fill
+SLABS = ("TCP", "request_sock_TCP", "tw_sock_TCP", "sock_inode_cache", "dentry", "filp",
+         "eventpoll_epi", "ep_head", "eventpoll_pwq", "tcp_bind_bucket",
+         "tcp_bind2_bucket")  # fmt: skip
 
 
 class Failure(Exception):
@@ -46,22 +53,18 @@ class Failure(Exception):
 
 def main():
     options = parse_options()
-    limit, _ = limits.raise_open_files_limit()
+    limit, _ = common.raise_open_files_limit()
     # A tenth of the descriptors stays free.
-    options.per_process = min(options.per_process or limit, int((limit - limits.RESERVED) * 0.9))
+    most = int((limit - common.RESERVED_FILES) * 0.9)
+    options.per_process = min(options.per_process or limit, most)
     options.processes = math.ceil(options.connections / options.per_process)
     if options.delay is None:
         options.delay = 1.2 * options.connections / options.rate + SPARE_DELAY
-    reasons = machine.in_the_way(options.connections, options.processes)
-    if options.delay + options.connections / options.rate + END_SECONDS > options.limit:
-        reasons.append(
-            f"--limit is {options.limit:,.0f} s, and the delay {options.delay:,.0f} s after"
-            f" {options.connections / options.rate:,.0f} s of connecting: raise --rate or --limit"
-        )
+    reasons = list(in_the_way(options))
     if reasons:
         print("This machine cannot do it:", *reasons, sep="\n  ", file=sys.stderr)
         return 2
-    subprocess.run(["make", "-C", BASELINE, "http_load"], check=True, stdout=subprocess.DEVNULL)
+    common.compile_baseline("load")
     try:
         Run(options).run()
     except Failure as failure:
@@ -74,23 +77,117 @@ def main():
 
 
 def parse_options():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.option_parser(__doc__)
+    number, seconds = common.positive(int), common.positive(float)
     add = parser.add_argument
-    add("--connections", type=int, default=1_000_000, metavar="N", help="(%(default)s)")
-    add("--rate", type=float, default=8_000.0, help="connections a second (%(default)g)")
+    add("--connections", type=number, default=1_000_000, metavar="N", help="(%(default)s)")
+    add("--rate", type=seconds, default=8_000.0, help="connections a second (%(default)g)")
     add("--delay", type=float, help="seconds before an answer"
         f" (1.2 * connections / rate + {SPARE_DELAY:g})")  # fmt: skip
-    add("--per-process", type=int, help="most connections of a process (as the open files allow)")
-    add("--limit", type=float, default=480.0, help="seconds for all of it (%(default)g)")
-    add("--json", action="store_true", help="print the result as one JSON object, at the end")
-    options = parser.parse_args()
-    for name in ("connections", "rate", "per_process", "limit"):
-        value = getattr(options, name)
-        if value is not None and value <= 0:
-            parser.error(f"--{name.replace('_', '-')} must be positive")
-    return options
+    add("--per-process", type=number, help="most connections of a process (as open files allow)")
+    add("--limit", type=seconds, default=480.0, help="seconds for all of it (%(default)g)")
+    return parser.parse_args()
+
+
+# The machine
+
+
+def in_the_way(options):
+    """Why the machine cannot hold so many connections, or not in the time: reasons."""
+    connections, processes = options.connections, options.processes
+    used, _, most = numbers("/proc/sys/fs/file-nr")
+    files = 2 * connections + 64 * processes
+    if files > most - used:
+        yield (
+            f"fs.file-max is {most:,}, {used:,} are in use, and {files:,} are needed:"
+            f" sysctl fs.file-max={files + used + 10_000}"
+        )
+    watches = Path("/proc/sys/fs/epoll/max_user_watches")
+    if watches.exists() and numbers(watches)[0] < 2 * connections:
+        yield f"fs.epoll.max_user_watches is below {2 * connections:,}"
+    memory = connections * BYTES_PER_CONNECTION + processes * BYTES_PER_PROCESS
+    available = meminfo()["MemAvailable"]
+    if memory > available:
+        yield (
+            f"{available // MIB:,} MiB of memory are available, and about {memory // MIB:,}"
+            " MiB are needed"
+        )
+    low, high = numbers("/proc/sys/net/ipv4/ip_local_port_range")
+    if (high - low + 1) // 2 < min(CONNECTIONS_PER_ADDRESS, connections):
+        yield (
+            f"net.ipv4.ip_local_port_range is {low}-{high}: an address needs"
+            f" {2 * CONNECTIONS_PER_ADDRESS:,} ports"
+        )
+    tracked = Path("/proc/sys/net/netfilter/nf_conntrack_max")
+    if tracked.exists() and numbers(tracked)[0] < connections and tracks_connections():
+        yield f"net.netfilter.nf_conntrack_max is below {connections:,}"
+    most_processes = min(numbers("/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"))
+    if 2 * processes > most_processes:
+        yield f"{2 * processes:,} processes are needed: the open files of each are few"
+    connecting = connections / options.rate
+    if options.delay + connecting + END_SECONDS > options.limit:
+        yield (
+            f"--limit is {options.limit:,.0f} s, and the delay {options.delay:,.0f} s after"
+            f" {connecting:,.0f} s of connecting: raise --rate or --limit"
+        )
+
+
+def tracks_connections():
+    """Whether the kernel keeps a record of connections on the loopback."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+    ):
+        return numbers("/proc/sys/net/netfilter/nf_conntrack_count")[0] > 0
+
+
+def numbers(*paths):
+    return [int(word) for path in paths for word in Path(path).read_text().split()]
+
+
+def meminfo():
+    """The figures of /proc/meminfo, in bytes."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if "kB" in line}
+
+
+class Memory(NamedTuple):
+    """What the machine's memory is used for, in bytes."""
+
+    used: int  # all but what is free and what files are cached in
+    kernel: dict  # by name: its slabs, and of them some caches where these may be read
+    sockets: str  # what /proc/net/sockstat says of TCP
+
+    @classmethod
+    def now(cls):
+        info = meminfo()
+        lines = Path("/proc/net/sockstat").read_text().splitlines()
+        sockets = next(line for line in lines if line.startswith("TCP:"))
+        kernel = {
+            "slab": info["Slab"],
+            "socket buffers": int(sockets.split()[-1]) * 4096,
+            "page tables": info["PageTables"],
+            **dict(slabs()),
+        }
+        free = info["MemFree"] + info["Buffers"] + info["Cached"]
+        return cls(info["MemTotal"] - free, kernel, sockets)
+
+    def kernel_since(self, before):
+        return {name: size - before.kernel.get(name, 0) for name, size in self.kernel.items()}
+
+
+def slabs():
+    """The memory of the kernel's caches that connections fill, as far as it may be read."""
+    try:
+        lines = Path("/proc/slabinfo").read_text().splitlines()[2:]
+    except OSError:  # only the superuser may
+        return
+    for name, _, _, _, _, pages_each, *rest in map(str.split, lines):
+        if name in SLABS:
+            yield name, int(rest[rest.index("slabdata") + 2]) * int(pages_each) * 4096
+
+
+# The run
 
 
 class Run:
@@ -98,16 +195,10 @@ class Run:
 
     def __init__(self, options):
         self.options = options
-        self.shares = [
-            options.connections * (i + 1) // options.processes
-            - options.connections * i // options.processes
-            for i in range(options.processes)
-        ]
         self.clients = []
         self.pids = []  # of the servers
-        self.reports = Reports(options.processes, Snapshot())
-        self.held_at_once = 0
-        self.result = {}
+        self.reports = Reports(options.processes, http_delay.Snapshot())
+        self.result = {"processes": options.processes}
 
     def run(self):
         options = self.options
@@ -116,46 +207,35 @@ class Run:
             f" {options.rate:,.0f} connections/s, an answer after {options.delay:,.0f} s"
         )
         began = time.monotonic()
-        self.deadline = began + self.options.limit
+        self.deadline = began + options.limit
         self.before = Memory.now()
         gc.collect()
         gc.freeze()  # the collector must not write to pages that the servers share
-        server = Namespace(
-            host="127.0.0.1",
-            port=0,
-            delay=self.options.delay,
-            backlog=None,
-            workers=1,
-            unbuffered=False,
-            tls=False,
-            busy=False,
-        )
+        server = http_delay.parse_options(["--port=0", f"--delay={options.delay}"])
         # SIGTERM is like Ctrl-C: all processes end, and then this one.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        workers = Workers(
-            [partial(harness.run_server, http_delay.serve, server)] * self.options.processes
-        )
+        for signo in STOP_SIGNALS:
+            signal.signal(signo, signal.default_int_handler)
+        workers = Workers([partial(http_delay.run_server, server)] * options.processes)
         try:
             messages = workers.messages()
             self.connect(messages)
             self.hold(messages)
             self.collect_answers(messages)
             workers.send_signal(signal.SIGTERM)
-            self.end(messages)
+            for _ in self.totals(messages, ending=True):
+                pass
         finally:
             # No Ctrl-C may come between a process and its end.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            for signo in STOP_SIGNALS:
+                signal.signal(signo, signal.SIG_IGN)
             workers.send_signal(signal.SIGKILL)
             for client in self.clients:
                 client.kill()
             for client in self.clients:
-                client.wait()
-                client.stdout.close()
+                client.communicate()
             for _ in workers.messages():
                 pass
-            self.progress("")
+            progress("")
         self.finish(time.monotonic() - began)
 
     # What happens, in order
@@ -163,29 +243,26 @@ class Run:
     def connect(self, messages):
         """Start the servers, and a client for each."""
         ports = []
-        for pid, kind, value in messages:
+        while len(ports) < self.options.processes:
+            pid, kind, value = next(messages)
             self.check(pid, kind, value)
             if kind == "listening":
                 self.pids.append(pid)
                 ports.append(value[1])
-                if len(ports) == self.options.processes:
-                    break
         self.idle = Memory.now()
         self.idle_private = sum(map(private_bytes, self.pids))
         self.connecting = time.monotonic()
-        first = FIRST_SOURCE
-        for port, share in zip(ports, self.shares):
-            self.clients.append(self.start_client(port, share, first))
-            first += machine.addresses_needed(share)
+        source = FIRST_SOURCE
+        for port, share in zip(ports, common.shares(self.options.connections, len(ports))):
+            self.clients.append(self.start_client(port, share, source))
+            source += 1 + share // CONNECTIONS_PER_ADDRESS  # as many as it connects from
 
-    def start_client(self, port, share, first_source):
+    def start_client(self, port, share, source):
         rate = self.options.rate * share / self.options.connections
-        patience = self.options.delay + 60
-        source = ".".join(str(first_source >> shift & 255) for shift in (24, 16, 8, 0))
-        command = [BASELINE / "http_load", "-r", rate, "-t", patience, "-a", source]
-        command += [port, share, share, 0]
+        words = ["-r", rate, "-t", self.options.delay + 60, "-a", source, "-n", share]
         return subprocess.Popen(
-            [str(word) for word in command],
+            [str(word) for word in (LOAD, *words, "http", port, share)],
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,  # a Ctrl-C at the terminal is for this process, which ends it
@@ -193,73 +270,68 @@ class Run:
 
     def hold(self, messages):
         """Wait until every connection is there, and read memory."""
+        held_at_once = 0
         for total in self.totals(messages):
-            self.held_at_once = max(self.held_at_once, total.incoming)
-            self.progress(f"connecting: {total.incoming:,} held")
+            held_at_once = max(held_at_once, total.incoming)
+            progress(f"connecting: {total.incoming:,} held")
             if total.finished:
                 raise Failure(
-                    f"the first answer was due when {self.held_at_once:,} were held:"
+                    f"the first answer was due when {held_at_once:,} were held:"
                     " give a longer --delay, or a --rate that the machine can keep"
                 )
             if total.incoming == self.options.connections:
                 break
         seconds = time.monotonic() - self.connecting
-        self.held = Memory.now()
-        self.held_private = sum(map(private_bytes, self.pids))
-        self.say(f"held at once: {self.held_at_once:,}, after {seconds:,.0f} s, none answered yet")
-        client_private = sum(private_bytes(client.pid) for client in self.clients)
+        held = Memory.now()
+        server = sum(map(private_bytes, self.pids)) - self.idle_private
+        client = sum(private_bytes(client.pid) for client in self.clients)
+        self.say(f"held at once: {held_at_once:,}, after {seconds:,.0f} s, none answered yet")
         self.result.update(
-            held_at_once=self.held_at_once,
+            held_at_once=held_at_once,
             connecting_seconds=seconds,
-            processes=self.options.processes,
-            memory=self.memory(client_private),
+            memory=self.memory(held, server, client),
         )
 
-    def memory(self, client_private):
+    def memory(self, held, server, client):
         """Bytes for each connection, and of an idle server."""
         count = self.options.connections
-        server = (self.held_private - self.idle_private) / count
-        kernel = self.held.kernel(self.idle)
-        for line in self.held.table(self.idle, count):
-            self.say(line)
+        rows = held.kernel_since(self.idle)
+        kernel = rows["slab"] + max(0, rows["socket buffers"])
+        idle, used = self.idle_private / len(self.pids), held.used - self.before.used
+        self.say(f"kernel: {held.sockets}")
+        for name, size in rows.items():
+            if abs(size) >= count:  # a byte for each
+                name = f"  {name}" if name in SLABS else name
+                self.say(f"  {name:20} {size / MIB:10,.1f} MiB {size / count:10,.0f} each")
         self.say(
-            f"bytes a connection: {server:,.0f} of the server's processes,"
+            f"bytes a connection: {server / count:,.0f} of the server's processes,"
             f" {kernel / count:,.0f} of the kernel for both ends,"
-            f" {client_private / count:,.0f} of the clients\n"
-            f"  idle: {self.idle_private / len(self.pids) / MIB:,.1f} MiB private of each server;"
-            f" all in all {(self.held.used - self.before.used) / MIB:,.0f} MiB used"
+            f" {client / count:,.0f} of the clients\n"
+            f"  idle: {idle / MIB:,.1f} MiB private of each server;"
+            f" all in all {used / MIB:,.0f} MiB used"
         )
         return {
-            "server_bytes_per_connection": server,
+            "server_bytes_per_connection": server / count,
             "kernel_bytes_per_connection": kernel / count,
-            "client_bytes_per_connection": client_private / count,
-            "idle_server_bytes": self.idle_private / len(self.pids),
-            "used_bytes": self.held.used - self.before.used,
-            "slabs": self.held.slabs_since(self.idle),
-            "sockets": self.held.sockets,
+            "client_bytes_per_connection": client / count,
+            "idle_server_bytes": idle,
+            "used_bytes": used,
+            "slabs": {name: size for name, size in rows.items() if name in SLABS},
+            "sockets": held.sockets,
         }
 
     def collect_answers(self, messages):
         """Wait until every client has ended, and add up what they have found."""
         for total in self.totals(messages):
-            self.progress(f"answering: {total.finished:,} answered, {total.incoming:,} held")
+            progress(f"answering: {total.finished:,} answered, {total.incoming:,} held")
             if all(client.poll() is not None for client in self.clients):
                 break
-        found = [client.stdout.read() for client in self.clients]
-        died = sum(not output for output in found)
-        replies = sum(json.loads(output)["replies"] for output in found if output)
+        found = [client.stdout.read().splitlines() for client in self.clients]
+        died = sum(len(lines) < 2 for lines in found)
+        replies = sum(json.loads(lines[1])["done"] for lines in found if len(lines) == 2)
         self.result.update(replies=replies, errors=self.options.connections - replies)
         if died:
             raise Failure(f"{died} clients died; {replies:,} good answers")
-
-    def end(self, messages):
-        for pid, kind, value in messages:
-            if kind == "ended" and value:
-                raise Failure(f"server {pid} {describe_exit(value)}")
-            if kind == "counters":
-                self.reports.add(pid, value)
-            if time.monotonic() > self.deadline:
-                raise Failure("the servers did not end")
 
     def finish(self, seconds):
         total = self.reports.total()
@@ -276,30 +348,26 @@ class Run:
 
     # What they say
 
-    def totals(self, messages):
+    def totals(self, messages, ending=False):
         """The sum of the servers' reports, once a second, when each has reported."""
         for pid, kind, value in messages:
-            self.check(pid, kind, value)
+            self.check(pid, kind, value, ending)
             if kind == "counters" and self.reports.add(pid, value):
                 yield self.reports.total()
 
-    def check(self, pid, kind, value):
-        if kind == "ended":
-            raise Failure(f"server {pid} {describe_exit(value)}")
+    def check(self, pid, kind, value, ending=False):
+        """Raise Failure if something has ended that should not, or lasts too long."""
+        if kind == "ended" and (value or not ending):
+            raise Failure(f"server {pid} {value or 'has ended'}")
         for client in self.clients:
             if client.poll():
                 raise Failure(f"a client {describe_exit(client.returncode)}")
         if time.monotonic() > self.deadline:
             raise Failure(f"it was not over after {self.options.limit:,.0f} s (--limit)")
 
-    def progress(self, text):
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
     def say(self, text):
-        self.progress("")
         if not self.options.json:
-            print(text, flush=True)
+            common.say(text, file=sys.stdout)
 
 
 if __name__ == "__main__":

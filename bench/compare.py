@@ -5,67 +5,52 @@
     python bench/compare.py --svg docs/img             draws what it has measured, too
     python bench/compare.py --quick                    everything once, in tiny: does it work here?
 
-Each round starts every program once, in turn, so that all of them meet the machine in the same
-mood; the figures are medians over the rounds, with the lowest and the highest. A ratio is the
-median of the ratios within each round. The program is pinned to one processor, its client to
-another. What is not installed, or cannot do a thing, is skipped by name.
+Each round starts every program once, in turn, so that slow drifts of the machine affect all
+programs alike; the figures are medians over the rounds, with the lowest and the highest. A ratio
+is the median of the ratios within each round. The program is pinned to one processor, its client
+to another. What is not installed, or cannot do a thing, is skipped by name.
 
 Workloads
 """
 
-import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
-import picture
-from contenders import BASELINE, Unsupported, known_contenders
+import chart
+import common
+from common import aligned, progress, say
+from contenders import Unsupported, known_contenders
 from workloads import all_workloads
 
-import pyasync
-
-FULL = {
-    "rounds": 3,
-    "seconds": 2.0,
-    "warm_up": 0.5,
-    "connections": 15_000,
-    "held_delay": 10.0,
-    "timers": 1_000_000,
-    "spread": 1.0,
-    "most": 1_000_000,
-    "waiting": 1024,
-}
-QUICK = {
-    "rounds": 1,
-    "seconds": 0.1,
-    "warm_up": 0.1,
-    "connections": 300,
-    "held_delay": 2.0,
-    "timers": 5_000,
-    "spread": 0.05,
-    "most": 100,
-    "waiting": 8,
+# In full, with --quick, the type, and what --help says of the option; None: it has none.
+SIZES = {
+    "rounds": (3, 1, int, ""),
+    "seconds": (2.0, 0.1, float, "of each load"),
+    "warm_up": (0.5, 0.1, float, "seconds before it"),
+    "connections": (15_000, 300, int, "that are held"),
+    "held_delay": (10.0, 2.0, float, "seconds for that"),
+    "timers": (1_000_000, 5_000, int, ""),
+    "mebibytes": ([25, 50, 100], [1, 2], int, "of lines"),
+    "spread": (1.0, 0.05, float, None),
+    "most": (1_000_000, 100, int, None),
+    "waiting": (1024, 8, int, None),
 }
 
 
 def main():
     options = parse_options()
-    subprocess.run(["make", "-C", BASELINE], check=True, stdout=subprocess.DEVNULL)
-    contenders = []
-    for contender in known_contenders():
-        if contender.name not in options.servers:
-            continue
+    common.compile_baseline("peer", "load")
+    contenders = [one for one in known_contenders() if one.name in options.servers]
+    for contender in contenders:
         if contender.missing:
             say(f"skipped: {contender.name} ({contender.missing})")
-        else:
-            contenders.append(contender)
-    here = machine()
+    contenders = [contender for contender in contenders if not contender.missing]
+    here = common.machine()
     if not options.json:
-        print(", ".join(f"{name} {value}" for name, value in here.items()))
+        print(common.in_words(here))
     measured = {}
     for workload in all_workloads():
         if workload.name in options.workloads:
@@ -75,7 +60,9 @@ def main():
     if options.json:
         print(json.dumps({"machine": here, "workloads": measured}, indent=2))
     if options.svg:
-        for path in picture.draw(all_workloads(), measured, options, here):
+        for path in chart.draw_comparison(
+            all_workloads(), measured, options, common.in_words(here)
+        ):
             say(f"drawn: {path}")
 
 
@@ -84,10 +71,11 @@ def main():
 
 def compare(workload, contenders, options):
     """Run all rounds of a workload. Gives a summary for each case, by its title."""
-    chosen = [contender for contender in contenders if workload.contenders(contender)]
+    chosen = list(contenders)
     rounds = 1 if workload.once else options.rounds
     cases = workload.cases(options)
     runs = {case.title: {contender.name: [] for contender in chosen} for case in cases}
+    cannot = []
     for number in range(1, rounds + 1):
         for case in cases:
             for contender in list(chosen):
@@ -95,42 +83,39 @@ def compare(workload, contenders, options):
                 try:
                     figures = workload.measure(contender, case.value, options)
                 except Unsupported:
-                    say(f"skipped: {contender.name} in {workload.name} (it cannot do this)")
+                    cannot.append(contender.name)
                     chosen.remove(contender)
                 except (RuntimeError, OSError) as error:
                     say(f"failed: {contender.name} in {workload.name} {case.title} ({error})")
                 else:
                     runs[case.title][contender.name].append(figures)
+    if cannot:
+        say(f"skipped in {workload.name}: {', '.join(cannot)} (cannot do this)")
     progress("")
     return {title: summarize(case_runs, workload.references) for title, case_runs in runs.items()}
 
 
 def summarize(runs, references):
     """Medians, spread and ratios of the runs of a case, by program."""
+    runs = {name: figures for name, figures in runs.items() if figures}
     summary = {}
     for name, figures in runs.items():
-        if not figures:
-            continue
-        summary[name] = {
-            figure: {
-                "median": statistics.median(values),
-                "min": min(values),
-                "max": max(values),
-                "runs": values,
-            }
-            for figure in figures[0]
-            for values in [[run[figure] for run in figures]]
-        }
         compared = next(iter(figures[0]))
+        summary[name] = {figure: spread([run[figure] for run in figures]) for figure in figures[0]}
         summary[name]["ratios"] = {
             reference: statistics.median(
                 run[compared] / other[compared] if other[compared] else 1.0
                 for run, other in zip(figures, runs[reference])
             )
             for reference in references
-            if runs.get(reference)
+            if reference in runs
         }
     return summary
+
+
+def spread(values):
+    median = statistics.median(values)
+    return {"median": median, "min": min(values), "max": max(values), "runs": values}
 
 
 # What is printed
@@ -171,93 +156,57 @@ def case_table(summary):
 def curve_table(workload, summaries):
     """A column for each point of the curve: only the figure that is compared."""
     names = list(dict.fromkeys(name for summary in summaries.values() for name in summary))
-    figures = [
-        next(iter(figures)) for summary in summaries.values() for figures in summary.values()
-    ]
-    rows = [["", *(f"{title}" for title in summaries)]]
+    figures = [figure for summary in summaries.values() for figures in summary.values()
+               for figure in figures]  # fmt: skip
+    yield f"  {figures[0] if figures else 'nothing'}, by {workload.curve}"
+    rows = [["", *summaries]]
     for name in names:
         medians = [
             number(next(iter(summary[name].values()))["median"]) if name in summary else "-"
             for summary in summaries.values()
         ]
         rows.append([name, *medians])
-    yield f"  {figures[0] if figures else 'nothing'}, by {workload.curve}"
     yield from aligned(rows)
-
-
-def aligned(rows):
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for name, *cells in rows:
-        cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:])]
-        yield "  ".join([" ", name.ljust(widths[0]), *cells])
 
 
 def number(value):
     return f"{value:,.0f}" if abs(value) >= 100 or value == 0 else f"{value:,.2f}"
 
 
-def progress(text):
-    """Say what is under way, on a terminal."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-
-def say(text):
-    progress("")
-    print(text, file=sys.stderr, flush=True)
-
-
-def machine():
-    """Where the figures come from."""
-    processors = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(": ")[2] for line in processors if line.startswith("model name")]
-    return {
-        "processor": models[0] if models else platform.machine(),
-        "processors": os.cpu_count(),
-        "load": f"{os.getloadavg()[0]:.1f}",
-        "kernel": platform.release(),
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "libuv": pyasync.libuv_version(),
-    }
-
-
 def parse_options():
     workloads = [workload.name for workload in all_workloads()]
     servers = [contender.name for contender in known_contenders()]
-    parser = argparse.ArgumentParser(
-        description=__doc__ + "\n".join(explanations()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = common.option_parser(__doc__ + "\n".join(explanations()))
     add = parser.add_argument
     add("--workloads", nargs="+", choices=workloads, default=workloads, metavar="NAME",
         help=", ".join(workloads))  # fmt: skip
     add("--servers", nargs="+", choices=servers, default=servers, metavar="NAME",
         help=", ".join(servers))  # fmt: skip
-    add("--rounds", type=int, help=f"({FULL['rounds']})")
-    add("--seconds", type=float, help=f"of each load ({FULL['seconds']:g})")
-    add("--warm-up", type=float, help=f"seconds before it ({FULL['warm_up']:g})")
-    add("--connections", type=int, help=f"that are held ({FULL['connections']:,})")
-    add("--held-delay", type=float, help=f"seconds for that ({FULL['held_delay']:g})")
-    add("--timers", type=int, help=f"({FULL['timers']:,})")
+    for name, (full, _, kind, words) in SIZES.items():
+        if words is not None:
+            many = isinstance(full, list)
+            shown = " ".join(map(str, full)) if many else f"{full:,}"
+            add(f"--{name.replace('_', '-')}", type=common.positive(kind), metavar="NUM",
+                nargs="+" if many else None, help=f"{words} ({shown})".strip())  # fmt: skip
     add("--quick", action="store_true", help="small numbers; a look, no measurement")
-    add("--json", action="store_true", help="print one JSON object, with every run")
-    add("--svg", metavar="FOLDER", help="draw the figures into this folder")
+    add("--svg", metavar="FOLDER", type=Path, help="draw the figures into this folder")
     options = parser.parse_args()
-    for name, value in (QUICK if options.quick else FULL).items():
+    for name, (full, quick, *_) in SIZES.items():
         if getattr(options, name, None) is None:
-            setattr(options, name, value)
-    if options.svg and not picture.available():
-        parser.error("--svg needs matplotlib: pip install 'pyasync[bench]'")
+            setattr(options, name, quick if options.quick else full)
+    if options.svg and not chart.available():
+        parser.error(chart.MISSING)
     cores = sorted(os.sched_getaffinity(0))
     options.server_cores, options.client_cores = {cores[0]}, {cores[-1]}
     return options
 
 
 def explanations():
+    full = {name: sizes[0] for name, sizes in SIZES.items()}
     for workload in all_workloads():
-        yield f"  {workload.name}: {workload.title.format(**FULL)}"
+        yield f"  {workload.name}: {workload.title.format(**full)}"
         yield from (f"      {line}" for line in workload.note.splitlines())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

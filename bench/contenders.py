@@ -1,24 +1,20 @@
-"""The programs that bench/compare.py compares, how they are started, and what is not there.
+"""The programs that bench/compare.py compares: how they are started, and put under load.
 
 Each does the same things when it is told the same words: see peers/peer.py.
 """
 
 import contextlib
-import ctypes
-import functools
 import importlib.util
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import NamedTuple
 
-BENCH = Path(__file__).resolve().parent
-BASELINE = BENCH / "baseline"
+from common import BASELINE, BENCH, LOAD, Cpu, end_with_parent
+
 PEERS = BENCH / "peers"
 PYPY = BENCH.parent / ".venv-pypy3" / "bin" / "python"
 
@@ -27,18 +23,7 @@ PYPY = BENCH.parent / ".venv-pypy3" / "bin" / "python"
 PYPY_NURSERY = "4M"
 
 PATIENCE = 120.0  # seconds for anything that should take a few
-LIBC = ctypes.CDLL(None)
-PR_SET_PDEATHSIG = 1  # prctl(2)
-
 UNSUPPORTED = 3  # the exit status of a program that cannot do what it was asked
-
-# The programs in C have a file for each kind.
-C_PROGRAMS = {
-    "http": "http_delay",
-    "echo": "echo_server",
-    "accept": "accept_server",
-    "udp": "udp_server",
-}
 
 
 class Unsupported(Exception):
@@ -46,63 +31,33 @@ class Unsupported(Exception):
 
 
 class Contender(NamedTuple):
-    """A program that can be started, and what it is good for."""
+    """A program that can be started."""
 
     name: str
-    title: str  # what it is, for a person
-    program: list = ()
-    http: list = ()  # in place of program, if http is another one
-    busy: bool = True  # whether it can run a busy Python thread
+    command: list
     missing: str = ""  # why it cannot be started
-
-    def command(self, kind, *words):
-        """Return the words that start it."""
-        if self.name == "c":
-            command = [BASELINE / C_PROGRAMS.get(kind, kind), *(["0"] if kind == "http" else [])]
-        elif kind == "http" and self.http:
-            # Its delay is an option.
-            command, words = self.http, [f"--delay={words[0]}", *words[1:]]
-        else:
-            command = [*self.program, kind]
-        return [str(word) for word in (*command, *words)]
 
 
 def known_contenders():
     """Every program that there could be, in the order of the tables."""
-    python = sys.executable
-    pyasync = [PEERS / "pyasync_peer.py"]
-    http_delay = [BENCH / "http_delay.py", "--port=0", "--no-stats"]
-    peer = [python, PEERS / "asyncio_peer.py"]
+    pyasync, asyncio, gevent, bare = (
+        [sys.executable, PEERS / f"{name}_peer.py"]
+        for name in ("pyasync", "asyncio", "gevent", "bare")
+    )
     pypy = ["env", f"PYPY_GC_NURSERY={PYPY_NURSERY}", PYPY]
     no_pypy = "" if PYPY.exists() else "no .venv-pypy3: make .venv-pypy3/.built PYTHON=pypy3"
     no_node = "" if shutil.which("node") else "not installed"
-    unbuffered = "--unbuffered"
     return [
-        Contender("c", "C and libuv", busy=False),
-        Contender("pyasync", "pyasync", [python, *pyasync], [python, *http_delay]),
-        Contender(
-            "unbuffered",
-            "pyasync, buffer_writes=False",
-            [python, *pyasync, unbuffered],
-            [python, *http_delay, unbuffered],
-        ),
-        Contender("uvloop", "uvloop", [*peer, "--uvloop"], missing=no_module("uvloop")),
-        Contender("asyncio", "asyncio", peer),
-        Contender(
-            "gevent", "gevent", [python, PEERS / "gevent_peer.py"], missing=no_module("gevent")
-        ),
-        Contender(
-            "node",
-            "Node",
-            ["node", "--expose-gc", PEERS / "node_peer.js"],
-            busy=False,
-            missing=no_node,
-        ),
-        Contender(
-            "pypy", "pyasync on PyPy", [*pypy, *pyasync], [*pypy, *http_delay], missing=no_pypy
-        ),
-        Contender("pypy-asyncio", "asyncio on PyPy", [*pypy, *peer[1:]], missing=no_pypy),
-        Contender("bare", "a bare SSLObject", [python, PEERS / "tls_bare.py"], busy=False),
+        Contender("c", [BASELINE / "peer"]),
+        Contender("pyasync", pyasync),
+        Contender("unbuffered", [*pyasync, "--unbuffered"]),
+        Contender("uvloop", [*asyncio, "--uvloop"], no_module("uvloop")),
+        Contender("asyncio", asyncio),
+        Contender("gevent", gevent, no_module("gevent")),
+        Contender("node", ["node", "--expose-gc", PEERS / "node_peer.js"], no_node),
+        Contender("pypy", [*pypy, *pyasync[1:]], no_pypy),
+        Contender("pypy-asyncio", [*pypy, *asyncio[1:]], no_pypy),
+        Contender("bare", bare),
     ]
 
 
@@ -110,19 +65,19 @@ def no_module(name):
     return "" if importlib.util.find_spec(name) else "not installed"
 
 
-def begin(cores):
-    """What a child process does before it starts: stay on these processors, end with its parent."""
-    os.sched_setaffinity(0, cores)
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def start(command, cores, **options):
-    """Start a program whose output is read here."""
+    """Start a program whose output is read here, on these processors. It ends with this process."""
+
+    def begin():
+        os.sched_setaffinity(0, cores)
+        end_with_parent()
+
     return subprocess.Popen(
         [str(word) for word in command],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=functools.partial(begin, cores),
+        preexec_fn=begin,
         **options,
     )
 
@@ -138,38 +93,78 @@ def bounded(process, seconds=PATIENCE):
         timer.cancel()
         process.kill()
         process.wait()
+        process.stdin.close()
         process.stdout.close()
-        if process.stdin:
-            process.stdin.close()
 
 
-def running(contender, cores, kind, *words, patience=PATIENCE):
-    """Run a server while the block runs. Gives its process id and its port."""
-    return serving(contender.name, contender.command(kind, *words), cores, patience)
+def failure(process):
+    """Return the exception that says how a process has ended before it should."""
+    status = process.wait()
+    if status == UNSUPPORTED:
+        return Unsupported()
+    name = " ".join(os.path.basename(word) for word in process.args)
+    return RuntimeError(f"{name} has ended with exit status {status}")
 
 
 @contextlib.contextmanager
-def serving(name, command, cores, patience=PATIENCE):
-    with bounded(start(command, cores), patience) as process:
+def running(contender, cores, *words, patience=PATIENCE):
+    """Run a server while the block runs. Gives its process id and its port."""
+    with bounded(start([*contender.command, *words], cores), patience) as process:
         for line in process.stdout:
             if line.startswith("listening on "):
                 yield process.pid, int(line.rpartition(":")[2])
                 return
-        fail(name, process)
+        raise failure(process)
 
 
-def run(contender, cores, kind, *words, patience=PATIENCE):
+def run(contender, cores, *words):
     """Run a program that measures itself. Gives what it says."""
-    command = contender.command(kind, *words)
-    with bounded(start(command, cores), patience) as process:
+    with bounded(start([*contender.command, *words], cores)) as process:
         output = process.stdout.read()
         if process.wait() != 0 or not output:
-            fail(contender.name, process)
+            raise failure(process)
         return json.loads(output)
 
 
-def fail(name, process):
-    status = process.wait()
-    if status == UNSUPPORTED:
-        raise Unsupported
-    raise RuntimeError(f"{name} has ended with exit status {status}")
+@contextlib.contextmanager
+def load(kind, cores, port, number, *words):
+    """Run bench/baseline/load. Gives an iterator: first at its beginning, then its result.
+
+    The connections are open until the block ends.
+    """
+    with bounded(start([LOAD, *words, kind, port, number], cores)) as process:
+
+        def lines():
+            for line in process.stdout:
+                found = None if line == "begin\n" else json.loads(line)
+                if found and found["lost"] and kind != "udp":
+                    raise RuntimeError(f"{found['lost']} requests were lost")
+                yield found
+            raise failure(process)
+
+        yield lines()
+
+
+def cost(contender, options, words, what, kind, number, *load_words):
+    """Run a server under load. Returns the figures: its CPU time for each of `what`, and rates."""
+    load_words += ("-w", options.warm_up, "-d", options.seconds)
+    with (
+        running(contender, options.server_cores, *words) as (pid, port),
+        load(kind, options.client_cores, port, number, *load_words) as lines,
+    ):
+        next(lines)
+        before = Cpu.of(pid)
+        found = next(lines)
+        return {**cpu_figures(pid, found["done"], before, what), **rates(found, what)}
+
+
+def cpu_figures(pid, count, before, what):
+    total, user, system = Cpu.of(pid).for_each(count, since=before)
+    return {f"CPU µs/{what}": total, "user": user, "system": system}
+
+
+def rates(found, what):
+    figures = {f"{what}s/s": found["per_second"]}
+    if what == "packet":  # of datagrams the client knows no latencies, and some get lost
+        return {**figures, "lost": found["lost"]}
+    return {**figures, **{f"{name} ms": found["latency_ms"][name] for name in ("p50", "p99")}}

@@ -16,203 +16,281 @@ no profiler that names functions in C, and its compiler joins functions: there c
 counted, and the time outside of them is one row. docs/ffi.md says more.
 """
 
-import argparse
+import cProfile
 import json
+import multiprocessing
 import os
-import platform
+import resource
+import signal
+import subprocess
 import sys
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
-import cffi
-import ffi_chart
-from ffi_analysis import analyze, read_profile, with_callbacks
+import chart
+import common
+import http_delay
+from common import aligned, progress
 from ffi_calibration import PYPY, calibrate, report
-from ffi_workloads import COUNTED, PLAIN, PROFILED, WORKLOADS, observe
+from ffi_costs import Observation, analyze_profile, analyze_run, read_profile, with_callbacks
 
 import pyasync
+from pyasync._ffi import lib
 
 VARIANTS = {"buffered": False, "unbuffered": True}
+
+#: How a run is watched.
+PLAIN, PROFILED, COUNTED = "plain", "profiled", "counted"
 
 
 def main():
     options = parse_options()
-    progress = progress_line()
+    here = common.machine()
     try:
         given = read_profile(options.profile) if options.profile else None
-        calibration = calibrate(progress)
+        progress("calibrating")
+        calibration = calibrate()
         if given:
-            costs = analyze(given, calibration, cpu=options.cpu)
+            costs = analyze_profile(given, calibration, cpu=options.cpu)
             results = {options.profile.name: {"profile": costs}}
         else:
-            results = {name: measure(name, calibration, options, progress)
-                       for name in options.workloads}  # fmt: skip
+            common.compile_baseline("load")
+            results = {name: measure(name, calibration, options) for name in options.workloads}
         progress("")
         if options.json:
-            print(json.dumps(as_json(calibration, results), indent=2))
+            found = {
+                name: {variant: costs.as_dict() for variant, costs in variants.items()}
+                for name, variants in results.items()
+            }
+            found = {"machine": here, "calibration": calibration, "results": found}
+            print(json.dumps(found, indent=2))
         else:
-            print(*text(calibration, results), sep="\n")
+            print(common.in_words(here), "", *text(calibration, results), sep="\n")
         if options.svg:
-            options.svg.write_text(ffi_chart.draw(results, machine()), encoding="utf-8")
+            chart.draw_parts(results, options.svg, common.in_words(here))
     except (OSError, ValueError, RuntimeError) as error:
-        progress("")
-        print(f"error: {error}", file=sys.stderr)
+        common.say(f"error: {error}")
         return 1
     return 0
 
 
-def measure(name, calibration, options, progress):
+def parse_options():
+    parser = common.option_parser(__doc__)
+    number = common.positive(int)
+    add = parser.add_argument
+    add("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME",
+        help=", ".join(WORKLOADS))  # fmt: skip
+    add("--requests", type=number, default=20_000, metavar="NUM",
+        help="in a run; of echo, messages (%(default)s)")  # fmt: skip
+    add("--concurrency", type=number, default=200, metavar="NUM",
+        help="connections at a time (%(default)s)")  # fmt: skip
+    add("--rounds", type=number, default=3, metavar="NUM",
+        help="runs of each kind; the one with the least CPU time counts (%(default)s)")  # fmt: skip
+    add("--from", dest="profile", type=Path, metavar="FILE",
+        help="read a file of cProfile's in place of running anything")  # fmt: skip
+    add("--cpu", type=common.positive(float), metavar="SECONDS",
+        help="with --from: the CPU time of the program, as time(1) says; without it what libuv and"
+        " the kernel take cannot be told from sleep")  # fmt: skip
+    add("--svg", type=Path, metavar="FILE", help="draw a bar for each variant into this file")
+    options = parser.parse_args()
+    if options.cpu is not None and options.profile is None:
+        parser.error("--cpu needs --from")
+    if options.profile and PYPY:
+        parser.error("--from needs CPython: PyPy's profiler does not name functions in C")
+    if options.svg and not chart.available():
+        parser.error(chart.MISSING)
+    return options
+
+
+# The runs
+
+
+def serve_echo(options, send):
+    """Send back what comes, until a signal ends the server."""
+
+    def on_event(event):
+        if isinstance(event, pyasync.EventError):
+            print("error:", event, file=sys.stderr)
+
+    with pyasync.event_loop(buffer_writes=not options.unbuffered):
+        server = pyasync.tcp_server(
+            options.host, options.port, lambda socket, data: socket.write(data), event_cb=on_event
+        )
+        pyasync.signal_handler(signal.SIGTERM, lambda signo: pyasync.exit_event_loop())
+        send("listening", server.address)
+
+
+class Workload(NamedTuple):
+    """A server, which the load of the same name is put on."""
+
+    title: str
+    unit: str
+    serve: object
+
+
+WORKLOADS = {
+    "http": Workload("http_delay: a connection for each request", "request", http_delay.serve),
+    "echo": Workload("echo: messages of 1 KiB", "message", serve_echo),
+}
+
+
+def measure(name, calibration, options):
     """Run a workload in each variant, some rounds in turn. Returns Costs by variant."""
     observed = {variant: ([], []) for variant in VARIANTS}
     for number in range(options.rounds):
         for variant, unbuffered in VARIANTS.items():
             for runs, mode in zip(observed[variant], (PLAIN, COUNTED if PYPY else PROFILED)):
                 progress(f"{name} {number + 1}/{options.rounds}: {variant}, {mode}")
-                options.unbuffered = unbuffered
-                runs.append(observe(name, mode, options))
+                # In a process of its own, which starts as this one is.
+                fork = multiprocessing.get_context("fork")
+                with ProcessPoolExecutor(1, mp_context=fork) as pool:
+                    runs.append(pool.submit(observe, name, mode, unbuffered, options).result())
     costs = {}
     for variant, (plain, watched) in observed.items():
         # What else the machine does only adds to a run.
         plain, watched = (min(runs, key=lambda run: run.cpu) for runs in (plain, watched))
-        costs[variant] = analyze(watched, calibration, plain=plain)
+        costs[variant] = analyze_run(watched, plain, calibration)
     costs["callbacks"] = with_callbacks(costs["unbuffered"], calibration)
     return costs
 
 
-def parse_options():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def observe(name, mode, unbuffered, options):
+    """Run a server under load, and end it with the load. Returns an Observation."""
+    common.raise_open_files_limit()
+    client = loop = stats = usage = None
+
+    def send(kind, address):
+        nonlocal client, loop, stats, usage
+        if kind == "listening":
+            # Before the client: it may end at once.
+            pyasync.signal_handler(signal.SIGCHLD, on_child_ended).unref()
+            words = ["-n", options.requests, name, address[1], options.concurrency]
+            client = subprocess.Popen(
+                [str(word) for word in (common.LOAD, *words)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+            )
+            loop = pyasync.current_loop()
+            stats, usage = loop.stats(), resource.getrusage(resource.RUSAGE_SELF)
+
+    def on_child_ended(signo):
+        if client.poll() is not None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    words = ["--port=0", "--delay=0", *(["--unbuffered"] if unbuffered else [])]
+    counts = Counter()
+    if mode == COUNTED:
+        count_crossings(counts)
+    profiler = cProfile.Profile()
+    if mode == PROFILED:
+        profiler.enable()
+    WORKLOADS[name].serve(http_delay.parse_options(words), send)
+    profiler.disable()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    with client.stdout as output:
+        found = output.read().splitlines()
+    if client.wait() != 0:
+        raise RuntimeError(f"the load on {name} has failed")
+    profiler.create_stats()
+    return Observation(
+        json.loads(found[-1])["done"],
+        after.ru_utime - usage.ru_utime,
+        after.ru_stime - usage.ru_stime,
+        loop.stats() - stats,
+        counts,
+        profiler.stats,
     )
-    add = parser.add_argument
-    add("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME",
-        help=", ".join(WORKLOADS))  # fmt: skip
-    add("--requests", type=positive, default=20_000, metavar="NUM",
-        help="in a run; of echo, messages (%(default)s)")  # fmt: skip
-    add("--concurrency", type=positive, default=200, metavar="NUM",
-        help="connections at a time (%(default)s)")  # fmt: skip
-    add("--rounds", type=positive, default=3, metavar="NUM",
-        help="runs of each kind; the one with the least CPU time counts (%(default)s)")  # fmt: skip
-    add("--from", dest="profile", type=Path, metavar="FILE",
-        help="read a file of cProfile's in place of running anything")  # fmt: skip
-    add("--cpu", type=float, metavar="SECONDS",
-        help="with --from: the CPU time of the program, as time(1) says; without it what libuv and"
-        " the kernel take cannot be told from sleep")  # fmt: skip
-    add("--svg", type=Path, metavar="FILE", help="draw a bar for each variant into this file")
-    add("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args()
-    if options.cpu is not None and (options.profile is None or options.cpu <= 0):
-        parser.error("--cpu needs --from, and must be positive")
-    if options.profile and PYPY:
-        parser.error("--from needs CPython: PyPy's profiler does not name functions in C")
-    return options
 
 
-def positive(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
+def count_crossings(counts):
+    """Put a counter before each function of C's, where there is no profiler that names them.
 
+    The package's modules have them as attributes of `lib`, and in dictionaries.
+    """
 
-def progress_line():
-    """Return a function that shows what is done now, in one line of a terminal."""
-    if not sys.stderr.isatty():
-        return lambda text: None
-    return lambda text: print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+    class CountingLib:
+        def __getattr__(self, name):
+            value = counting(getattr(lib, name))
+            setattr(self, name, value)
+            return value
 
+    def counting(function):
+        name = getattr(function, "__name__", "")
+        if not hasattr(lib, name):  # a constant, or something else
+            return function
 
-def machine():
-    """Where the figures come from."""
-    return {
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "cffi": cffi.__version__,
-        "libuv": pyasync.libuv_version(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "processors": os.cpu_count(),
-    }
+        def counted(*arguments):
+            counts[name] += 1
+            return function(*arguments)
+
+        return counted
+
+    counting_lib = CountingLib()
+    modules = [module for name, module in sys.modules.items() if name.startswith("pyasync.")]
+    for module in modules:
+        for name, value in list(vars(module).items()):
+            if value is lib:
+                setattr(module, name, counting_lib)
+            elif isinstance(value, dict) and not name.startswith("__"):
+                value.update({key: counting(function) for key, function in value.items()})
 
 
 # What is printed
 
 
-def as_json(calibration, results):
-    return {
-        "machine": machine(),
-        "calibration": calibration,
-        "results": {
-            name: {variant: costs.as_dict() for variant, costs in variants.items()}
-            for name, variants in results.items()
-        },
-    }
-
-
 def text(calibration, results):
-    yield ", ".join(f"{name} {value}" for name, value in machine().items())
-    yield ""
     yield from report(calibration)
     for name, variants in results.items():
+        workload = WORKLOADS.get(name, Workload("the time in the loop", "", None))
         yield ""
-        workload = WORKLOADS.get(name)
-        yield f"{name}: {workload.title if workload else 'the time in the loop'}"
-        yield from shares(variants, workload.unit if workload else None)
+        yield f"{name}: {workload.title}"
+        yield from aligned(shares(variants, workload.unit))
         for variant, costs in variants.items():
             if not costs.computed:
                 yield ""
-                yield from crossings(variant, costs, workload.unit if workload else None)
+                yield from aligned(crossings(variant, costs, workload.unit))
 
 
 def shares(variants, unit):
-    """A row for each part, and a pair of columns for each variant."""
-    columns = list(variants.values())
-    width = max(24, *(len(variant) + 6 for variant in variants))
-    per = f"µs/{unit}" if unit else "seconds"
+    """A row for each part, with its time and its share of the sum; then what else was measured."""
 
-    def row(title, values, kind=""):
-        cells = (
-            f"{figure(costs, value):>{width - 8}}{value / costs.total:>8.1%}"
-            if value is not None
-            else f"{kind:>{width}}"
-            for costs, value in zip(columns, values)
-        )
-        return (f"  {title:<22}" + "".join(cells)).rstrip()
+    def row(title, show, what):
+        values = {costs: what(costs) for costs in variants.values()}
+        cells = ["-" if item[1] is None else show(*item) for item in values.items()]
+        if set(cells) != {"-"}:
+            yield [title, *cells]
 
-    yield " " * 24 + "".join(f"{variant:>{width}}" for variant in variants)
-    yield " " * 24 + f"{per:>{width - 8}}{'share':>8}" * len(variants)
-    for name in columns[0].parts:
-        yield row(name, [costs.parts[name] for costs in columns])
-    yield row("sum", [costs.total for costs in columns])
-    if columns[0].measured is not None:
-        yield row("without the profiler", [costs.measured for costs in columns], "computed")
-        yield row("  of it in the kernel", [costs.system for costs in columns])
-        errors = (
-            f"{'' if costs.residual is None else format(costs.residual, '+.1%'):>{width}}"
-            for costs in columns
-        )
-        yield f"  {'error of the sum':<22}{''.join(errors)}".rstrip()
-    if columns[0].counted is not None:
-        calls = (
-            f"{'' if costs.counted is None else format(costs.counted, ',.3f'):>{width}}"
-            for costs in columns
-        )
-        yield f"  {'crossings, unwatched':<22}{''.join(calls)}".rstrip()
+    def part(costs, seconds):
+        time = seconds * 1e6 / costs.requests if costs.requests else seconds
+        return f"{time:,.{2 if unit else 3}f} {seconds / costs.total:7.1%}"
 
-
-def figure(costs, seconds):
-    return f"{seconds * 1e6 / costs.requests:,.2f}" if costs.requests else f"{seconds:,.3f}"
+    yield [f"µs/{unit}, share" if unit else "seconds, share", *variants]
+    for name in next(iter(variants.values())).parts:
+        yield from row(name, part, lambda costs, name=name: costs.parts[name])
+    yield from row("sum", part, lambda costs: costs.total)
+    yield from row("without the profiler", part, lambda costs: costs.measured)
+    yield from row("  of it in the kernel", part, lambda costs: costs.system)
+    yield from row("error of the sum", lambda costs, value: f"{value:+.1%}",
+                   lambda costs: costs.residual)  # fmt: skip
+    yield from row("crossings, unwatched", lambda costs, value: f"{value:,.3f} {'':7}",
+                   lambda costs: costs.counted)  # fmt: skip
 
 
 def crossings(variant, costs, unit):
     """A row for each crossing, but for those that are only made at the beginning or the end."""
-    heading = f"calls/{unit}" if unit else "calls"
-    yield f"  crossings, {variant:<28}{heading:>13}{'ns/call':>9}{'share':>8}{'then in C, ns':>15}"
+    calls = f"calls/{unit}" if unit else "calls"
+    yield [f"crossings, {variant}", calls, "ns/call", "share", "then in C, ns"]
     for row in costs.crossings:
-        if row.calls < costs.requests / 1000:
-            continue
-        calls = f"{row.calls / costs.requests:,.3f}" if costs.requests else f"{row.calls:,}"
-        in_c = "" if row.in_c is None else f"{row.in_c * 1e9 / row.calls:,.0f}"
-        yield (
-            f"    {row.name:<37}{calls:>13}{row.cost * 1e9 / row.calls:>9,.0f}"
-            f"{row.cost / costs.total:>8.2%}{in_c:>15}".rstrip()
-        )
+        if row.calls >= costs.requests / 1000:
+            yield [
+                f"  {row.name}",
+                f"{row.calls / costs.requests:,.3f}" if costs.requests else f"{row.calls:,}",
+                f"{row.cost * 1e9 / row.calls:,.0f}",
+                f"{row.cost / costs.total:.2%}",
+                "" if row.in_c is None else f"{row.in_c * 1e9 / row.calls:,.0f}",
+            ]
 
 
 if __name__ == "__main__":

@@ -10,33 +10,44 @@ is 0. A second one ends it at once.
 """
 
 import functools
+import math
+import os
+import resource
 import signal
+import socket
+import subprocess
 import sys
+from operator import add
 from types import MethodType
+from typing import NamedTuple
 
-import certificates
-import harness
+import common
+from common import BENCH, RESPONSE
+from workers import STOP_SIGNALS, Console, Workers
 
 import pyasync
 
-RESPONSE = (
-    b"HTTP/1.1 200 OK\r\n"
-    b"Date: Wed, 03 Oct 2012 23:43:10 GMT\r\n"
-    b"Content-Type: text/plain\r\n"
-    b"Content-Length: 9\r\n"
-    b"\r\n"
-    b"omglolwtf"
-)
+DEFAULT_LOAD = 10_000
+DEFAULT_RATE = 2_000.0
+
+# Linux spreads the connections of a shared port over its listeners by a hash, so the fullest
+# process holds more than its share.
+UNEVENNESS = 1.25
 
 
-def serve(options, report):
-    """Run the server until a signal ends it. Returns how many requests it has answered."""
+# The server
+
+
+def serve(options, send):
+    """Run the server until a signal ends it. It reports with `send(kind, value)`.
+
+    "listening", with the address, comes once, in the loop; "counters" with a Snapshot every
+    second, and after the end.
+    """
     delay = options.delay
     listen = pyasync.tcp_server
     if options.tls:
-        listen = functools.partial(
-            pyasync.tcp_ssl_server, ssl_context=certificates.server_context()
-        )
+        listen = functools.partial(pyasync.tcp_ssl_server, ssl_context=common.server_context())
     finished = 0
 
     def on_request(socket, data):
@@ -59,9 +70,6 @@ def serve(options, report):
         if isinstance(event, pyasync.EventError):  # the end of a stream is no error
             print("error:", event, file=sys.stderr)
 
-    def on_second():
-        report.counters(pyasync.stats(), finished)
-
     def on_signal(signo):
         pyasync.clear_signal_handlers()
         server.close()  # the loop ends by itself when the last connection has been answered
@@ -75,12 +83,306 @@ def serve(options, report):
             backlog=options.backlog,
             reuse_port=options.workers > 1,
         )
-        for signo in (signal.SIGINT, signal.SIGTERM):
+        for signo in STOP_SIGNALS:
             pyasync.signal_handler(signo, on_signal)
-        pyasync.interval(on_second, time=1).unref()  # by itself it keeps no loop running
-        report.listening(server.address)
-    return finished
+        watch = Watch(lambda: finished, send)
+        send("listening", server.address)
+    watch.report()
+
+
+class Snapshot(NamedTuple):
+    """What one server says of itself."""
+
+    incoming: int = 0  # connections now
+    outgoing: int = 0
+    finished: int = 0  # requests so far
+    peak: int = 0  # the most connections at once so far
+    user: float = 0.0  # CPU seconds since it listens
+    system: float = 0.0
+    max_rss: int = 0  # bytes
+
+    def __add__(self, other):
+        """Return what two servers say, as if they were one."""
+        return Snapshot(*map(add, self, other))
+
+
+class Watch:
+    """Looks at the loop that runs, and at this process, ten times a second."""
+
+    def __init__(self, finished, send):
+        self._finished, self._send = finished, send
+        self._loop = pyasync.current_loop()
+        self._peak = 0
+        self._usage = resource.getrusage(resource.RUSAGE_SELF)
+        # By themselves these keep no loop running.
+        pyasync.interval(self._look, time=0.1).unref()
+        pyasync.interval(self.report, time=1).unref()
+
+    def _look(self):
+        self._peak = max(self._peak, self._loop.stats().incoming_tcp_connections)
+
+    def report(self):
+        stats, usage = self._loop.stats(), resource.getrusage(resource.RUSAGE_SELF)
+        snapshot = Snapshot(
+            stats.incoming_tcp_connections,
+            stats.outgoing_tcp_connections,
+            self._finished(),
+            self._peak,
+            usage.ru_utime - self._usage.ru_utime,
+            usage.ru_stime - self._usage.ru_stime,
+            usage.ru_maxrss * 1024,
+        )
+        self._send("counters", snapshot)
+
+
+# The processes
+
+
+def main():
+    """Run what the command line asks for. Returns the exit status."""
+    options = parse_options()
+    limit, limit_before = common.raise_open_files_limit()
+    if options.load and options.workers < (needed := workers_needed(options, limit)):
+        print(
+            f"this load holds {connections_held(options):,} connections at once, and a process may"
+            f" open {limit:,} files: run it with --workers {needed}",
+            file=sys.stderr,
+        )
+        return 2
+    console = Console(options.workers, Snapshot(), as_json=options.json)
+    console.print(
+        "limits",
+        "open files: {open_files:,} (before: {open_files_before:,})",
+        open_files=limit,
+        open_files_before=limit_before,
+    )
+    load = Load(options)
+    try:
+        status = (run_here if options.workers == 1 else run_workers)(options, console, load)
+    except OSError as error:  # the port is in use, most likely
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        load.stop()
+    print_summary(console)
+    return status or load.status
+
+
+def connections_held(options):
+    """How many connections the load may hold at once."""
+    held = min(options.load, options.concurrency or options.load)
+    if options.rate:
+        held = min(held, math.ceil(options.rate * (options.delay + 1)))  # a second of lag
+    return held
+
+
+def workers_needed(options, limit):
+    held = connections_held(options)
+    alone = common.processes_needed(held, limit) == 1
+    return 1 if alone else common.processes_needed(held * UNEVENNESS, limit)
+
+
+def run_server(options, send):
+    """Be the process of a server; a second SIGINT ends it at once."""
+    # Python leaves SIGINT ignored where it was, as in a job that a shell started with `&`.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if options.busy:
+        common.start_busy_thread()
+    try:
+        serve(options, send)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def run_here(options, console, load):
+    def send(kind, value):
+        if kind == "counters":
+            print_counters(console, os.getpid(), value, options)
+            return
+        print_listening(console, value, options)
+        if options.page is not None:
+            print_page(console, serve_page(options))
+        if options.load:
+            # Before the client: it may end at once.
+            pyasync.signal_handler(signal.SIGCHLD, lambda signo: load.stop_server_at_end())
+            load.start(value)
+
+    run_server(options, send)
+    return 0
+
+
+def run_workers(options, console, load):
+    """Run several processes on one port."""
+    with reserve_port(options.host, options.port) as reservation:
+        options.port = reservation.getsockname()[1]
+        workers = Workers([functools.partial(run_server, options)] * options.workers)
+        signals = []
+        listening = status = 0
+
+        def on_stop_signal(signo, frame):
+            signals.append(signo)
+            workers.send_signal(signo)
+
+        def on_child_signal(signo, frame):
+            if not signals:
+                load.stop_server_at_end()
+
+        for signo in STOP_SIGNALS:
+            signal.signal(signo, on_stop_signal)
+        signal.signal(signal.SIGCHLD, on_child_signal)
+
+        for pid, kind, value in workers.messages():
+            if kind == "listening":
+                listening += 1
+                if listening == options.workers:
+                    print_listening(console, value, options)
+                    if options.load:
+                        load.start(value)
+            elif kind == "counters":
+                print_counters(console, pid, value, options)
+            else:
+                died = value if len(signals) < 2 else None
+                console.worker_ended(f"worker {pid}", died)
+                status = 1 if died else status
+                if listening < options.workers:  # they will never be all
+                    workers.send_signal(signal.SIGTERM)
+    return 128 + signals[1] if len(signals) > 1 else status
+
+
+def reserve_port(host, port):
+    """A socket that keeps the port for the workers, any free one for 0; it does not listen."""
+    reservation = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    reservation.bind((host, port))
+    return reservation
+
+
+def serve_page(options):
+    """Serve the page of examples/stats_page.py in this loop. Returns its address."""
+    sys.path.append(str(BENCH.parent / "examples"))
+    from stats_page import StatsPage
+
+    return StatsPage(options.host, options.page).address
+
+
+class Load:
+    """bench/http_load.py as a child process, which prints to where this process prints."""
+
+    def __init__(self, options):
+        self._options = options
+        self._process = None
+
+    def start(self, address):
+        options = self._options
+        host, port = address[:2]
+        command = [sys.executable, BENCH / "http_load.py", f"--server={host}", f"--port={port}"]
+        command += ["--lines", f"--num-conns={options.load}", f"--timeout={options.delay + 60}"]
+        command += [f"--rate={options.rate}"] if options.rate else []
+        command += [f"--concurrency={options.concurrency}"] if options.concurrency else []
+        command += [f"--{name}" for name in ("tls", "json") if getattr(options, name)]
+        self._process = subprocess.Popen(command)
+
+    def stop_server_at_end(self):
+        """If the client has ended, end the server, as anyone would: by a signal."""
+        if self._process and self._process.poll() is not None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def stop(self):
+        """Stop the client, if the server has ended before it."""
+        if self._process:
+            self._process.terminate()
+            self._process.wait()
+
+    @property
+    def status(self):
+        """The exit status: 0 if the client ran and lost no request, or was not asked for."""
+        if self._process:
+            return self._process.returncode
+        return 1 if self._options.load else 0
+
+
+# Options and output
+
+
+def parse_options(words=None):
+    """Return the options that the command line asks for, or these words."""
+    parser = common.option_parser(__doc__)
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    add("--port", type=int, default=9009, help="port, 0 for any that is free (%(default)s)")
+    add("--delay", type=float, default=5.0, help="seconds before the answer (%(default)s)")
+    add("--backlog", type=int, help="of the listening socket (the system's limit)")
+    add("--workers", type=common.positive(int), default=1, metavar="N",
+        help="processes that share the port")  # fmt: skip
+    add("--unbuffered", action="store_true", help="a crossing into libuv for each operation")
+    add("--tls", action="store_true", help="over TLS, with a certificate made for it")
+    add("--busy", action="store_true", help="run a busy Python thread beside the server")
+    add("--no-stats", dest="stats", action="store_false", help="no line of counters every second")
+    add("--page", type=int, metavar="PORT", help="show the counters live, at http://HOST:PORT/")
+    add = parser.add_argument_group(
+        "load", "start bench/http_load.py against the server"
+    ).add_argument
+    add("--load", type=int, nargs="?", const=DEFAULT_LOAD, metavar="NUM",
+        help=f"how many connections to make ({DEFAULT_LOAD:,}); the server ends after the last"
+        " one, with exit status 1 if one was lost")  # fmt: skip
+    add("--rate", type=float, help=f"connections a second ({DEFAULT_RATE:,.0f})")
+    add("--concurrency", type=int, help="how many to keep open, in place of a rate")
+    options = parser.parse_args(words)
+    if options.delay < 0:
+        parser.error("--delay must not be negative")
+    if options.page is not None and options.workers > 1:
+        parser.error("--page shows one loop: it needs --workers 1")
+    if options.load is None and (options.rate or options.concurrency):
+        parser.error("--rate and --concurrency need --load")
+    if options.load and not options.rate and not options.concurrency:
+        options.rate = DEFAULT_RATE
+    return options
+
+
+def print_listening(console, address, options):
+    host, port = address[:2]
+    fields = {"host": host, "port": port, "pid": os.getpid(), "processes": options.workers}
+    console.print("listening", "listening on {host}:{port}", **fields)
+
+
+def print_page(console, address):
+    host, port = address
+    url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+    console.print("page", "page at {url}", url=url)
+
+
+def print_counters(console, pid, snapshot, options):
+    """Take the report of one process; print a line when all have reported."""
+    if console.add(pid, snapshot) and options.stats:
+        total = console.total()
+        console.print(
+            "counters",
+            "incoming: {incoming:,}  outgoing: {outgoing:,}  finished: {finished:,}"
+            "  rate: {rate:,.0f} req/s",
+            rate=console.rate(total.finished),
+            **total._asdict(),
+        )
+
+
+def print_summary(console):
+    total = console.total()
+    cpu = total.user + total.system
+    console.print(
+        "summary",
+        "server: {requests:,} requests, {peak_connections:,} connections at most\n"
+        "  CPU: {cpu_user:.2f} s user, {cpu_system:.2f} s system,"
+        " {cpu_us_per_request:.1f} µs a request\n"
+        "  memory: {max_mebibytes:.1f} MiB at most",
+        requests=total.finished,
+        peak_connections=total.peak,
+        cpu_user=total.user,
+        cpu_system=total.system,
+        cpu_us_per_request=cpu / total.finished * 1e6 if total.finished else 0.0,
+        max_rss=total.max_rss,
+        max_mebibytes=total.max_rss / common.MIB,
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(harness.main(__doc__, serve))
+    sys.exit(main())

@@ -1,9 +1,14 @@
 """Worker processes that report over pipes, for the servers and the clients of the benchmarks."""
 
+import json
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
+import time
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Workers:
@@ -42,8 +47,7 @@ class Workers:
     def messages(self):
         """Yield `(pid, kind, value)` as the reports come, until the last worker has ended.
 
-        The last message of each is `(pid, "ended", exit_status)`, with the negative number of
-        the signal if it died of one.
+        The last message of each is `(pid, "ended", outcome)`: None, or in words how it failed.
         """
         while self._processes:
             for receiver in multiprocessing.connection.wait(list(self._processes)):
@@ -54,7 +58,7 @@ class Workers:
                     del self._processes[receiver]  # first: a reaped process gets no signals
                     receiver.close()
                     process.join()
-                    kind, value = "ended", process.exitcode
+                    kind, value = "ended", describe_exit(process.exitcode)
                 yield process.pid, kind, value
 
     def send_signal(self, signo):
@@ -64,10 +68,10 @@ class Workers:
 
 
 def describe_exit(status):
-    """Say how a process ended, after its name."""
+    """Say how a process failed, after its name; None if it did not."""
     if status < 0:
         return f"was ended by {signal.Signals(-status).name}"
-    return f"ended with exit status {status}"
+    return f"ended with exit status {status}" if status else None
 
 
 class Reports:
@@ -94,3 +98,33 @@ class Reports:
 
     def total(self):
         return sum(self._latest.values(), self._zero)
+
+
+class Console(Reports):
+    """Prints what all the processes report, as one: as text, or a JSON object a line."""
+
+    def __init__(self, processes, zero, *, as_json, in_place=False):
+        super().__init__(processes, zero)
+        self._as_json = as_json
+        self._in_place = in_place  # whether a line of progress replaces the one before
+        self._count, self._time = 0, time.monotonic()  # at the last line of progress
+
+    def print(self, event, text, *, progress=False, **fields):
+        """Print a text with these fields in it, or the fields."""
+        text = json.dumps({"event": event, **fields}) if self._as_json else text.format(**fields)
+        if self._in_place:
+            text = "\r\x1b[K" + text
+        print(text, end="" if progress and self._in_place else "\n", flush=True)
+
+    def rate(self, count):
+        """How many there were a second since this was asked before."""
+        now = time.monotonic()
+        rate = (count - self._count) / (now - self._time)
+        self._count, self._time = count, now
+        return rate
+
+    def worker_ended(self, name, outcome):
+        """Expect nothing more of one process; say how it died, if it did."""
+        self.ended()
+        if outcome:
+            print(f"{name} {outcome}", file=sys.stderr, flush=True)

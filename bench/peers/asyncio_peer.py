@@ -11,8 +11,6 @@ import time
 
 import peer
 
-HOST = "127.0.0.1"
-
 
 def forever(start):
     """Run `start()`, a coroutine, then the loop until a signal ends the process."""
@@ -27,7 +25,9 @@ def forever(start):
 def serve(protocol, **options):
     async def start():
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(protocol, HOST, 0, backlog=socket.SOMAXCONN, **options)
+        server = await loop.create_server(
+            protocol, peer.HOST, 0, backlog=socket.SOMAXCONN, **options
+        )
         peer.listening(server.sockets[0].getsockname())
 
     forever(start)
@@ -78,6 +78,9 @@ def tls(certificate, key):
     serve(EchoProtocol, ssl=peer.server_context(certificate, key))
 
 
+tls_idle = tls
+
+
 def tls_source(certificate, key, size):
     class SourceProtocol(asyncio.Protocol):
         def connection_made(self, transport):
@@ -110,7 +113,7 @@ class UdpProtocol(asyncio.DatagramProtocol):
 def udp():
     async def start():
         loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_datagram_endpoint(UdpProtocol, local_addr=(HOST, 0))
+        transport, _ = await loop.create_datagram_endpoint(UdpProtocol, local_addr=(peer.HOST, 0))
         peer.listening(transport.get_extra_info("sockname"))
 
     forever(start)
@@ -163,7 +166,7 @@ def connect(port, connections, seconds):
                     pace.result()
 
         def start():
-            task = loop.create_task(loop.create_connection(ConnectProtocol, HOST, port))
+            task = loop.create_task(loop.create_connection(ConnectProtocol, peer.HOST, port))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
@@ -189,6 +192,42 @@ def wakeups(seconds):
         notifications.pace.result()
 
     asyncio.run(run())
+
+
+def lines(port, when, limit):
+    read = read_at_end if when == "at_end" else read_at_once
+    peer.measure_lines(lambda: asyncio.run(read(port, limit)))
+
+
+async def read_at_once(port, limit):
+    reader, writer = await asyncio.open_connection(peer.HOST, port, limit=limit)
+    lines = await count_lines(reader)
+    writer.close()
+    return lines
+
+
+async def read_at_end(port, limit):
+    # open_connection's reader would stop reading from the socket at its limit.
+    reader, ended = asyncio.StreamReader(), asyncio.Event()
+
+    class Filler(asyncio.Protocol):
+        def data_received(self, data):
+            reader.feed_data(data)
+
+        def eof_received(self):
+            reader.feed_eof()
+            ended.set()
+
+    await asyncio.get_running_loop().create_connection(Filler, peer.HOST, port)
+    await ended.wait()
+    return await count_lines(reader)
+
+
+async def count_lines(reader):
+    lines = 0
+    while await reader.readline():
+        lines += 1
+    return lines
 
 
 if __name__ == "__main__":

@@ -13,12 +13,9 @@ import gevent.server
 import gevent.socket
 import peer
 
-HOST = "127.0.0.1"
-BUFFER = 256 * 1024
-
 
 def serve(handle):
-    server = gevent.server.StreamServer((HOST, 0), handle, backlog=4096)
+    server = gevent.server.StreamServer((peer.HOST, 0), handle, backlog=4096)
     server.start()
     peer.listening(server.address)
     server.serve_forever()
@@ -39,7 +36,7 @@ def echo():
         sock.setsockopt(gevent.socket.IPPROTO_TCP, gevent.socket.TCP_NODELAY, 1)
         # A client that ends while an answer is on its way resets the connection.
         with contextlib.suppress(ConnectionError):
-            while data := sock.recv(BUFFER):
+            while data := sock.recv(peer.BUFFER):
                 sock.sendall(data)
 
     serve(handle)
@@ -52,7 +49,7 @@ def accept():
 def udp():
     # DatagramServer would spawn a greenlet for each datagram.
     sock = gevent.socket.socket(gevent.socket.AF_INET, gevent.socket.SOCK_DGRAM)
-    sock.bind((HOST, 0))
+    sock.bind((peer.HOST, 0))
     peer.listening(sock.getsockname())
     while True:
         data, address = sock.recvfrom(65536)
@@ -92,7 +89,7 @@ def connect(port, connections, seconds):
 
     def run():
         while True:
-            with gevent.socket.create_connection((HOST, port)) as sock:
+            with gevent.socket.create_connection((peer.HOST, port)) as sock:
                 sock.recv(4096)
             if not pace.one_more():
                 pace.result()

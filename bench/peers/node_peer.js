@@ -151,6 +151,7 @@ const kinds = {
 
 if (isMainThread) {
   const [kind, ...words] = process.argv.slice(2);
+  if (!(kind in kinds) || words.includes("--busy")) process.exit(3); // it cannot do this
   kinds[kind](...words);
 } else {
   const { parentPort } = require("worker_threads");

@@ -1,46 +1,42 @@
 """What the Python programs that bench/compare.py compares have in common: the command line.
 
     PROGRAM http DELAY_SECONDS | echo | accept | udp      a server: says where, runs until a signal
-    PROGRAM tls CERTIFICATE KEY                           an echo server over TLS
+    PROGRAM tls | tls_idle CERTIFICATE KEY                an echo server over TLS
     PROGRAM tls_source CERTIFICATE KEY BYTES              sends so much, and closes
     PROGRAM timers fire|cancel|pending COUNT SPREAD_SECONDS
     PROGRAM connect PORT CONNECTIONS SECONDS
-    PROGRAM wakeups SECONDS                               these print one JSON object
+    PROGRAM wakeups SECONDS
+    PROGRAM lines PORT at_once|at_end LIMIT               these print one JSON object
 
-The programs in C and on Node are told the same. A program that cannot do what it is asked says so
-with exit status 3, and is skipped.
+The programs in C and on Node are told the same. --busy: beside a busy thread. A program that
+cannot do what it is asked says so with exit status 3, and is skipped.
 """
 
 import gc
 import json
 import os
-import resource
-import ssl
 import sys
 import threading
 import time
 from pathlib import Path
 
-RESPONSE = (
-    b"HTTP/1.1 200 OK\r\n"
-    b"Date: Wed, 03 Oct 2012 23:43:10 GMT\r\n"
-    b"Content-Type: text/plain\r\n"
-    b"Content-Length: 9\r\n"
-    b"\r\n"
-    b"omglolwtf"
-)
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+import common
+
+HOST = "127.0.0.1"
+BUFFER = 256 << 10
+RESPONSE = common.RESPONSE
+server_context = common.server_context
 
 #: How the words after the name of a kind are read.
 ARGUMENTS = {
     "http": [float],
-    "echo": [],
-    "accept": [],
-    "udp": [],
-    "tls": [str, str],
     "tls_source": [str, str, int],
     "timers": [str, int, float],
     "connect": [int, int, float],
     "wakeups": [float],
+    "lines": [int, str, int],
 }
 
 PENDING_SECONDS = 3600.0
@@ -48,37 +44,21 @@ PENDING_SECONDS = 3600.0
 
 def main(functions, words):
     """Run what the words ask for: the function of that name."""
-    hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
+    common.raise_open_files_limit()
     if "--busy" in words:
         words.remove("--busy")
-        threading.Thread(target=spin, daemon=True).start()
+        common.start_busy_thread()
     kind, *arguments = words
-    functions[kind](*(read(word) for read, word in zip(ARGUMENTS[kind], arguments)))
-
-
-def spin():
-    """Keep the interpreter busy, as a thread of the application may."""
-    while True:
-        pass
-
-
-def unsupported(reason):
-    """End the program: it cannot do what it was asked."""
-    print(reason, file=sys.stderr)
-    sys.exit(3)
+    if kind not in functions:
+        sys.exit(3)
+    readers = ARGUMENTS.get(kind, [str] * len(arguments))
+    functions[kind](*(read(word) for read, word in zip(readers, arguments)))
 
 
 def listening(address):
     """Say where the server listens."""
     host, port = address[:2]
     print(f"listening on {host}:{port}", flush=True)
-
-
-def server_context(certificate, key):
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
-    return context
 
 
 def result(**figures):
@@ -90,8 +70,7 @@ def result(**figures):
 def private_bytes():
     """Return the memory that only this process has, and what is still referenced in it."""
     gc.collect()
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+    return common.private_bytes()
 
 
 class Pace:
@@ -149,3 +128,20 @@ def deadlines(mode, count, spread):
     """The times after which timers are due, spread evenly, one after another."""
     first = PENDING_SECONDS if mode == "pending" else 0.0
     return (first + spread * i / count for i in range(count))
+
+
+def measure_lines(read):
+    """Read all lines of two connections, with `read()`. Says what the second took: it is warm."""
+    for _ in range(2):
+        gc.collect()
+        began, cpu = time.perf_counter(), time.process_time()
+        lines = read()
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    result(lines=lines, seconds=seconds, cpu_seconds=cpu)
+
+
+def count_lines(readline):
+    lines = 0
+    while readline():
+        lines += 1
+    return lines

@@ -1,4 +1,4 @@
-"""What bench/compare.py compares, on pyasync; http is bench/http_delay.py.
+"""What bench/compare.py compares, on pyasync; http is the server of bench/http_delay.py.
 
 See peer.py for the command line. --unbuffered: a crossing into libuv for each operation.
 """
@@ -10,7 +10,6 @@ import peer
 
 import pyasync
 
-HOST = "127.0.0.1"
 BUFFERED = "--unbuffered" not in sys.argv
 
 
@@ -24,47 +23,54 @@ def on_event(event):
         print("error:", event, file=sys.stderr)
 
 
-def echo():
+def ignore(*_):
+    pass
+
+
+def send_back(socket, data):
+    socket.write(data)
+
+
+def serve(read_cb=ignore, *, listen=pyasync.tcp_server, event_cb=on_event, **options):
     with event_loop():
-        server = pyasync.tcp_server(
-            HOST, 0, lambda socket, data: socket.write(data), event_cb=on_event
-        )
+        server = listen(peer.HOST, 0, read_cb, event_cb=event_cb, **options)
         peer.listening(server.address)
+
+
+def http(delay):
+    import http_delay
+
+    def send(kind, value):
+        if kind == "listening":
+            peer.listening(value)
+
+    words = ["--port=0", f"--delay={delay}", *([] if BUFFERED else ["--unbuffered"])]
+    http_delay.serve(http_delay.parse_options(words), send)
+
+
+def echo():
+    serve(send_back)
 
 
 def accept():
-    with event_loop():
-        server = pyasync.tcp_server(
-            HOST,
-            0,
-            lambda socket, data: None,
-            event_cb=on_event,
-            connect_cb=lambda socket: socket.close(),
-        )
-        peer.listening(server.address)
+    serve(connect_cb=lambda socket: socket.close())
 
 
 def udp():
-    if not hasattr(pyasync, "udp_socket"):
-        peer.unsupported("this pyasync has no udp_socket")
     with event_loop():
         socket = pyasync.udp_socket(
-            HOST, 0, lambda socket, data, address: socket.send(data, address)
+            peer.HOST, 0, lambda socket, data, address: socket.send(data, address)
         )
         peer.listening(socket.address)
 
 
 def tls(certificate, key):
     context = peer.server_context(certificate, key)
-    with event_loop():
-        server = pyasync.tcp_ssl_server(
-            HOST,
-            0,
-            lambda socket, data: socket.write(data),
-            ssl_context=context,
-            event_cb=lambda event: None,  # the client ends without close_notify
-        )
-        peer.listening(server.address)
+    # The client ends without close_notify.
+    serve(send_back, listen=pyasync.tcp_ssl_server, ssl_context=context, event_cb=ignore)
+
+
+tls_idle = tls
 
 
 def tls_source(certificate, key, size):
@@ -74,16 +80,7 @@ def tls_source(certificate, key, size):
 
     context = peer.server_context(certificate, key)
     data = b"x" * size
-    with event_loop():
-        server = pyasync.tcp_ssl_server(
-            HOST,
-            0,
-            lambda socket, data: None,
-            connect_cb=send,
-            ssl_context=context,
-            event_cb=on_event,
-        )
-        peer.listening(server.address)
+    serve(listen=pyasync.tcp_ssl_server, ssl_context=context, connect_cb=send)
 
 
 def timers(mode, count, spread):
@@ -113,7 +110,7 @@ def timers(mode, count, spread):
 
 def connect(port, connections, seconds):
     def start():
-        pyasync.tcp_connect(HOST, port, lambda socket, data: None, event_cb=on_end)
+        pyasync.tcp_connect(peer.HOST, port, ignore, event_cb=on_end)
 
     def on_end(event):
         if isinstance(event, pyasync.EventError):
@@ -130,24 +127,37 @@ def connect(port, connections, seconds):
 
 
 def wakeups(seconds):
-    notifications = peer.Notifications(seconds)
-
     def on_wakeup(*_):
         if not notifications.on_wakeup():
             notifications.pace.result()
 
+    notifications = peer.Notifications(seconds)
     with event_loop():
-        if hasattr(pyasync, "make_notifier"):
-            notify = pyasync.make_notifier(on_wakeup, single_shot=False).trigger
-        else:
-            loop = pyasync.current_loop()
-            # Keeps the loop running, which a call from another thread does not.
-            pyasync.delay(lambda: None, time=seconds + 10)
+        notifications.start(pyasync.make_notifier(on_wakeup, single_shot=False).trigger)
 
-            def notify():
-                loop.call_threadsafe(on_wakeup)
 
-        notifications.start(notify)
+def lines(port, when, limit):
+    def read():
+        count = 0
+
+        def count_lines(stream):
+            nonlocal count
+            count += peer.count_lines(stream.readline)
+
+        def read_cb(socket, stream):
+            if when == "at_once":
+                count_lines(stream)
+
+        def event_cb(event):
+            if not isinstance(event, pyasync.SocketEOF):
+                raise event
+            count_lines(stream)
+
+        with event_loop():
+            stream = pyasync.tcp_connect(peer.HOST, port, read_cb, stream=True, event_cb=event_cb)
+        return count
+
+    peer.measure_lines(read)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,23 @@
-"""What bench/compare.py does to each program: one module a topic.
+"""What bench/compare.py does to each program: one module a topic, a function a workload.
 
-A workload has cases, one table for each, and the first of its figures is the one to compare.
+The function is called with a contender, the value of a case and the options, and returns figures
+by name, of which the first is the one to compare. Its docstring is what is printed above the
+table: the title, which may name options, and which figure to trust and what limits the others.
+There is a table for each case. A program that cannot do a thing says so, and is skipped.
 """
 
+import importlib
+import inspect
 from typing import Any, Callable, NamedTuple
+
+KIB, MIB = 1 << 10, 1 << 20
 
 
 class Case(NamedTuple):
     """One way of running a workload."""
 
-    title: str
+    title: str = ""
     value: Any = None
-    x: float = 0.0  # its place on a curve, for cases that make one
 
 
 class Workload(NamedTuple):
@@ -19,18 +25,37 @@ class Workload(NamedTuple):
 
     name: str
     title: str
-    note: str  # which figure to trust, and what limits the others
-    measure: Callable  # (contender, value of the case, options) -> figures by name
-    cases: Callable = lambda options: [Case("")]
-    contenders: Callable = lambda contender: contender.name != "bare"  # whether it is meant for one
-    once: bool = False  # one round is enough
-    curve: str = ""  # what the cases' x is, if they make a curve
-    references: tuple = ("c", "uvloop")  # what the ratios are to
+    note: str
+    measure: Callable
+    cases: Callable  # of the options
+    once: bool  # one round is enough
+    curve: str  # what the cases' values are, if they make a curve
+    references: tuple  # what the ratios are to
+
+
+WORKLOADS = []
+
+
+def workload(*, cases=lambda options: [Case()], once=False, curve="", references=("c", "uvloop")):
+    """Make a workload of a function."""
+
+    def register(measure):
+        name = measure.__name__.replace("_", "-")
+        title, _, note = inspect.getdoc(measure).partition("\n\n")
+        title = title.rstrip(".")
+        WORKLOADS.append(Workload(name, title, note, measure, cases, once, curve, references))
+        return measure
+
+    return register
+
+
+def points(*counts):
+    """The cases of a curve."""
+    return lambda options: [Case(f"{count:,}", count) for count in counts if count <= options.most]
 
 
 def all_workloads():
-    """Every workload, in the order of the tables."""
-    from workloads import connections, echo, http, memory, scale, timers, tls, udp, wakeups
-
-    modules = (http, memory, echo, timers, connections, wakeups, udp, tls, scale)
-    return [workload for module in modules for workload in module.WORKLOADS]
+    """Every workload, in the order of the tables: the curves come last."""
+    for topic in ("network", "memory", "alone", "tls"):
+        importlib.import_module(f"workloads.{topic}")
+    return sorted(WORKLOADS, key=lambda workload: bool(workload.curve))

@@ -1,73 +1,80 @@
 """Connections held open, each with its delay pending."""
 
 import contextlib
+import os
+import time
 
-import contenders
-from measuring import http_load, http_result, private_bytes, wait_until_held
+from common import Cpu, private_bytes
+from contenders import PATIENCE, load, running
 
-from workloads import Workload
+from workloads import points, workload
 
 HELD_BEFORE = 1_000  # so that what is free in the heap at the start does not count
-ROUNDS = 10
 
 
-def measure_held(contender, value, options):
-    return {"bytes/connection": hold(contender, options.connections, options)}
+@contextlib.contextmanager
+def holding(pid, port, count, already, options):
+    """Make connections; run the block when all are held, and the rest when all are answered."""
+    with load("http", options.client_cores, port, count, "-n", count) as lines:
+        next(lines)
+        wait_until_held(pid, already + count, options.held_delay)
+        yield
+        next(lines)
 
 
-def hold(contender, connections, options):
-    delay = options.held_delay
+def wait_until_held(pid, connections, seconds):
+    """Wait until the process has so many descriptors, and rests."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        used = Cpu.of(pid).seconds
+        time.sleep(0.2)
+        resting = Cpu.of(pid).seconds - used < 0.01
+        if resting and len(os.listdir(f"/proc/{pid}/fd")) >= connections:
+            return
+    raise RuntimeError(f"the server never held {connections:,} connections")
+
+
+@workload()
+def held(contender, connections, options):
+    """{connections:,} connections held, each with its delay pending.
+
+    The private memory (Private_Clean and Private_Dirty of smaps_rollup) that the server has
+    gained for each connection, the kernel's not counted. No client limits it.
+    """
+    connections = connections or options.connections
+    first = min(HELD_BEFORE, connections)
     with (
-        contenders.running(contender, options.server_cores, "http", delay) as (pid, port),
-        contextlib.ExitStack() as stack,
+        running(contender, options.server_cores, "http", options.held_delay) as (pid, port),
+        holding(pid, port, first, 0, options),
     ):
-        private, held, clients = [], 0, []
-        for count in (min(HELD_BEFORE, connections), connections):
-            client = http_load(options.client_cores, port, count, requests=count)
-            clients.append(client)
-            stack.enter_context(contenders.bounded(client))
-            held += count
-            wait_until_held(pid, held, delay)
-            private.append(private_bytes(pid))
-        for client in clients:
-            http_result(client)
-    before, after = private
-    return (after - before) / connections
+        before = private_bytes(pid)
+        with holding(pid, port, connections, first, options):
+            after = private_bytes(pid)
+    return {"bytes/connection": (after - before) / connections}
 
 
-def measure_growth(contender, value, options):
-    delay, count = options.held_delay, options.connections
-    private = []
-    patience = ROUNDS * (delay + 20) + contenders.PATIENCE
-    with contenders.running(contender, options.server_cores, "http", delay, patience=patience) as (
-        pid,
-        port,
-    ):
-        start = private_bytes(pid)
-        for _ in range(ROUNDS):
-            client = http_load(options.client_cores, port, count, requests=count)
-            with contenders.bounded(client):
-                wait_until_held(pid, count, delay)
-                private.append(private_bytes(pid))
-                http_result(client)
-    first, last = ((value - start) / count for value in (private[0], private[-1]))
+@workload(once=True)
+def growth(contender, value, options):
+    """the same {connections:,} connections held ten times over.
+
+    Private bytes for each connection, all that the process has gained since its start, in
+    the tenth round and in the first. What leaks grows; a garbage collector takes its time.
+    """
+    count, words = options.connections, ("http", options.held_delay)
+    patience = 10 * (options.held_delay + 20) + PATIENCE
+    with running(contender, options.server_cores, *words, patience=patience) as (pid, port):
+        start, grown = private_bytes(pid), []
+        for _ in range(10):
+            with holding(pid, port, count, 0, options):
+                grown.append((private_bytes(pid) - start) / count)
+    first, last = grown[0], grown[-1]
     return {"bytes/connection": last, "in the first round": first, "growth": last - first}
 
 
-WORKLOADS = [
-    Workload(
-        "held",
-        "{connections:,} connections held, each with its delay pending",
-        "The private memory (Private_Clean and Private_Dirty of smaps_rollup) that the server has\n"
-        "gained for each connection, the kernel's not counted. No client limits it.",
-        measure_held,
-    ),
-    Workload(
-        "growth",
-        "the same {connections:,} connections held ten times over",
-        "Private bytes for each connection, all that the process has gained since its start, in\n"
-        "the tenth round and in the first. What leaks grows; a garbage collector takes its time.",
-        measure_growth,
-        once=True,
-    ),
-]
+@workload(cases=points(100, 1_000, 10_000), curve="connections")
+def scale_held(contender, connections, options):
+    """so many connections held.
+
+    Private bytes for each. A few hundred may fit into what is free already.
+    """
+    return held(contender, connections, options)

@@ -38,9 +38,9 @@ def json_lines(output):
     return {line["event"]: line for line in lines}
 
 
-def run(*words):
+def run(*words, patience=PATIENCE):
     """Run a command to its end. Gives its exit status, output and errors, as text."""
-    return subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
+    return subprocess.run(words, capture_output=True, text=True, timeout=patience)
 
 
 def run_bench(*arguments):
@@ -51,6 +51,17 @@ def run_bench(*arguments):
 def run_load(port, *arguments):
     """Run http_load.py to its end."""
     return run(*command("http_load.py", f"--port={port}", "--json", *arguments))
+
+
+def run_c1m(*arguments, patience=PATIENCE):
+    return run(*command("c1m.py", *arguments), patience=patience)
+
+
+def start(program, *arguments, **options):
+    """Start a program; what it prints is read here."""
+    return subprocess.Popen(
+        command(program, *arguments), stdout=subprocess.PIPE, text=True, **options
+    )
 
 
 @contextlib.contextmanager
@@ -199,9 +210,7 @@ def test_client_counts_only_right_answers(answer, error):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         arguments = [f"--port={port}", "--num-conns=1", "--timeout=0.5", "--json"]
-        with subprocess.Popen(
-            command("http_load.py", *arguments), stdout=subprocess.PIPE, text=True
-        ) as client:
+        with start("http_load.py", *arguments) as client:
             connection, _ = listener.accept()
             with connection:
                 connection.recv(65536)
@@ -329,7 +338,7 @@ def test_profile_names_each_crossing(options, crossings):
 
 TINY = ["--seconds=0.03", "--warm-up=0.02"]
 COMPARED = ["http", "busy", "held", "echo", "timers", "cancel", "pending"]
-COMPARED += ["accept", "connect", "wakeups", "udp", "scale-http", "scale-timers"]
+COMPARED += ["accept", "connect", "wakeups", "udp", "lines", "scale-http", "scale-timers"]
 
 
 def run_compare(*arguments):
@@ -345,10 +354,8 @@ def test_every_workload_of_the_comparison_gives_figures(workload):
     cases = json.loads(bench.stdout)["workloads"][workload]
     assert cases
     for case in cases.values():
-        if workload == "busy":
-            assert set(case) == {"pyasync"}  # a server in C has no Python thread
-        elif "it cannot do this" not in bench.stderr:
-            assert set(case) == {"c", "pyasync"}
+        # In C there is no Python thread, and no readline.
+        assert set(case) == ({"pyasync"} if workload in ("busy", "lines") else {"c", "pyasync"})
         for figures in case.values():
             compared = next(iter(figures))
             assert len(figures[compared]["runs"]) == 1
@@ -393,10 +400,6 @@ def test_comparison_is_drawn(tmp_path):
 # Very many connections
 
 
-def run_c1m(*arguments):
-    return run(*command("c1m.py", *arguments))
-
-
 @requires_compare
 def test_all_connections_are_held_at_once_and_answered():
     bench = run_c1m("--json", "--connections=2001", "--per-process=500", "--delay=3", "--rate=4000")
@@ -413,12 +416,8 @@ def test_all_connections_are_held_at_once_and_answered():
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_50_000_connections_are_held_at_once_and_answered():
-    bench = subprocess.run(
-        command("c1m.py", "--json", "--connections=50000", "--rate=4000", "--limit=150"),
-        capture_output=True,
-        text=True,
-        timeout=170,
-    )
+    arguments = ["--connections=50000", "--rate=4000", "--limit=150"]
+    bench = run_c1m("--json", *arguments, patience=170)
     assert (bench.returncode, bench.stderr) == (0, "")
     result = json.loads(bench.stdout)
     assert (result["held_at_once"], result["replies"], result["errors"]) == (50000, 50000, 0)
@@ -450,12 +449,7 @@ def test_what_cannot_be_held_is_refused_with_the_reason(arguments, reason):
 @pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_all_processes(signo):
     arguments = ["--connections=1000", "--per-process=250", "--delay=30"]
-    with subprocess.Popen(
-        command("c1m.py", *arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with start("c1m.py", *arguments, stderr=subprocess.PIPE) as process:
         wait_for_line(process, "held at once: 1,000")
         children = children_of(process.pid)
         assert len(children) == 8
@@ -475,19 +469,17 @@ def children_of(pid):
 @requires_compare
 def test_a_comparison_that_is_killed_leaves_no_server():
     arguments = ["--workloads=held", "--servers=pyasync", "--held-delay=30"]
-    with subprocess.Popen(
-        command("compare.py", "--quick", *arguments), stderr=subprocess.DEVNULL
-    ) as process:
+    with start("compare.py", "--quick", *arguments, stderr=subprocess.DEVNULL) as process:
         # The server listens when its client has been started.
         wait_until(lambda: any(map(is_client, children_of(process.pid))))
         server, *_ = children_of(process.pid)
-        assert b"http_delay.py" in command_of(server)
+        assert b"pyasync_peer.py" in command_of(server)
         process.kill()
     wait_until(lambda: not command_of(server))
 
 
 def is_client(pid):
-    return b"http_load" in command_of(pid)
+    return b"baseline/load" in command_of(pid)
 
 
 def command_of(pid):

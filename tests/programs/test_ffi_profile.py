@@ -1,6 +1,8 @@
 """What bench/ffi_profile.py says of the cost of the FFI: that it adds up, and reads profiles."""
 
+import importlib.util
 import json
+import marshal
 import math
 import subprocess
 import sys
@@ -44,7 +46,8 @@ def ffi_profile(*arguments):
 def measured(tmp_path_factory):
     """Give what a small load has shown, and the drawing of it."""
     svg = tmp_path_factory.mktemp("ffi") / "ffi.svg"
-    finished = ffi_profile(*SMALL_LOAD, "--json", f"--svg={svg}")
+    drawn = [f"--svg={svg}"] if importlib.util.find_spec("matplotlib") else []
+    finished = ffi_profile(*SMALL_LOAD, "--json", *drawn)
     assert (finished.returncode, finished.stderr) == (0, "")
     return json.loads(finished.stdout), svg
 
@@ -138,6 +141,7 @@ def test_the_calibration_is_part_of_the_result(measured):
 
 
 def test_the_drawing_has_a_bar_for_each_variant(measured):
+    pytest.importorskip("matplotlib")
     root = ElementTree.parse(measured[1]).getroot()
     words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert [words.count(variant) for variant in ("buffered", "unbuffered", "callbacks")] == [2] * 3
@@ -172,6 +176,33 @@ def test_the_cpu_time_tells_sleep_from_work(profile):
         return parts.get("kernel and libuv", parts.get("sleep, kernel, libuv"))
 
     assert kernel("--cpu=0.001") < kernel()
+
+
+@needs_cprofile
+def test_the_loop_is_found_in_any_file_of_the_package_and_by_no_name_of_a_function(tmp_path):
+    def function(name, file, seconds, *callers):
+        key, times = (file, 1, name), (1, 1, seconds, seconds)
+        found[key] = (*times, dict.fromkeys(callers, times))
+        return key
+
+    found, engine = {}, "/usr/lib/pyasync/_core/engine.py"
+    program = ("/home/somebody/program.py", 1, "main")
+    turn = function("turn", engine, 1.0, program)
+    poll = function("poll", engine, 2.0, turn)
+    function("<built-in method pyasync._libuv.pa_run>", "~", 4.0, poll)
+    walk = function("walk", "/usr/lib/pyasync/_core/deep/down.py", 8.0, turn)
+    on_data = function("on_data", program[0], 16.0, walk)
+    function("<built-in method pyasync._libuv.pa_write>", "~", 32.0, walk)
+    function("<built-in method time.sleep>", "~", 64.0, on_data)
+    found[program] = (1, 1, 128.0, 128.0, {})
+    path = tmp_path / "some.prof"
+    path.write_bytes(marshal.dumps(found))
+    results = json.loads(ffi_profile("--from", path, "--json").stdout)["results"]
+    parts = results[path.name]["profile"]["parts"]
+    assert {name: round(seconds) for name, seconds in parts.items()} == {
+        **{"sleep, kernel, libuv": 4 + 32, "FFI crossings": 0},
+        **{"pyasync": 1 + 2 + 8, "application": 16 + 64},
+    }
 
 
 @needs_cprofile

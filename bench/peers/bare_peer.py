@@ -1,9 +1,10 @@
-"""Holds connections over TLS with what a handshake needs, and nothing else.
+"""What the standard library needs at the least: what the others are measured by.
 
-Each is a plain socket, and an SSLObject with its two BIOs: what the others are measured by.
-See peer.py for the command line.
+A connection over TLS is a plain socket, and an SSLObject with its two BIOs. Lines are read from a
+blocking socket. See peer.py for the command line.
 """
 
+import io
 import selectors
 import socket
 import ssl
@@ -12,10 +13,10 @@ import sys
 import peer
 
 
-def tls(certificate, key):
+def tls_idle(certificate, key):
     context = peer.server_context(certificate, key)
     selector = selectors.DefaultSelector()
-    listener = socket.create_server(("127.0.0.1", 0), backlog=1000)
+    listener = socket.create_server((peer.HOST, 0), backlog=1000)
     selector.register(listener, selectors.EVENT_READ)
     peer.listening(listener.getsockname())
     while True:
@@ -40,6 +41,17 @@ def tls(certificate, key):
             except ssl.SSLWantReadError:
                 pass
             entry.fileobj.send(outgoing.read())
+
+
+def lines(port, when, limit):
+    def read():
+        with socket.create_connection((peer.HOST, port)) as sock:
+            file = sock.makefile("rb", buffering=peer.BUFFER)
+            return peer.count_lines(
+                (io.BytesIO(file.read()) if when == "at_end" else file).readline
+            )
+
+    peer.measure_lines(read)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,39 @@
 """From a profile, and the calibration, to what the FFI costs."""
 
-import os
 import pstats
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple, Optional
 
 from ffi_calibration import KIB, call_cost
 
+import pyasync
 from pyasync._ffi import ffi, lib
 
 CROSSING = "<built-in method pyasync._libuv."
+RUN = f"{CROSSING}pa_run>"  # sleeps, too
 CFFI = "_cffi_backend"
+PACKAGE = "/pyasync/"
 
 KERNEL, FFI, PYASYNC, APPLICATION = "kernel and libuv", "FFI crossings", "pyasync", "application"
 SLEEP = "sleep, kernel, libuv"
 KERNEL_ALONE, REST = "kernel", "libuv and Python"  # where no profiler tells more
 RECORDS, CALLS_IN, COPIES = "event records, in", 'extern "Python" calls, in', "data read, copied"
+
+
+class Observation(NamedTuple):
+    """What a run has cost, from the time when the load was started."""
+
+    requests: int
+    user: float  # CPU seconds
+    system: float
+    stats: pyasync.Stats
+    counts: Counter  # crossings by name, of a counted run
+    profile: dict  # of a profiled one, as cProfile has it
+
+    @property
+    def cpu(self):
+        return self.user + self.system
 
 
 class Crossing(NamedTuple):
@@ -28,7 +45,7 @@ class Crossing(NamedTuple):
     in_c: Optional[float] = None  # and that was spent on the other side
 
 
-@dataclass
+@dataclass(eq=False)  # each is itself alone
 class Costs:
     """Where the time of some requests went, in seconds of CPU."""
 
@@ -43,6 +60,7 @@ class Costs:
 
     def __post_init__(self):
         self.total = sum(self.parts.values())
+        self.crossings = sorted(self.crossings, key=lambda row: -row.cost)
 
     @property
     def residual(self):
@@ -51,9 +69,7 @@ class Costs:
 
     def as_dict(self):
         shares = {name: seconds / self.total for name, seconds in self.parts.items()}
-        crossings = [
-            {**row._asdict(), "share": row.cost / self.total} for row in self.crossings
-        ]  # fmt: skip
+        crossings = [{**row._asdict(), "share": row.cost / self.total} for row in self.crossings]
         return {**asdict(self), "crossings": crossings, "shares": shares, "residual": self.residual}
 
 
@@ -67,30 +83,22 @@ def read_profile(path):
         raise ValueError(f"{path} is not a file that cProfile has written") from None
 
 
-def analyze(watched, calibration, *, plain=None, cpu=None):
-    """Return the Costs that a profile, or an observation of a run with or without one, shows."""
-    if isinstance(watched, dict):
-        return analyze_profile(watched, calibration, cpu=cpu)
+def analyze_run(watched, plain, calibration):
+    """Return the Costs that two runs show: one that was watched, and one that was not."""
     if watched.counts:
-        return analyze_counts(watched, calibration, plain)
+        return analyze_counts(watched, plain, calibration)
     scale = watched.requests / plain.requests
-    costs = analyze_profile(
-        watched.profile,
-        calibration,
-        observed=watched,
-    )
     return replace(
-        costs,
+        analyze_profile(watched.profile, calibration, observed=watched),
         measured=plain.cpu * scale,
         system=plain.system * scale,
-        counted=plain.crossings / plain.requests,
+        counted=plain.stats.crossings / plain.requests,
     )
 
 
 def analyze_profile(profile, calibration, *, observed=None, cpu=None):
-    run = function_run(profile)
-    package = os.path.dirname(run[0])
-    edges = calls_within(profile, run)
+    """Return the Costs that a profile shows, of a run that was observed, or used so much CPU."""
+    package, roots = find_loop(profile)
     profiler = {
         kind: [cost / 1e9 for cost in pair] for kind, pair in calibration["profiler"].items()
     }
@@ -101,12 +109,12 @@ def analyze_profile(profile, calibration, *, observed=None, cpu=None):
             if name.startswith(CROSSING) or CFFI in name:
                 return name
             return part(caller) if caller and caller[0] != "~" else APPLICATION
-        return PYASYNC if os.path.dirname(file) == package else APPLICATION
+        return PYASYNC if file.startswith(package) else APPLICATION
 
     # The profiler's own time is in the caller's, and to a lesser degree in the function's.
     own_time, overhead, calls = defaultdict(float), defaultdict(float), defaultdict(int)
-    own_time[PYASYNC] += profile[run][2]
-    for caller, function, count, seconds in edges:
+    own_time[PYASYNC] += sum(profile[root][2] for root in roots)
+    for caller, function, count, seconds in calls_within(profile, roots):
         callee = part(function, caller)
         in_caller, in_callee = profiler["c" if function[0] == "~" else "python"]
         own_time[callee] += seconds
@@ -117,14 +125,15 @@ def analyze_profile(profile, calibration, *, observed=None, cpu=None):
     # cProfile's clock goes on while the loop sleeps, and while others have the processor.
     busy, asleep = 1.0, 0.0
     if observed:
-        asleep = observed.asleep
+        asleep = observed.stats.idle_time
         busy = observed.cpu / (sum(own_time.values()) - asleep)
     elif cpu is not None:
         asleep = max(0.0, sum(entry[2] for entry in profile.values()) - cpu)
-    own_time[f"{CROSSING}pa_run>"] = max(0.0, own_time[f"{CROSSING}pa_run>"] - asleep)
+    own_time[RUN] = max(0.0, own_time[RUN] - asleep)
     cpu_time = {name: time * busy - overhead[name] for name, time in own_time.items()}
 
-    rows, in_c = [], 0.0
+    rows, in_c = rows_inward(observed, calibration) if observed else [], 0.0
+    inward = sum(row.cost for row in rows)
     for name in calls:
         if name.startswith(CROSSING):
             function = name[len(CROSSING) : -1]
@@ -133,35 +142,32 @@ def analyze_profile(profile, calibration, *, observed=None, cpu=None):
             rows.append(Crossing(function, calls[name], cost, max(0.0, cpu_time[name] - cost)))
         elif CFFI in name:
             rows.append(Crossing(f"ffi.{name.split(chr(39))[1]}", calls[name], cpu_time[name]))
-    inward = rows_inward(observed, calibration) if observed else []
     parts = {
         SLEEP if observed is None and cpu is None else KERNEL: in_c,
-        FFI: sum(row.cost for row in rows + inward),
-        PYASYNC: cpu_time[PYASYNC] - sum(row.cost for row in inward),
+        FFI: sum(row.cost for row in rows),
+        PYASYNC: cpu_time[PYASYNC] - inward,
         APPLICATION: cpu_time.get(APPLICATION, 0.0),
     }
-    return Costs(observed.requests if observed else 0, parts, by_cost(rows + inward))
+    return Costs(observed.requests if observed else 0, parts, rows)
 
 
-def analyze_counts(counted, calibration, plain):
+def analyze_counts(counted, plain, calibration):
     """Return what is known where no profiler helps: counts, times what each costs."""
     scale = plain.requests / counted.requests
-    rows = []
+    rows = rows_inward(plain, calibration)
     for name, count in counted.counts.items():
         cost = call_cost(calibration, argument_count(name)) / 1e9
         rows.append(Crossing(name, round(count * scale), count * scale * cost))
-    rows += rows_inward(plain, calibration)
     crossing = sum(row.cost for row in rows)
     parts = {KERNEL_ALONE: plain.system, FFI: crossing, REST: plain.user - crossing}
     # The sum is what was measured: there is no second figure to compare it with.
-    counted = plain.crossings / plain.requests
-    return Costs(plain.requests, parts, by_cost(rows), counted=counted)
+    return Costs(plain.requests, parts, rows, counted=plain.stats.crossings / plain.requests)
 
 
 def rows_inward(observed, calibration):
     """What it costs that events come as records, and that each request is read once."""
-    requests, events = observed.requests, observed.events
-    size = observed.bytes_read / requests
+    requests, events = observed.requests, observed.stats.events
+    size = observed.stats.bytes_read / requests
     copy = calibration["copy"] + (calibration["copy_1k"] - calibration["copy"]) * size / KIB
     return [
         Crossing(RECORDS, events, events * calibration["record"] / 1e9),
@@ -178,11 +184,7 @@ def with_callbacks(costs, calibration):
             row = Crossing(CALLS_IN, row.calls, row.cost + more)
         rows.append(row)
     parts = {**costs.parts, FFI: costs.parts[FFI] + more}
-    return Costs(costs.requests, parts, by_cost(rows), computed=True)
-
-
-def by_cost(rows):
-    return sorted(rows, key=lambda row: -row.cost)
+    return Costs(costs.requests, parts, rows, computed=True)
 
 
 def argument_count(name):
@@ -192,23 +194,35 @@ def argument_count(name):
         return 3
 
 
-def function_run(profile):
-    """Return the key of `Loop._run`, which calls pa_run."""
-    for function, (_, _, _, _, callers) in profile.items():
-        if function[2] == f"{CROSSING}pa_run>":
-            for caller in callers:
-                if caller[2] == "_run":
-                    return caller
-    raise ValueError("the profile is not of a program that has run pyasync's event loop")
+def find_loop(profile):
+    """Return the package's folder, and the functions in it that run the loop.
+
+    These are told by no name of theirs: the callers of pa_run, theirs in the package, and so on
+    to those that are called from outside.
+    """
+    ahead = [key for function in profile if function[2] == RUN for key in profile[function][4]]
+    files = [key[0].replace("\\", "/") for key in ahead]
+    if not files or PACKAGE not in files[0]:
+        raise ValueError("the profile is not of a program that has run pyasync's event loop")
+    package = ahead[0][0][: files[0].rindex(PACKAGE) + len(PACKAGE)]
+    roots, seen = set(), set(ahead)
+    while ahead:
+        function = ahead.pop()
+        callers = {caller for caller in profile[function][4] if caller[0].startswith(package)}
+        if not callers - {function}:
+            roots.add(function)
+        ahead += callers - seen
+        seen |= callers
+    return package, roots
 
 
-def calls_within(profile, run):
-    """Return (caller, function, calls, own time) of all calls under `run`."""
+def calls_within(profile, roots):
+    """Return (caller, function, calls, own time) of all calls under `roots`."""
     callees = defaultdict(list)
     for function, (_, _, _, _, callers) in profile.items():
         for caller, (calls, _, seconds, _) in callers.items():
             callees[caller].append((caller, function, calls, seconds))
-    found, reached, ahead = [], {run}, [run]
+    found, reached, ahead = [], set(roots), list(roots)
     while ahead:
         for call in callees[ahead.pop()]:
             found.append(call)

@@ -1,0 +1,365 @@
+/* The load on the servers of the benchmarks, from one process on epoll.
+ *
+ *   load http   PORT CONNECTIONS   a request on each connection, then another
+ *   load accept PORT CONNECTIONS   the same, but that nothing is sent
+ *   load echo   PORT CONNECTIONS   messages on connections that are kept
+ *   load udp    PORT IN_FLIGHT     datagrams, each answer followed by another
+ *
+ *   -w SECONDS  warm up for so long (0)
+ *   -d SECONDS  and measure for so long
+ *   -n NUMBER   or until so many requests or messages have been answered
+ *   -s SIZE     of a message (1024)
+ *   -r RATE     open connections at this rate, a second (8000)
+ *   -t SECONDS  no event for so long: what is under way is lost (60)
+ *   -a ADDRESS  the first of the addresses to connect from
+ *
+ * It prints "begin" after the warm-up, at the end one JSON object, and then
+ * stays, with its connections, until its standard input ends, so that the
+ * server's CPU time can be read before they are closed. An answer is good when
+ * its bytes are exactly right and, of http and accept, the end of the stream
+ * follows them. The exit status is 1 if any was lost.
+ *
+ * bench/http_load.py, in Python, would be slower than the servers in C and on
+ * libuv, and show its own limit in place of theirs. A request takes this client
+ * six system calls, fewer than any server; a message on a kept connection two
+ * and its share of an epoll_wait, as many as a server. Of datagrams it takes
+ * many with one call, which no server does.
+ */
+#define _GNU_SOURCE
+#include "common.h"
+
+#include <errno.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+
+/* Linux connects from half of the 28,232 ports of ip_local_port_range first,
+ * and looks for a free one longer and longer as that half fills. */
+#define CONNECTIONS_PER_ADDRESS 10000
+
+#define MAX_EVENTS 512
+#define MAX_DATAGRAMS 64
+#define REQUEST "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+typedef struct {
+  size_t sent, received; /* of the message under way */
+  double began;
+} connection_t;
+
+static struct sockaddr_in server;
+static in_addr_t first_source = INADDR_LOOPBACK;
+static int epoll_fd, kept, stalled_ms = 60000;
+/* At once, the first connections would overflow the listener's backlog, and a
+ * refused SYN is sent again only a second later. */
+static double rate = 8000;
+static long most, limit;
+
+static const char *message = "", *expected = "";
+static size_t message_size, expected_size;
+static char* input;
+
+static connection_t* connections; /* by descriptor */
+static long opened, open_now, started, under_way, lost;
+
+/* Seconds, of the good answers */
+static double* latencies;
+static size_t done, capacity;
+
+static void count_good(double latency) {
+  if (done == capacity) {
+    capacity = capacity ? 2 * capacity : 65536;
+    latencies = realloc(latencies, capacity * sizeof *latencies);
+    if (latencies == NULL)
+      die("realloc");
+  }
+  latencies[done++] = latency;
+}
+
+static int may_start(void) {
+  return limit == 0 || started < limit;
+}
+
+/* What of the message is not sent, since the connection is not there yet or the
+ * kernel has no room, follows when epoll says so. */
+static void send_rest(int fd) {
+  connection_t* connection = &connections[fd];
+  ssize_t count = send(fd, message + connection->sent,
+                       message_size - connection->sent, MSG_NOSIGNAL);
+  if (count > 0)
+    connection->sent += count;
+  else if (count < 0 && kept && errno != EAGAIN)
+    die("send");
+}
+
+static void begin_message(int fd) {
+  connections[fd] = (connection_t){.began = now()};
+  started++;
+  under_way++;
+}
+
+static void bind_source_address(int fd) {
+  int on = 1;
+  struct sockaddr_in source = {.sin_family = AF_INET};
+  long addresses = 1 + most / CONNECTIONS_PER_ADDRESS;
+  source.sin_addr.s_addr = htonl(first_source + opened % addresses);
+  setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+  if (bind(fd, (struct sockaddr*) &source, sizeof source) != 0)
+    die("bind");
+}
+
+/* Connects, and sends at once: on the loopback the handshake is over when
+ * connect returns. Of a connection for one request the end alone is waited for,
+ * and if the request is not sent, that it can be. */
+static void open_connection(void) {
+  struct epoll_event event = {.events = EPOLLRDHUP | EPOLLET};
+  int on = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+  if (fd < 0 || fd >= most + 1024)
+    die("socket");
+  begin_message(fd);
+  if (most > CONNECTIONS_PER_ADDRESS || first_source != INADDR_LOOPBACK)
+    bind_source_address(fd);
+  opened++;
+  open_now++;
+  if (kept)
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  if (connect(fd, (struct sockaddr*) &server, sizeof server) != 0 &&
+      errno != EINPROGRESS)
+    die("connect");
+  if (message_size > 0)
+    send_rest(fd);
+  if (kept)
+    event.events = EPOLLIN | EPOLLOUT | EPOLLET;
+  else if (connections[fd].sent < message_size)
+    event.events |= EPOLLOUT;
+  event.data.fd = fd;
+  if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0)
+    die("epoll_ctl");
+}
+
+static void end_connection(int fd) {
+  ssize_t size = recv(fd, input, expected_size + 1, 0);
+  if (size == (ssize_t) expected_size && memcmp(input, expected, size) == 0)
+    count_good(now() - connections[fd].began);
+  else
+    lost++;
+  close(fd);
+  open_now--;
+  under_way--;
+}
+
+/* Edge-triggered: what is there must be read until there is no more. */
+static void read_message(int fd) {
+  connection_t* connection = &connections[fd];
+  ssize_t count, asked;
+  do {
+    asked = expected_size - connection->received;
+    count = recv(fd, input, asked, 0);
+    if (count < 0 && errno == EAGAIN)
+      return;
+    if (count <= 0 ||
+        memcmp(input, expected + connection->received, count) != 0) {
+      fprintf(stderr, "%s\n", count > 0 ? "a wrong answer" : "no answer");
+      exit(1);
+    }
+    connection->received += count;
+  } while (count == asked && connection->received < expected_size);
+  if (connection->received < expected_size)
+    return;
+  count_good(now() - connection->began);
+  under_way--;
+  if (may_start()) {
+    begin_message(fd);
+    send_rest(fd);
+  }
+}
+
+static void on_event(const struct epoll_event* event) {
+  int fd = event->data.fd;
+  if (connections[fd].sent < message_size)
+    send_rest(fd);
+  if (kept)
+    read_message(fd);
+  else if (event->events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+    end_connection(fd);
+}
+
+/* Run until the time is over or the number is reached, and what is under way
+ * has ended; on kept connections, where it never does, only the former. */
+static void run(double seconds) {
+  static struct epoll_event events[MAX_EVENTS];
+  double first = now(), began = first, time, ramp;
+  int i, count, over, opening;
+  for (;;) {
+    time = now();
+    ramp = (time - first) * rate + 1;
+    opening = open_now < most && ramp < most;
+    if (kept && open_now < most)
+      began = time; /* it counts when all connections are there */
+    over = !may_start() || (seconds > 0 && time >= began + seconds);
+    while (!over && open_now < most && open_now < ramp && may_start())
+      open_connection();
+    if (over && (under_way == 0 || (kept && limit == 0)))
+      return;
+    count = epoll_wait(epoll_fd, events, MAX_EVENTS,
+                       opening && !over ? 1 + (int) (1000 / rate) : stalled_ms);
+    if (count < 0 && errno != EINTR)
+      die("epoll_wait");
+    if (count == 0 && (over || !opening)) {
+      fprintf(stderr, "no answer for %d s\n", stalled_ms / 1000);
+      lost += under_way;
+      return;
+    }
+    for (i = 0; i < count; i++)
+      on_event(&events[i]);
+  }
+}
+
+/* All the datagrams fit into the kernel's buffers. */
+static void run_udp(double seconds) {
+  static struct mmsghdr in[MAX_DATAGRAMS], out[MAX_DATAGRAMS];
+  static struct iovec buffer, answer;
+  static int fd, count;
+  double began = now();
+  int i, silent = 0;
+  if (fd == 0) {
+    struct timeval patience = {.tv_usec = 200000};
+    fd = socket(AF_INET, SOCK_DGRAM, 0);
+    if (fd < 0 || connect(fd, (struct sockaddr*) &server, sizeof server) != 0)
+      die("connect");
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    buffer = (struct iovec){(char*) message, message_size};
+    answer = (struct iovec){input, message_size};
+    for (i = 0; i < MAX_DATAGRAMS; i++) {
+      out[i].msg_hdr = (struct msghdr){.msg_iov = &buffer, .msg_iovlen = 1};
+      in[i].msg_hdr = (struct msghdr){.msg_iov = &answer, .msg_iovlen = 1};
+    }
+    count = most;
+  }
+  while (now() < began + seconds) {
+    if (sendmmsg(fd, out, count, 0) < 0)
+      die("sendmmsg");
+    count = recvmmsg(fd, in, most, MSG_WAITFORONE, NULL);
+    if (count < 0 && errno != EAGAIN)
+      die("recvmmsg");
+    if (count > 0) {
+      silent = 0;
+      done += count;
+    } else { /* whatever was on its way is lost */
+      lost += most;
+      count = most;
+      if (++silent == 50) {
+        fprintf(stderr, "no answer for 10 s\n");
+        exit(1);
+      }
+    }
+  }
+}
+
+static int by_value(const void* left, const void* right) {
+  double difference = *(const double*) left - *(const double*) right;
+  return (difference > 0) - (difference < 0);
+}
+
+static double percentile_ms(double percent) {
+  size_t index = (done - 1) * percent / 100;
+  return latencies && done ? latencies[index] * 1e3 : 0;
+}
+
+static void print_result(double seconds) {
+  if (latencies)
+    qsort(latencies, done, sizeof *latencies, by_value);
+  printf("{\"done\": %zu, \"lost\": %ld, \"seconds\": %.6f, "
+         "\"per_second\": %.1f, \"latency_ms\": {\"min\": %.3f, \"p50\": %.3f, "
+         "\"p90\": %.3f, \"p99\": %.3f, \"max\": %.3f}}\n",
+         done, lost, seconds, done / seconds, percentile_ms(0),
+         percentile_ms(50), percentile_ms(90), percentile_ms(99),
+         percentile_ms(100));
+  fflush(stdout);
+}
+
+static void make_message(size_t size) {
+  char* bytes = allocate(size);
+  size_t i;
+  for (i = 0; i < size; i++)
+    bytes[i] = (char) (i * 31 + i / 251);
+  message = expected = bytes;
+  message_size = expected_size = size;
+}
+
+static int usage(const char* program) {
+  fprintf(stderr,
+          "usage: %s [-w SECONDS] [-d SECONDS] [-n NUMBER] [-s SIZE] [-r RATE]\n"
+          "       [-t SECONDS] [-a ADDRESS] http|accept|echo|udp PORT "
+          "CONNECTIONS\n",
+          program);
+  return 2;
+}
+
+int main(int argc, char** argv) {
+  double warm_up = 0, seconds = 0, began;
+  struct in_addr address;
+  size_t size = 1024;
+  void (*load)(double) = run;
+  const char* kind;
+  int option;
+
+  while ((option = getopt(argc, argv, "w:d:n:s:r:t:a:")) != -1) {
+    if (option == 'w')
+      warm_up = atof(optarg);
+    else if (option == 'd')
+      seconds = atof(optarg);
+    else if (option == 'n')
+      limit = atol(optarg);
+    else if (option == 's')
+      size = atol(optarg);
+    else if (option == 'r')
+      rate = atof(optarg);
+    else if (option == 't')
+      stalled_ms = (int) (atof(optarg) * 1000);
+    else if (option == 'a' && inet_aton(optarg, &address))
+      first_source = ntohl(address.s_addr);
+    else
+      return usage(argv[0]);
+  }
+  argv += optind;
+  if (argc - optind != 3 || (most = atol(argv[2])) < 1 || size < 1 ||
+      (seconds <= 0 && limit <= 0) || rate <= 0 || stalled_ms <= 0)
+    return usage("load");
+  kind = argv[0];
+  if (strcmp(kind, "http") == 0) {
+    message = REQUEST;
+    message_size = sizeof REQUEST - 1;
+    expected = RESPONSE;
+    expected_size = sizeof RESPONSE - 1;
+  } else if (strcmp(kind, "echo") == 0) {
+    kept = 1;
+    make_message(size);
+  } else if (strcmp(kind, "udp") == 0 && most <= MAX_DATAGRAMS && seconds > 0) {
+    load = run_udp;
+    make_message(size);
+  } else if (strcmp(kind, "accept") != 0) {
+    return usage("load");
+  }
+  prctl(PR_SET_PDEATHSIG, SIGTERM); /* who is killed must not leave its load */
+  raise_open_files_limit();
+  server = loopback(argv[1]);
+  connections = allocate((most + 1024) * sizeof *connections);
+  input = allocate(expected_size + 1);
+  epoll_fd = epoll_create1(0);
+  if (epoll_fd < 0)
+    die("epoll_create1");
+
+  if (warm_up > 0)
+    load(warm_up);
+  done = 0;
+  started = under_way; /* these will be counted */
+  puts("begin");
+  fflush(stdout);
+  began = now();
+  load(seconds);
+  print_result(now() - began);
+  while (getchar() != EOF) {
+  }
+  return lost == 0 ? 0 : 1;
+}
