@@ -1,5 +1,5 @@
-"""The core that the callback API stands on, and any other API can: no callbacks, no policy.
+"""The core under the callback API, and under any other API: no callbacks, no policy.
 
 It imports itself, `pyasync._ffi`, `pyasync.errors` and `pyasync.counters`, and nothing else of the
-package: a test keeps it so.
+package. A test reads the imports.
 """

@@ -1,7 +1,7 @@
-"""Numeric addresses and their zones, and how they cross into C.
+"""Numeric addresses and their zones, and their packed form for C.
 
-All parsing of addresses is here: they cross into C, and from it, packed as csrc/addresses.cdef.h
-says. libuv, which could parse them, knows a zone by its name only.
+All parsing of addresses is here, because libuv's parser takes a zone by its name only. Addresses
+cross into C and back in the packed form of csrc/addresses.cdef.h.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pyasync._core.arguments import require_host, require_port
 from pyasync._ffi import ffi, lib
 from pyasync.errors import check
 
-#: As the `socket` module has it: (host, port), of IPv6 (host, port, flowinfo, scope_id).
+#: An address of the `socket` module: (host, port), or of IPv6 (host, port, flowinfo, scope_id).
 Address = Union["tuple[str, int]", "tuple[str, int, int, int]"]
 
 #: An address family of the `socket` module, and a numeric address.
@@ -23,24 +23,25 @@ NumericAddress = tuple[int, str]
 
 V4, V6 = sockets.AF_INET, sockets.AF_INET6
 
-#: An address over IPv4, as a socket of IPv6 knows it (RFC 4291, 2.5.5.2).
+#: Prefix of an IPv4-mapped address: a socket of IPv6 names IPv4 peers so (RFC 4291, 2.5.5.2).
 MAPPED = "::ffff:"
 
-#: What goes before a datagram to the peer to which the socket is connected.
+#: The header of a datagram from a connected socket: no address, because the kernel has the peer's.
 TO_PEER = Struct("=H").pack(sockets.AF_UNSPEC)
 
+# The port is bytes, because it is in network order. "=" packs without padding, as C unpacks it.
 _IN = Struct("=H2s4s")
 _IN6 = Struct("=H2s4s16sI")
 
 
 def numeric_address(host: str) -> NumericAddress | None:
-    """Return the address, in its usual form, if the host is one and needs no lookup.
+    """Return the family and the address in its usual form; None if the host is a name.
 
-    An address of IPv6 may have a zone behind a percent sign (RFC 4007, section 11): the name of an
-    interface, or its number. Raises `ValueError` if there is none such.
+    An address of IPv6 may have a zone after a percent sign (RFC 4007, section 11): the name of an
+    interface, or its number. Raises `ValueError` if there is no such interface.
     """
-    if "\0" in host:
-        raise ValueError(f"a host must not have zero bytes: {host!r}")  # C would see it end there
+    if "\0" in host:  # C would read the part before it, which is another host
+        raise ValueError(f"a host must not have zero bytes: {host!r}")
     address, percent, zone = host.partition("%")
     try:
         if not percent:
@@ -57,7 +58,8 @@ def numeric_address(host: str) -> NumericAddress | None:
 
 
 def zone_number(zone: str) -> int:
-    """Return the number of a zone, which is an interface's, or raise `ValueError`."""
+    """Return the number of the interface that a zone names, or raise `ValueError`."""
+    # By name first: an interface may have a number for a name.
     number: int = lib.if_nametoindex(os.fsencode(zone))
     if number:
         return number
@@ -69,7 +71,7 @@ def zone_number(zone: str) -> int:
 
 
 def pack_address(host: str, port: int, flowinfo: int = 0, scope: int = 0) -> bytes:
-    """Pack a numeric address for C. If it has a zone, that is its scope."""
+    """Pack a numeric address for C. The zone, if there is one, replaces ``scope``."""
     address, percent, zone = host.partition("%")
     in_order = port.to_bytes(2, "big")
     if ":" not in address:
@@ -81,7 +83,7 @@ def pack_address(host: str, port: int, flowinfo: int = 0, scope: int = 0) -> byt
 
 
 def unpack_address(packed: bytes) -> Any:
-    """Return a packed address as the `socket` module has it."""
+    """Return a packed address in the form of the `socket` module."""
     if len(packed) == _IN.size:
         _, port, address = _IN.unpack(packed)
         return (sockets.inet_ntoa(address), int.from_bytes(port, "big"))
@@ -95,7 +97,7 @@ def unpack_address(packed: bytes) -> Any:
 
 
 class AddressFormat:
-    """How the addresses of one socket are packed. ``dual``: it is of IPv6, and for both."""
+    """How the addresses of one socket are packed. ``dual``: an IPv6 socket for both families."""
 
     __slots__ = ("dual", "family", "name", "size")
 
@@ -109,7 +111,10 @@ class AddressFormat:
         self.size = (_IN6 if sock.family == V6 else _IN).size
 
     def numeric(self, host: str) -> str:
-        """Return the host as an address of the socket's family, or raise `ValueError`."""
+        """Return the host as an address of the socket's family, or raise `ValueError`.
+
+        An IPv4 address becomes an IPv4-mapped one for a socket of both families.
+        """
         found = numeric_address(host)
         if found is None:
             raise ValueError(f"the host must be a numeric address, not {host!r}: see dns_lookup")
@@ -121,7 +126,7 @@ class AddressFormat:
         raise ValueError(f"a socket of {self.name} cannot send to {host!r}")
 
     def pack(self, address: Any) -> bytes:
-        """Pack an address; raise `ValueError` or `TypeError` if it is none for this socket."""
+        """Pack an address of the `socket` module, or raise `ValueError` or `TypeError`."""
         if not isinstance(address, tuple):
             raise TypeError(f"address must be a tuple, not {type(address).__name__}")
         if not 2 <= len(address) <= (2 if self.family == V4 else 4):
@@ -130,20 +135,22 @@ class AddressFormat:
         require_target(host, port)
         if not isinstance(flowinfo, int) or not isinstance(scope, int):
             raise TypeError(f"flowinfo and scope_id must be integers: {address!r}")
+        # A flow label has 20 bits (RFC 8200, section 6), and sin6_scope_id 32.
         if not (0 <= flowinfo < 1 << 20 and 0 <= scope < 1 << 32):
             raise ValueError(f"flowinfo or scope_id is out of range: {address!r}")
         return pack_address(self.numeric(host), port, flowinfo, scope)
 
 
 def is_mapped(header: bytes) -> bool:
-    """Whether a packed address is one over IPv4, in a socket of IPv6."""
+    """Whether a packed address is IPv4-mapped (RFC 4291, 2.5.5.2)."""
     return len(header) == _IN6.size and header[8:20] == bytes(10) + b"\xff\xff"
 
 
 def interface_number(interface: str, *families: int) -> int:
-    """Return the number of an interface, given by its name, or by an address of those families.
+    """Return the number of an interface, given by its name or by one of its addresses.
 
-    It is 0, the system's choice, for ``0.0.0.0`` and ``::``. Raises `ValueError` and `TypeError`.
+    The address must be of one of ``families``. ``0.0.0.0`` and ``::`` give 0, the system's choice.
+    Raises `ValueError` and `TypeError`.
     """
     require_host("interface", interface)
     found = numeric_address(interface)
@@ -163,8 +170,8 @@ def interface_number(interface: str, *families: int) -> int:
 
 
 def require_target(host: Any, port: Any) -> None:
-    """Raise `TypeError` or `ValueError` unless that is what a datagram can be sent to."""
+    """Raise `TypeError` or `ValueError` unless the types are right and the port is not 0."""
     require_host("host", host)
     require_port(port)
-    if port == 0:
+    if port == 0:  # it means "any" to bind(2), and is no destination (RFC 768)
         raise ValueError("port must be from 1 to 65535, not 0")

@@ -1,4 +1,4 @@
-"""Checks of arguments, which raise what a call with wrong ones does."""
+"""Checks of arguments: each raises the error for its caller, and names the argument."""
 
 from __future__ import annotations
 
@@ -23,18 +23,21 @@ def optional_callable(name: str, value: Any) -> None:
 
 
 def c_string(name: str, value: StrOrBytesPath) -> bytes:
-    """Return a path or another text of the system's as C takes it (`os.fsencode`).
+    """Return a path, or other text for the system, as bytes for C (`os.fsencode`).
 
     Raises `TypeError`, and `ValueError` if it has zero bytes.
     """
     encoded = os.fsencode(value)  # raises TypeError
-    if b"\0" in encoded:
+    if b"\0" in encoded:  # C would read the part before it, which may be another file's path
         raise ValueError(f"{name} must not have zero bytes: {value!r}")
     return encoded
 
 
 def require_timeout(name: str, value: float | None) -> float | None:
-    """Return the value; raise `ValueError` unless it is None or over 0, and a time."""
+    """Return the value, in seconds; raise `ValueError` unless it is None or over 0.
+
+    It is `MAX_TIME` at most, and so neither infinite nor NaN.
+    """
     if value is not None and not 0 < value <= MAX_TIME:
         raise ValueError(f"{name} must be over 0 seconds, or None for no limit, not {value!r}")
     return value
@@ -47,7 +50,7 @@ def require_host(name: str, value: Any) -> None:
 
 
 def require_port(port: int) -> None:
-    """Raise `TypeError` or `ValueError` unless the port is one."""
+    """Raise `TypeError` or `ValueError` unless the port is an integer from 0 to 65535."""
     if not isinstance(port, int):
         raise TypeError(f"port must be an integer, not {type(port).__name__}")
     if not 0 <= port <= 65535:

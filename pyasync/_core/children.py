@@ -1,4 +1,4 @@
-"""Child processes, without an API: starting them, their exit, signals to them, and their pipes."""
+"""Child processes, without an API: start, exit, signals, and pipes to their standard streams."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pyasync.errors import check, filesystem_error
 
 Argument = StrOrBytesPath
 
-#: The greatest id of a user or group: one more would mean "leave it" to setreuid(2).
+#: The greatest id of a user or group: one more, (uid_t) -1, means "no change" to setreuid(2).
 MAX_ID = 2**32 - 2
 
-# What a standard stream of a child can be, beside one of our descriptors.
+# Values of `stdio` in started_child; any other number is one of our descriptors.
 NULL_DEVICE = -1
 NEW_PIPE = -2
 
@@ -31,21 +31,21 @@ class ChildProcess(CHandle):
     __slots__ = ("exit_status", "pid", "term_signal")
 
     def __init__(self, loop: Engine, slot: int, event_cb: Any) -> None:
-        #: The child's process id, also when it has exited, and the id is another's.
+        #: The child's process id. After the exit it may belong to another process.
         self.pid: int = lib.pa_process_pid(loop.c, slot)
-        #: The status that the child has exited with, 0 if a signal has ended it, and that signal
-        #: or 0; None while it runs.
+        #: The child's exit status, 0 if a signal has ended it; None while it runs.
         self.exit_status: int | None = None
+        #: The signal that has ended the child, or 0; None while it runs.
         self.term_signal: int | None = None
         super().__init__(loop, slot, event_cb)
 
     def kill(self, signo: int = signal.SIGTERM) -> bool:
         """Send a signal to the child, by default SIGTERM; return False if it has exited.
 
-        A signal that is sent ends most programs, but in their own time: see ``exit_cb``. With a
-        ``signo`` of 0 nothing is sent (kill(2)). Raises `ValueError` for what is no signal,
-        `HandleClosed` if the process was closed before it exited, and `FilesystemPermission` if
-        the child has become another user's.
+        The call does not wait for the effect: ``exit_cb`` tells when the child has exited. With a
+        ``signo`` of 0 nothing is sent, and only the result counts (kill(2)). Raises `TypeError`,
+        `ValueError` if there is no such signal, `HandleClosed` if the process was closed before it
+        exited, and `FilesystemPermission` if the child has become another user's.
         """
         if not isinstance(signo, int):
             raise TypeError(f"signo must be an integer, not {type(signo).__name__}")
@@ -56,6 +56,8 @@ class ChildProcess(CHandle):
         slot = self._open_slot()
         self._loop.submit()
         status = lib.pa_process_kill(self._loop.c, slot, signo)
+        # C sends nothing once the child is reaped, because its pid may be another's. Python may
+        # not have seen the exit yet: its record is in the batch, or comes with the next one.
         if status == -errno.ESRCH:
             return False
         if status < 0:
@@ -64,13 +66,13 @@ class ChildProcess(CHandle):
 
     def _on_event(self, kind: int, value: int, data: int) -> None:
         if self._slot < 0:
-            return  # closed, and the child has exited since
-        self._slot = -1
+            return  # closed before the exit: the handle stayed in C to reap the child
+        self._slot = -1  # C closes the handle by itself when it learns of the exit
         self.exit_status, self.term_signal = value, data
         self._report_exit()
 
     def _report_exit(self) -> None:
-        """Take notice that the child has exited: for an API to override."""
+        """The child has exited: for an API to override."""
 
 
 @contextmanager
@@ -86,11 +88,11 @@ def started_child(
     gid: int | None,
     detached: bool,
 ) -> Iterator[tuple[int, list[int]]]:
-    """Start a program, and give the child's slot and our ends of its pipes; -1 where there is none.
+    """Start a program, and yield its slot and our ends of its pipes (-1: there is no pipe).
 
-    ``stdio`` says of each standard stream what it is: one of our descriptors, `NULL_DEVICE` or
-    `NEW_PIPE`. At the end of the ``with`` statement our ends are closed, but those that `pipe_slot`
-    has taken. Raises `TypeError`, `ValueError` and `FilesystemError`.
+    ``stdio`` has an entry for each standard stream: one of our descriptors, `NULL_DEVICE` or
+    `NEW_PIPE`. The end of the ``with`` statement closes our ends, except those that `pipe_slot` has
+    taken. Raises `TypeError`, `ValueError` and `FilesystemError`.
     """
     if isinstance(args, (str, bytes)):
         raise TypeError("args must be a list of arguments, not one")
@@ -107,7 +109,7 @@ def started_child(
         if value is not None:
             _require_id(name, value)
             flags |= flag
-    loop.submit()
+    loop.submit()  # a close that is pending may free a descriptor
     with _descriptors(stdio) as (theirs, ours):
         slot = lib.pa_spawn(
             loop.c, file, argv[0], environ and environ[0], directory, theirs, flags,
@@ -120,12 +122,14 @@ def started_child(
 
 def pipe_slot(loop: Engine, ours: list[int], fd: int) -> int:
     """Make a handle of our end of the pipe to the standard stream ``fd``; return its slot."""
+    # Marked as taken first: C closes the descriptor also when it fails, and a second close, at the
+    # end of started_child, could hit a file of another thread.
     descriptor, ours[fd] = ours[fd], -1
     return check(lib.pa_open(loop.c, descriptor, lib.PA_STDIO))
 
 
 def _c_strings(strings: list[bytes]) -> tuple[Any, list[Any]]:
-    """Return a ``char *[]`` that ends with NULL, and what must live as long."""
+    """Return a ``char *[]`` that ends with NULL, and its strings, which must live as long."""
     memory = [ffi.new("char[]", string) for string in strings]
     return ffi.new("char *[]", [*memory, ffi.NULL]), memory
 
@@ -134,6 +138,7 @@ def _environment(env: Mapping[Any, Any]) -> list[bytes]:
     if not isinstance(env, Mapping):
         raise TypeError(f"env must be a mapping, not {type(env).__name__}")
     items = [(c_string("a name in env", key), c_string("env", env[key])) for key in env]
+    # environ(7): "name=value", so that a "=" in a name would move the border.
     for key, _ in items:
         if not key or b"=" in key:
             raise ValueError(f"no name of an environment variable: {key!r}")
@@ -149,9 +154,10 @@ def _require_id(name: str, value: Any) -> None:
 
 @contextmanager
 def _descriptors(stdio: list[int]) -> Iterator[tuple[list[int], list[int]]]:
-    """Give the three descriptors for the child, and our ends of pipes; -1 where there is none.
+    """Yield the child's three descriptors, and our ends of its pipes (-1: there is none).
 
-    At the end close all that are ours; those that `pipe_slot` has taken are no longer. They are
+    At the end close the child's ends, because they would keep the pipe from its end of file, and
+    ours, except those that `pipe_slot` has taken. The pipes are
     pipes, in place of the socket pairs that libuv would make, so that a child can open
     ``/dev/stdout``.
     """
@@ -179,7 +185,7 @@ def _pipe() -> tuple[int, int]:
 
 
 def _culprit(status: int, path: Argument, directory: Argument | None) -> Argument | None:
-    """Return what the child could not use, as far as can be said: it says no more than an errno."""
+    """Return the path that the child could not use, or None; a guess, as it reports only errno."""
     if -status not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG):
         return path if -status in (errno.ENOEXEC, errno.ETXTBSY, errno.EISDIR) else None
     if directory is not None and not (os.path.isdir(directory) and os.access(directory, os.X_OK)):

@@ -1,7 +1,7 @@
 """Connecting: a stream that may be a client's, and Happy Eyeballs (RFC 8305) for names.
 
-The addresses of the name are tried in turn, families interleaved. Each has 250 ms for itself, then
-the next one is tried beside it; the first that answers wins, and the others are closed.
+The addresses of the name are tried in turn, families interleaved. Each has 250 ms for itself; then
+the next one is tried beside it. The first connection that stands wins, and the others are closed.
 """
 
 from __future__ import annotations
@@ -32,29 +32,36 @@ ATTEMPT_DELAY = 0.25
 
 
 class Socket(SocketHandle, Stream):
-    """A stream that is a socket: it has names, and may be a client's, still to be connected."""
+    """A stream that is a socket: it has addresses, and may be a client's, not connected yet."""
 
     __slots__ = ()
 
     def _connect_to(self, connector: Any, timeout: float | None) -> None:
-        """Wait for ``connector``, which calls `_on_slot` and `_on_connected`, or the last."""
+        """Wait for ``connector``: it calls `_on_slot` and `_on_connected`, or `_fail_with`.
+
+        None: the handle is connecting already, and C reports PA_CONNECTED. ``timeout`` is in
+        seconds.
+        """
         extras = self._need_extras()
         extras.connector = connector
         if timeout is not None:
             extras.connect_timer = background_timer(self._loop, self._connect_timer_fired, timeout)
 
     def ref(self) -> None:
-        """Let the loop run on while this socket is open: how every socket begins."""
+        """Let the socket keep the loop running while it is open, as it does from the start."""
         self._reference(True)
 
     def unref(self) -> None:
-        """Let the loop end although this socket is open, once it is connected."""
+        """Let the loop end although this socket is open (libuv's ``uv_unref``).
+
+        Before it is connected the loop still waits for the connection.
+        """
         self._reference(False)
 
     def _reference(self, referenced: bool) -> None:
         if self._open_slot() >= 0:
             lib.pa_ref(self._loop.c, self._slot, referenced)
-        else:
+        else:  # no handle yet: _on_slot applies it
             self._need_extras().referenced = referenced
 
     @property
@@ -73,10 +80,10 @@ class Socket(SocketHandle, Stream):
     # Connecting
 
     def _before_connecting(self, host: str | None) -> None:
-        """Make what is needed for a connection to the host; None: it is connected already."""
+        """Prepare for a connection to the host; None: a connected descriptor was adopted."""
 
     def _on_slot(self, slot: int) -> None:
-        """Take a handle, which has connected or begins to."""
+        """Take a handle that is connected or connecting."""
         self._slot = slot
         self._loop.register(slot, self)
         self._state = self._state & ~UNCONNECTED | CONNECTING
@@ -85,7 +92,11 @@ class Socket(SocketHandle, Stream):
         self._catch_up()
 
     def _catch_up(self) -> None:
-        """Do what the application has asked for while there was no handle."""
+        """Perform the calls that the application made while there was no handle.
+
+        In this order: C performs operations in the order of the queue, and writes nothing behind
+        a shutdown or a close.
+        """
         extras, slot = self._extras, self._slot
         ended = self._state & (SHUT | CLOSED)
         if extras is not None and extras.deferred and (ended or not self._state & WRITE_DISABLED):
@@ -106,7 +117,7 @@ class Socket(SocketHandle, Stream):
         self._established()
 
     def _established(self) -> None:
-        """Take note that the connection stands, and tell."""
+        """The connection stands: undo what belongs to connecting, and report it."""
         self._state &= ~CONNECTING
         extras = self._extras
         if extras is not None:
@@ -114,13 +125,16 @@ class Socket(SocketHandle, Stream):
             if extras.connect_timer is not None:
                 extras.connect_timer.stop()
                 extras.connect_timer = None
-        if self._state & READ_DISABLED:
+        if self._state & READ_DISABLED:  # disabled while connecting; C has begun to read now
             self._loop.queue((lib.PA_READ_STOP, self._slot, 0, b"", None))
         self._start_read_timeout()
         self._report_opened()
 
     def _begin_connected(self) -> None:
-        """Be connected, in a callback of the loop's that belongs to something else."""
+        """Report the connection from a timer's or an attempt's callback.
+
+        An error must be blamed on this stream: the caller's own handler would blame its owner.
+        """
         try:
             self._on_connected(0)
         except Exception as error:
@@ -131,7 +145,7 @@ class Socket(SocketHandle, Stream):
 
 
 def interleave(addresses: list[NumericAddress]) -> list[NumericAddress]:
-    """Return the addresses with families in turn, the first one's first (RFC 8305, section 4)."""
+    """Return the addresses with families alternating, from the first's (RFC 8305, section 4)."""
     if not addresses:
         return []
     first = [address for address in addresses if address[0] == addresses[0][0]]
@@ -144,7 +158,7 @@ def interleave(addresses: list[NumericAddress]) -> list[NumericAddress]:
 
 
 class Connector:
-    """Connects a socket that has no handle yet, and hands it the handle that has connected."""
+    """Connects a socket that has no handle yet, and gives it the slot of the winning attempt."""
 
     def __init__(self, socket: Any, host: str, port: int, local: tuple[str | None, int]) -> None:
         self.socket = socket
@@ -161,7 +175,7 @@ class Connector:
         )
 
     def close(self) -> None:
-        """Give up, and call nothing any more."""
+        """Stop the lookup, the timer and all attempts; nothing is called after this."""
         if self.lookup is not None:
             self.lookup.close()
         if self.timer is not None:
@@ -188,13 +202,13 @@ class Connector:
             _, address = self.addresses.pop(0)
             try:
                 slot = connect(self.loop, address, self.port, self.local)
-            except ValueError:  # an interface that was there is gone
+            except ValueError:  # the zone's interface has gone since the lookup
                 slot = -errno.ENODEV
-            if slot < 0:  # a local address of the other family, or one that cannot be bound
+            if slot < 0:  # such as a local address of the other family
                 self.failures.append((address, slot))
                 continue
             self.attempts.append(Attempt(self, slot, address))
-            if self.addresses:
+            if self.addresses:  # the Connection Attempt Delay begins with each attempt
                 self.timer = background_timer(self.loop, self._try_next, ATTEMPT_DELAY)
             return
         if not self.attempts:
@@ -208,10 +222,10 @@ class Connector:
         return socket_error(status, detail=f"cannot connect to {self.host}: {tried}")
 
     def on_connected(self, attempt: Attempt, status: int) -> None:
-        """Take note that an attempt has connected, or failed."""
+        """An attempt has connected, or failed."""
         if attempt not in self.attempts:
-            return  # it was closed in this batch
-        self.attempts.remove(attempt)
+            return  # closed by an earlier record of this batch: another attempt has won
+        self.attempts.remove(attempt)  # before self.close(), which would close the winner too
         if status != 0:
             attempt.close()
             self.failures.append((attempt.address, status))
@@ -223,9 +237,9 @@ class Connector:
 
 
 class Attempt:
-    """A connection that is being tried: what the loop knows its slot by."""
+    """A connection that is being tried: the object of its slot until it wins or is closed."""
 
-    _state = -1  # not a Stream's; nothing of it is read
+    _state = -1  # not zero, or the engine would call a read_cb that this object has not got
     _event_cb = None
 
     def __init__(self, connector: Connector, slot: int, address: str) -> None:
@@ -252,9 +266,10 @@ class Attempt:
 
 
 def connect(loop: Any, address: str, port: int, local: tuple[str | None, int]) -> int:
-    """Begin to connect to a numeric address; return the slot, or libuv's error.
+    """Begin to connect to a numeric address; return the slot, or libuv's negative error.
 
-    Raises `ValueError` if there is no interface of an address's zone.
+    ``local`` is the address and port to connect from. Raises `ValueError` if the zone of an
+    address is no interface.
     """
     host, local_port = local
     packed = ffi.NULL if host is None else pack_address(host, local_port)

@@ -1,7 +1,7 @@
 """The base of all handles.
 
-C owns a handle's memory. Python knows the handle by its slot, and the loop holds the Python object
-until C says that the handle is gone: an open handle that its user has dropped keeps working.
+C owns a handle's memory. Python knows the handle by its slot. The loop refers to the Python object
+until C's closed record, so an open handle works on when its user has dropped it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from pyasync.errors import HandleClosed, check
 
 
 class Handle:
-    """Something open in an event loop, which keeps it running while it is referenced."""
+    """An open thing of an event loop; while it is referenced it keeps the loop running."""
 
     __slots__ = ()
 
     _loop: Engine
-    #: By which C knows the handle; -1 when it is closed.
+    #: The number by which C knows the handle; -1 when it is closed.
     _slot: int
     _event_cb: Any
 
-    #: What a call on a closed handle raises.
+    #: Raised by a call on a closed handle.
     _closed_error: type[HandleClosed] = HandleClosed
 
     def close(self) -> None:
@@ -37,7 +37,7 @@ class Handle:
         return self._slot < 0
 
     def ref(self) -> None:
-        """Let the loop run on while this handle is open: how every handle begins."""
+        """Let the handle keep the loop running while it is open, as it does from the start."""
         lib.pa_ref(self._loop.c, self._handle_slot(), True)
 
     def unref(self) -> None:
@@ -50,7 +50,10 @@ class Handle:
         return bool(lib.pa_has_ref(self._loop.c, self._handle_slot()))
 
     def _enter(self) -> bool:
-        """Check the thread; return whether the loop still runs."""
+        """Check the thread; return whether the loop still runs.
+
+        After the loop's end any thread may close a handle, such as the garbage collector's.
+        """
         loop = self._loop
         if loop.thread is None:
             return False
@@ -73,7 +76,7 @@ class Handle:
         raise NotImplementedError
 
     def _on_closed(self) -> None:
-        """Take notice that the handle's memory is gone, and its slot about to be."""
+        """The handle's memory is freed, and its slot will be another handle's."""
 
     def _on_loop_end(self) -> None:
         raise NotImplementedError
@@ -85,16 +88,19 @@ class DescriptorHandle(Handle):
     __slots__ = ()
 
     def fileno(self) -> int:
-        """Return the descriptor, which stays pyasync's. Raises `SocketClosed`."""
+        """Return the descriptor, which stays pyasync's to close. Raises `SocketClosed`."""
         return check(lib.pa_fileno(self._loop.c, self._handle_slot()))
 
 
 class CHandle(Handle):
-    """A handle of which a program has few: it keeps its own loop and event callback."""
+    """A handle that C knows, of a kind of which programs have few.
+
+    It has fields for its loop and its event callback, which streams share in their options.
+    """
 
     __slots__ = ("__weakref__", "_event_cb", "_loop", "_slot")
 
-    _state = 0  # see Stream
+    _state = 0  # of the contract in Engine; these kinds get no PA_READ
 
     def __init__(self, loop: Engine, slot: int, event_cb: Any) -> None:
         self._loop = loop
@@ -104,8 +110,9 @@ class CHandle(Handle):
 
     def close(self) -> None:
         if self._slot >= 0 and self._enter():
-            self._loop.submit()
-            # Forgotten first: a signal's handler may raise between the two.
+            self._loop.submit()  # operations that were queued before come first
+            # Forgotten first: a signal handler may raise between the two lines. Then C's handle
+            # stays open until the loop ends; a second pa_close could hit the slot's next handle.
             slot, self._slot = self._slot, -1
             lib.pa_close(self._loop.c, slot, 1)
 
@@ -114,16 +121,16 @@ class CHandle(Handle):
 
 
 class PythonHandle(Handle):
-    """A handle of which C knows nothing. While it is referenced, the loop runs on for it."""
+    """A handle that C does not know. While it is referenced, it keeps the loop running."""
 
     __slots__ = ("__weakref__", "_event_cb", "_loop", "_referenced", "_slot")
 
-    #: By what name it is counted: a key of Loop._python_handles.
+    #: The name under which it is counted: a key of Engine.python_handles.
     _kind: str
 
     def __init__(self, loop: Engine, event_cb: Any) -> None:
         self._loop = loop
-        self._slot = 0  # as long as it is open
+        self._slot = 0  # open: any number that is not negative
         self._event_cb = event_cb
         self._referenced = True
         loop.python_handles[self._kind][self] = None
@@ -155,11 +162,11 @@ class PythonHandle(Handle):
 
     @property
     def _active(self) -> bool:
-        """Whether something can happen to it now."""
+        """Whether it is active, for `dump_event_loop_status`."""
         return True
 
     def _call(self, callback: Callable[..., object], *arguments: Any) -> None:
-        """Call a function of the user's, and blame on this handle what it raises."""
+        """Call a callback; its exception is reported with this handle as the owner."""
         try:
             callback(*arguments)
         except Exception as error:

@@ -1,4 +1,7 @@
-"""Listening sockets: accepting, limits, and trying again when descriptors have run out."""
+"""Listening sockets: accepting, limits, and trying again when descriptors have run out.
+
+C accepts by itself, because ``uv_listen`` hides the errors of accept(2): see docs/design.md.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from pyasync._core.stream import HAS_EXTRAS, LIMITED
 from pyasync._ffi import lib
 from pyasync.errors import EventError, SocketAcceptError, SocketClosed, check, message
 
-#: Out of descriptors or memory, a server tries again after this time, in seconds,
+#: A server that is out of descriptors or memory tries again after this time, in seconds.
 ACCEPT_RETRY = 0.1
-#: and reports it at most once in this time.
+#: A server reports that it cannot accept at most once in this time, in seconds.
 ACCEPT_REPORT = 1.0
 
 
@@ -27,11 +30,12 @@ class Listener(CHandle, DescriptorHandle):
     _kind: int
 
     def __init__(self, options: Any, sock: sockets.socket, limit: int | None) -> None:
-        """Take over a socket that listens. ``limit`` is the greatest number of connections."""
+        """Take over a listening socket. ``limit`` is the greatest number of open connections."""
         loop = options.loop
         self._address = sock.getsockname()
         self._options = options
-        # Zero, unless there is something to do when a connection begins or ends.
+        # Zero unless something must be done when a connection begins or ends: the engine delivers
+        # data of a connection whose state is zero by itself, and closes it without a call.
         self._state_of_new = LIMITED if limit is not None else 0
         if options.needs_begin:
             self._state_of_new |= HAS_EXTRAS
@@ -42,13 +46,13 @@ class Listener(CHandle, DescriptorHandle):
         slot = check(
             lib.pa_listen(loop.c, sock.fileno(), self._kind, -1 if limit is None else limit)
         )
-        sock.detach()
+        sock.detach()  # C owns the descriptor now; before, the caller closes it if this raises
         options.server = self
         super().__init__(loop, slot, options.event_cb)
 
     @property
     def address(self) -> Any:
-        """The address that the server listens at, as `socket.socket.getsockname` gives it."""
+        """The address at which the server listens, from `socket.socket.getsockname`."""
         return self._address
 
     def close(self) -> None:
@@ -71,15 +75,20 @@ class Listener(CHandle, DescriptorHandle):
         stream._report_opened()
 
     def _make_connection(self, slot: int) -> Any:
-        """Return the stream of a connection that has been accepted: for an API to say."""
+        """Return the stream of a connection that has been accepted: for an API to override."""
         raise NotImplementedError
 
     def _connection_closed(self) -> None:
+        """Let C accept one connection more, in place of the one that is gone."""
         if self._slot >= 0:
             self._loop.queue((lib.PA_ACCEPT, self._slot, 1, b"", None))
 
     def _on_event(self, kind: int, value: int, data: int) -> None:
-        """Take PA_ACCEPT_ERROR: the server cannot accept, and has paused."""
+        """Take PA_ACCEPT_ERROR: the server cannot accept, and C has stopped polling it.
+
+        Polling on would take all of a processor, because the socket stays readable while a
+        connection waits.
+        """
         if self._slot < 0:
             return
         if self._retry is None:
@@ -94,7 +103,7 @@ class Listener(CHandle, DescriptorHandle):
             self._report_error(error)
 
     def _report_error(self, error: EventError) -> None:
-        """Take notice that connections cannot be accepted for now: for an API to override."""
+        """Connections cannot be accepted for now: for an API to override."""
 
     def _accept_again(self) -> None:
         self._loop.queue((lib.PA_ACCEPT, self._slot, 0, b"", None))

@@ -1,7 +1,8 @@
-"""What libuv does in a thread of its pool: the base of all requests, and lookups.
+"""Requests, which libuv performs in a thread of its pool; and lookups, which are requests.
 
-The pool has four threads for all loops of the process. Lookups may take half of them at a time, so
-that they do not keep operations on files waiting: the others wait for their turn.
+The pool has four threads for all loops of the process (libuv's ``UV_THREADPOOL_SIZE``). Lookups
+take half of them at most, because a slow resolver must not keep operations on files waiting. More
+lookups than that wait for their turn.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ FoundCallback = Callable[[list[NumericAddress]], object]
 
 
 class Request:
-    """Something under way in a thread. It keeps the loop running until it is over, or closed."""
+    """An operation in a thread of the pool. It keeps the loop running until it is over, or closed.
+
+    C owns the request's memory until `_on_event` frees it, also when Python has closed the request:
+    a thread may be writing to it.
+    """
 
     __slots__ = ("__weakref__", "_address", "_callback", "_event_cb", "_loop")
 
@@ -33,17 +38,20 @@ class Request:
         self._address = -1
 
     def _begin(self, function: Callable[..., int], *arguments: Any) -> None:
-        """Call a function of C that begins a request, and returns its address or an error."""
+        """Call a C function that begins a request, and returns its address or a negative error."""
         self._loop.submit()
         address = function(self._loop.c, *arguments)
-        if address < 0:  # refused at once, such as a name that is too long
+        if address < 0:  # refused at once, for example a name that is too long
             self._finish_soon(error=self._error(address))
         else:
             self._address = address
             self._loop.requests[address] = self
 
     def _finish_soon(self, *results: Any, error: EventError | None = None) -> None:
-        """End the request without a thread, but in a later iteration as any other."""
+        """End the request without a thread, but in a later iteration.
+
+        No callback runs inside the call that begins a request.
+        """
 
         def finish() -> None:
             if error is not None:
@@ -54,7 +62,11 @@ class Request:
         Timer(self._loop, finish, self._event_cb).start()
 
     def close(self) -> None:
-        """Forget the request: its callback is not called. What a thread has begun, it ends."""
+        """Forget the request: its callback is not called.
+
+        A thread that has begun the operation completes it, because nothing can interrupt it.
+        Closing twice does nothing.
+        """
         if self._callback is None:
             return
         running = self._loop.thread is not None
@@ -77,7 +89,7 @@ class Request:
         try:
             try:
                 results = self._results(value)
-            finally:  # before any callback: it is over, and counted no more
+            finally:  # before any callback, which may raise: the memory would leak
                 lib.pa_request_free(self._loop.c, value)
         except EventError as error:
             self._fail(error)
@@ -95,14 +107,14 @@ class Request:
             self._report_error(error)
 
     def _report_error(self, error: EventError) -> None:
-        """Tell that it has failed: an API overrides this for its own rules."""
+        """The request has failed: an API overrides this for its own rules."""
         if self._event_cb is not None:
             self._event_cb(error)
 
     # For the kinds of request
 
     def _results(self, address: int) -> tuple[Any, ...]:
-        """Read what the callback is to be called with, or raise the error."""
+        """Return the arguments for the callback, copied from C's request, or raise the error."""
         raise NotImplementedError
 
     def _error(self, status: int) -> EventError:
@@ -123,7 +135,7 @@ class Lookup(Request):
         found_cb: FoundCallback,
         event_cb: Any = None,
     ) -> None:
-        """Call ``found_cb(addresses)`` when it is known where ``host`` is."""
+        """Call ``found_cb(addresses)`` when the addresses of ``host`` are known."""
         super().__init__(loop, found_cb, event_cb)
         #: The name that is looked up.
         self.host = host
@@ -174,7 +186,7 @@ class ReverseLookup(Request):
         name = lib.pa_getnameinfo_result(address)
         if name.status != 0:
             raise self._error(name.status)
-        # Whoever owns the address chooses the name: it may be any bytes.
+        # The owner of the address chooses the name, so that it may be any bytes.
         return os.fsdecode(ffi.string(name.host)), os.fsdecode(ffi.string(name.service))
 
     def _error(self, status: int) -> DnsError:
@@ -183,7 +195,7 @@ class ReverseLookup(Request):
 
 def dns_error(status: int, host: str) -> DnsError:
     """Return the exception for a libuv error of a lookup."""
-    if -status in (errno.EINVAL, errno.ENAMETOOLONG):  # libuv has refused the name
+    if -status in (errno.EINVAL, errno.ENAMETOOLONG):  # libuv has refused the name: none such
         status = lib.UV_EAI_NONAME
     name = ffi.string(lib.uv_err_name(status)).decode()
     code = getattr(sockets, name, sockets.EAI_FAIL) if name[:4] == "EAI_" else sockets.EAI_SYSTEM

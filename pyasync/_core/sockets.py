@@ -1,4 +1,4 @@
-"""Sockets of the system: bound, adopted and listening, and the names and options of handles."""
+"""Sockets of the system: bind, adopt, listen; and the addresses of a handle's socket."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ def bind(
     reuse_port: bool,
     kind: sockets.SocketKind = sockets.SOCK_STREAM,
 ) -> sockets.socket:
-    """Return a socket that is bound to an address; None is every one, of both families."""
+    """Return a socket that is bound to an address; None: to every address of both families.
+
+    A name is looked up at once, in a blocking call. Raises `TcpServerBindError`, or
+    `SocketAddressInUse`, which is one.
+    """
     numeric = None
     if address is not None:
         require_host("bind_address", address)
@@ -40,11 +44,12 @@ def bind(
         raise bind_error(error, address, port) from None
     try:
         if kind == sockets.SOCK_STREAM:
-            # Without it, connections of an earlier server that wait in TIME_WAIT hold the address.
+            # Without it, connections of an earlier server in TIME_WAIT keep the address
+            # (socket(7)). Not for UDP, where it would let another process take the port.
             sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
         if reuse_port:
             sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEPORT, 1)
-        if family == sockets.AF_INET6:
+        if family == sockets.AF_INET6:  # set always, because the default is a sysctl: ipv6(7)
             sock.setsockopt(sockets.IPPROTO_IPV6, sockets.IPV6_V6ONLY, address is not None)
         sock.bind(where)
     except OSError as error:
@@ -59,12 +64,17 @@ def bind_error(error: OSError, address: str | None, port: int) -> TcpServerBindE
     result = kind(error.errno, f"{error.strerror}: {address or '*'} port {port}")
     result.address = address
     result.port = port
-    result._errcode = libuv_number(error)  # errno may be one of getaddrinfo(3)
+    result._errcode = libuv_number(error)  # errno may be a number of getaddrinfo(3), not -errcode
     return result
 
 
 def adopt(fd: int, families: tuple[int, ...]) -> sockets.socket:
-    """Return a stream socket on a duplicate of the descriptor; the caller keeps its own."""
+    """Return a stream socket on a duplicate of the descriptor; the caller keeps its own.
+
+    Raises `ValueError` if it is no stream socket of one of the families, and `OSError` if it is
+    not open.
+    """
+    # A duplicate: if we closed the caller's number, it could be another file's by then.
     duplicate = os.dup(fd)
     try:
         sock = sockets.socket(fileno=duplicate)
@@ -84,7 +94,7 @@ def require_max_connections(number: int | None) -> None:
 
 
 def listen(sock: sockets.socket, backlog: int | None) -> None:
-    """Let the socket listen; None is the longest backlog that the system allows."""
+    """Let the socket listen. ``backlog`` None: the longest that the system allows (listen(2))."""
     if backlog is None:
         backlog = sockets.SOMAXCONN
     elif not 0 <= backlog < 2**31:
@@ -93,30 +103,30 @@ def listen(sock: sockets.socket, backlog: int | None) -> None:
 
 
 class SocketHandle(DescriptorHandle):
-    """A handle with a socket that has names and options."""
+    """A handle with a socket, which has addresses and options."""
 
     __slots__ = ()
 
     @contextmanager
     def _socket(self) -> Iterator[sockets.socket]:
-        """Lend a socket object on the handle's own descriptor."""
+        """Lend a socket object on the handle's own descriptor; its errors become `SocketError`."""
         sock = sockets.socket(fileno=self.fileno())
-        sock.setblocking(False)  # PyPy has just made it block
+        sock.setblocking(False)  # PyPy's constructor makes the descriptor block, for libuv too
         try:
             yield sock
         except OSError as error:
             raise socket_error(-(error.errno or errno.EIO), self) from None
         finally:
-            sock.detach()
+            sock.detach()  # or the garbage collector would close the handle's descriptor
 
     @property
     def peername(self) -> Any:
-        """The peer's address, as `socket.socket.getpeername` gives it."""
+        """The peer's address, from `socket.socket.getpeername`."""
         with self._socket() as sock:
             return sock.getpeername()
 
     @property
     def sockname(self) -> Any:
-        """The socket's own address, as `socket.socket.getsockname` gives it."""
+        """The socket's own address, from `socket.socket.getsockname`."""
         with self._socket() as sock:
             return sock.getsockname()

@@ -1,6 +1,6 @@
-"""What ends a loop's sleep from outside: other threads, and signals; and what a fork leaves behind.
+"""Wake-ups of a sleeping loop by other threads and by signals, and the hooks of a fork.
 
-One ``uv_async_t`` and one queue serve all calls from other threads, because libuv's cost for a
+One ``uv_async_t`` and one queue serve all calls from other threads, because libuv's cost of a
 wake-up grows with the number of its async handles.
 """
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 
 class Wakeup:
-    """The calls that other threads have asked a loop for, and what keeps it running for them."""
+    """The calls that other threads have queued, and the count of reasons to keep the loop alive."""
 
     __slots__ = ("_holds", "_lock", "calls", "woken")
 
     def __init__(self) -> None:
         self.calls: deque[Callable[[], object]] = deque()
-        #: Whether a wake-up is pending. The loop clears it before it looks at the calls, so that
-        #: none is missed.
+        #: Whether a wake-up is pending. The loop clears it before it checks the queue. In the other
+        #: order a call between the two would find it set, wake nobody, and wait for an event.
         self.woken = False
-        #: How many things keep the loop running that only Python knows of.
+        #: How many handles that C does not know keep the loop running.
         self._holds = 0
         # Reentrant, because a signal handler may interrupt `call` and call it again.
         self._lock = threading.RLock()
@@ -46,16 +46,19 @@ class Wakeup:
             if not self.woken:
                 try:
                     self.woken = True
-                finally:  # Ctrl-C in between would let all later calls wait for another event
+                finally:  # Ctrl-C in between would leave it set, and no later call would wake
                     lib.pa_wakeup(engine.c)
 
     def close(self, engine: Engine) -> None:
-        """Let no thread wake the loop any more: its memory is about to be freed."""
+        """Let no thread wake the loop any more, because its memory is about to be freed.
+
+        The lock makes this wait for a `call` that is just now using that memory.
+        """
         with self._lock:
             engine.closed = True
 
     def keep_alive(self, engine: Engine) -> None:
-        """Keep the loop running until `let_end`, for something that only Python knows of."""
+        """Keep the loop running until `let_end`, for a handle that C does not know."""
         self._holds += 1
         if self._holds == 1:
             lib.pa_keep_alive(engine.c, True)
@@ -67,22 +70,23 @@ class Wakeup:
             lib.pa_keep_alive(engine.c, False)
 
     def forget_after_fork(self) -> None:
-        """In the child: the lock may be held by a thread that the child has not got."""
+        """In the child: replace the lock, because a thread that is not in the child may hold it."""
         self._lock = threading.RLock()
 
 
 class SignalWakeup:
     """Ends the poll's sleep when a signal arrives for which Python has a handler.
 
-    libuv goes on polling when a signal interrupts it, so that Ctrl-C would wait for the next
-    event: https://docs.python.org/3/library/signal.html#signal.set_wakeup_fd. Main thread only.
+    libuv goes on polling when a signal interrupts it, so Ctrl-C would wait for the next event. So
+    Python writes a byte to our socket (`signal.set_wakeup_fd`), and C polls its other end. For the
+    main thread only, because Python's handlers run there and set_wakeup_fd refuses any other.
     """
 
     def __init__(self, c: Any) -> None:
         self._receiver, self._sender = socket.socketpair()
         self._receiver.setblocking(False)
         self._sender.setblocking(False)
-        #: The descriptor that was there before, while ours is in its place.
+        #: The wakeup descriptor that ours has replaced, for `restore`; None: ours is not installed.
         self._before: int | None = None
         try:
             check(lib.pa_watch_signals(c, self._receiver.fileno()))
@@ -92,23 +96,26 @@ class SignalWakeup:
 
     def install(self) -> None:
         """Let Python write a byte to our descriptor for each signal."""
+        # Set before the call: if Ctrl-C comes between the call and the assignment of its result,
+        # `restore` must still take our descriptor away, before `close` closes it.
         self._before = -1
         self._before = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
 
     def restore(self) -> None:
-        """Put back what was there before `install`. May be called again after an exception."""
+        """Put back the descriptor from before `install`. May be called again after an exception."""
         if self._before is not None:
             signal.set_wakeup_fd(self._before)
             self._before = None
 
     def close(self) -> None:
-        """Restore, and close the descriptors: never one that Python still writes to."""
+        """Restore, then close the sockets; in the other order a signal's byte could go astray."""
         self.restore()
         self._receiver.close()
         self._sender.close()
 
 
-#: Loops that are not closed, which the child of a fork must never touch.
+#: Loops that are not closed. The child of a fork must not touch them: it shares their epoll sets
+#: with the parent, so that a change in one process would change the other's.
 open_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
