@@ -72,7 +72,7 @@ class ChildProcess(CHandle):
         self._report_exit()
 
     def _report_exit(self) -> None:
-        """The child has exited: for an API to override."""
+        """Report that the child has exited: for an API to override."""
 
 
 @contextmanager

@@ -117,7 +117,7 @@ class Socket(SocketHandle, Stream):
         self._established()
 
     def _established(self) -> None:
-        """The connection stands: undo what belongs to connecting, and report it."""
+        """End the state of connecting, as the connection stands, and report it."""
         self._state &= ~CONNECTING
         extras = self._extras
         if extras is not None:
@@ -222,7 +222,7 @@ class Connector:
         return socket_error(status, detail=f"cannot connect to {self.host}: {tried}")
 
     def on_connected(self, attempt: Attempt, status: int) -> None:
-        """An attempt has connected, or failed."""
+        """Take the result of an attempt: 0, or libuv's error."""
         if attempt not in self.attempts:
             return  # closed by an earlier record of this batch: another attempt has won
         self.attempts.remove(attempt)  # before self.close(), which would close the winner too

@@ -1,13 +1,14 @@
-"""Timers: when they are due, and firing them.
+"""Timers: their deadlines, and firing them.
 
-Timers that are due in the same millisecond of libuv's clock share a bucket: to arm one is to append
-it to a list, and C knows of the first deadline only, for the one ``uv_timer_t`` that drives all.
-To disarm one leaves a stale entry: an entry counts only while the timer's ``_bucket`` is the list
-that it stands in. When stale entries outnumber the others, they are removed together.
+Timers that are due in the same millisecond of libuv's clock share a *bucket*, a list. To arm a
+timer is to append it to its bucket. C knows the first deadline only, for the one ``uv_timer_t``
+that drives all. To disarm a timer leaves a *stale entry* in the bucket: an entry is live only while
+the timer's ``_bucket`` is the list that holds it. Stale entries are removed together when they
+outnumber the live ones.
 
-A signal handler of Python's, and the ``__del__`` of an object that the garbage collector finds, may
-run between any two steps of a change, and may arm and disarm timers themselves. So one change is
-made at a time: those that come in the middle of another wait in a queue until it is over.
+A signal handler of Python's may run between any two bytecodes, and so may the ``__del__`` of an
+object that the garbage collector finds. Either may arm and disarm timers. So one change is made at
+a time, and a change that comes in the middle of another waits in a queue until that one is over.
 """
 
 from __future__ import annotations
@@ -22,28 +23,29 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from pyasync._core.engine import Engine
 
-#: A deadline in milliseconds, and behind it timers, in the order in which they were armed.
+#: A deadline in milliseconds of libuv's clock, then timers in the order in which they were armed.
 Bucket = list[Any]
 
-#: The longest time, in seconds: some 300 years.
+#: The longest time, in seconds: some 300 years. In milliseconds it fits into C's int64_t.
 MAX_TIME = 1e10
 
-#: So many stale entries may stay where they are in any case.
+#: This many stale entries may stay in any case, or a few timers would be compacted all the time.
 SLACK = 1024
 
-#: Timers that are called in one iteration; the others wait for the next, so that a million due
-#: together do not keep I/O waiting.
+#: The most timers that fire in one iteration. The others wait for the next, because a million that
+#: are due together must not keep I/O waiting.
 FIRE_LIMIT = 16384
 
 
 class Armable(Protocol):
-    """What `Deadlines` uses of a timer, of whatever class."""
+    """The fields of a timer that `Deadlines` uses; the class is the API's."""
 
-    #: The bucket in which the timer waits while it is armed.
+    #: The bucket in which the timer waits; None: it is not armed.
     _bucket: Bucket | None
-    #: What is called when it is due; None if it never will be again.
+    #: Called when the timer is due; None: it was stopped for good.
     _callback: Callable[[], object] | None
-    #: None, or a pair whose second is False for a timer that lets the loop end while it is armed.
+    #: None, or a pair (anything, referenced). An armed timer that is not referenced lets the loop
+    #: end.
     _options: tuple[Any, bool] | None
 
 
@@ -66,32 +68,34 @@ class Deadlines:
 
     def __init__(self) -> None:
         self.buckets: dict[int, Bucket] = {}
-        #: A heap of the buckets' deadlines, and of some whose bucket is gone.
+        #: A heap of the buckets' deadlines. Some of their buckets may be gone.
         self.dues: list[int] = []
         self.armed = 0
-        #: How many of the armed timers do not keep the loop running.
+        #: How many armed timers are not referenced.
         self.unreferenced = 0
-        #: Entries of timers that were disarmed, or armed again.
+        #: The number of stale entries that are still to be met or removed.
         self.stale = 0
-        #: Buckets that are due, and are to be fired.
+        #: Buckets that are due, and have yet to be fired.
         self.due: deque[Bucket] = deque()
-        #: The bucket that is being fired, what is still to come of it, and whether firing has
-        #: stopped before its end.
+        #: The bucket that is being fired.
         self.firing: Bucket = []
+        #: The iterator over its entries that have not fired. It is kept here, because an exception
+        #: may leave `fire`, and the next call goes on with it.
         self.rest: Iterator[Any] = iter(())
+        #: Whether `fire` has stopped before the end of ``due``: by its limit, or by an exception.
         self.left_over = False
-        #: Whether a change is being made, and the changes that came in the middle of it: methods
-        #: and their arguments.
+        #: Whether a change is being made.
         self._changing = False
+        #: Changes that came in the middle of another: methods and their arguments.
         self._postponed: deque[tuple[Any, ...]] = deque()
 
     @property
     def referenced(self) -> bool:
-        """Whether an armed timer keeps the loop running."""
+        """Whether some armed timer keeps the loop running."""
         return self.armed > self.unreferenced
 
     def first(self) -> int:
-        """Return when the loop must look at the timers again, in milliseconds; -1: never."""
+        """Return the first deadline in milliseconds; 0: timers are left over; -1: none is armed."""
         if self._postponed:
             self._catch_up()
         if self.left_over:
@@ -99,7 +103,7 @@ class Deadlines:
         return self.dues[0] if self.armed and self.dues else -1
 
     def arm(self, timer: Armable, due: int) -> None:
-        """Let the timer fire when it is ``due``, in milliseconds, and not when it was before."""
+        """Arm the timer, anew if it is armed, for ``due`` in milliseconds of libuv's clock."""
         if self._changing:
             self._postponed.append((self.arm, timer, due))
             return
@@ -112,6 +116,7 @@ class Deadlines:
                 bucket = self.buckets[due] = [due]
                 heappush(self.dues, due)
             bucket.append(timer)
+            # After append: an exception in between leaves a stale entry, which `_repair` counts.
             timer._bucket = bucket
             self.armed += 1
             if timer._options is not None and not timer._options[1]:
@@ -124,7 +129,7 @@ class Deadlines:
             self._catch_up()
 
     def disarm(self, timer: Armable) -> None:
-        """Let the timer not fire."""
+        """Disarm the timer; its entry becomes stale."""
         if self._changing:
             self._postponed.append((self.disarm, timer))
             return
@@ -147,13 +152,13 @@ class Deadlines:
             self._catch_up()
 
     def _catch_up(self) -> None:
-        """Make the changes that came in the middle of another."""
+        """Make the changes that came in the middle of another, in their order."""
         while self._postponed and not self._changing:
             change, *arguments = self._postponed.popleft()
             change(*arguments)
 
     def set_options(self, timer: Armable, options: tuple[Any, bool] | None) -> None:
-        """Set the timer's ``_options``, and count it as referenced or not if it is armed."""
+        """Set the timer's ``_options``, and correct the count of unreferenced timers."""
         if self._changing:
             self._postponed.append((self.set_options, timer, options))
             return
@@ -170,7 +175,7 @@ class Deadlines:
             self._catch_up()
 
     def _compact(self) -> None:
-        """Remove all stale entries that wait for their time.
+        """Remove all stale entries from buckets that are not due yet.
 
         Called only when stale entries outnumber live ones, so the cost is amortized O(1) per
         cancellation.
@@ -179,7 +184,8 @@ class Deadlines:
         for due, bucket in self.buckets.items():
             live = _live(bucket)
             self.stale -= len(bucket) - 1 - len(live)
-            # One step of the interpreter, which leaves the list as the timers know it.
+            # In place, because the timers refer to this list; and by one bytecode, because an
+            # exception between two would lose timers.
             bucket[1:] = live
             if live:
                 buckets[due] = bucket
@@ -187,8 +193,8 @@ class Deadlines:
         self.buckets, self.dues = buckets, dues
 
     def _repair(self) -> None:
-        """Count anew, because an exception of a signal handler has cut a change short."""
-        for bucket in self.due:
+        """Count anew from the entries, after an exception has cut a change short."""
+        for bucket in self.due:  # _collect was cut off between its two steps
             if self.buckets.get(bucket[0]) is bucket:
                 del self.buckets[bucket[0]]
         self.dues = sorted(self.buckets)
@@ -208,12 +214,12 @@ class Deadlines:
     # Firing
 
     def fire(self, now: int, engine: Engine) -> None:
-        """Call the timers that are due by ``now``, in milliseconds; when they are many, a part.
+        """Fire the timers that are due by ``now``, in milliseconds, `FIRE_LIMIT` at most.
 
-        What a callback raises goes to ``engine.on_error``, and the others follow. When that raises,
-        or the engine is told to stop, the next call goes on with them.
+        An exception of a callback goes to ``engine.on_error``, and the other timers follow. If that
+        raises, or the engine stops, the next call goes on with them.
         """
-        self.left_over = True
+        self.left_over = True  # until the end is reached: an exception may leave this before
         self._collect(now)
         left = FIRE_LIMIT
         clock = perf_counter
@@ -224,7 +230,7 @@ class Deadlines:
                 try:
                     bucket = self.firing
                     for timer in self.rest:
-                        if timer._bucket is not bucket:
+                        if timer._bucket is not bucket:  # stale: disarmed, or armed again
                             self.stale -= 1
                             continue
                         self._changing = True
@@ -237,7 +243,7 @@ class Deadlines:
                             self._catch_up()
                         left -= 1
                         callback = timer._callback
-                        if callback is not None:
+                        if callback is not None:  # a postponed change may have stopped it
                             callback()
                         time = clock()
                         if time - last > longest:
@@ -261,13 +267,19 @@ class Deadlines:
             engine.counters.events += FIRE_LIMIT - left - 1  # C has counted one
 
     def _collect(self, now: int) -> None:
-        """Let the buckets that are due be fired: not those that the callbacks will make."""
+        """Move the due buckets to ``due``.
+
+        Before any callback runs: timers that callbacks arm wait for the next iteration, or a timer
+        that arms itself again with no delay would keep I/O waiting.
+        """
         try:
             self._changing = True
             while self.dues and self.dues[0] <= now:
                 bucket = self.buckets.get(self.dues[0])
                 if bucket is not None:
-                    self.due.append(bucket)  # before it is removed: an exception must not lose it
+                    # Appended before it is removed: an exception in between must not lose it.
+                    # `_repair` finds a bucket that is in both.
+                    self.due.append(bucket)
                     del self.buckets[self.dues[0]]
                 heappop(self.dues)
             self._changing = False
@@ -276,11 +288,12 @@ class Deadlines:
             raise
 
     def _take(self) -> bool:
-        """Let the next bucket that was collected be ``firing``. Returns whether there was one."""
+        """Make the next due bucket the one that is being fired; return whether there was one."""
         if self.due and self.due[0] is self.firing:
-            self.due.popleft()  # an exception has come before this could be done below
+            self.due.popleft()  # an exception came before the last line of this method
         if not self.due:
-            self.firing, self.rest = [], iter(())  # its callbacks are not to outlive their calls
+            # Dropped, because the list keeps its timers, and so their callbacks, alive.
+            self.firing, self.rest = [], iter(())
             return False
         bucket = self.due[0]
         if self.stale:
@@ -290,6 +303,7 @@ class Deadlines:
         else:
             rest = iter(bucket)
             next(rest)
+        # Stored before the bucket leaves ``due``: an exception in between must not lose it.
         self.firing, self.rest = bucket, rest
         self.due.popleft()
         return True
@@ -300,7 +314,11 @@ def _is_unreferenced(options: tuple[Any, bool] | None) -> bool:
 
 
 def _live(bucket: Bucket) -> list[Any]:
-    """Return a bucket's entries without the stale ones: of a timer armed again the last counts."""
+    """Return a bucket's live entries.
+
+    A timer that was disarmed and armed again for the same millisecond is in it twice: the last
+    entry counts, because it has the place in the order.
+    """
     live = [timer for timer in bucket[1:] if timer._bucket is bucket]
     return list(dict.fromkeys(reversed(live)))[::-1]
 
@@ -308,12 +326,12 @@ def _live(bucket: Bucket) -> list[Any]:
 class Timer:
     """A callback that can be armed to run once, after a time, any number of times."""
 
-    # Four fields, because programs hold very many of these. _options is a pair of event_cb and
-    # whether the timer is referenced, where these are not None and True.
+    # Only four fields, because programs hold very many of these. _options is (event_cb,
+    # referenced), or None in place of (None, True), which almost all timers have.
     __slots__ = ("_bucket", "_callback", "_loop", "_options")
 
     def __init__(self, loop: Engine, callback: Callable[[], object], event_cb: Any = None) -> None:
-        """``event_cb`` is for the engine's `on_error`, which is given the timer."""
+        """``event_cb`` is for the engine's `on_error`, which gets the timer as the owner."""
         self._loop = loop
         self._callback: Callable[[], object] | None = callback
         self._bucket: Bucket | None = None
@@ -324,18 +342,21 @@ class Timer:
         return None if self._options is None else self._options[0]
 
     def start(self, seconds: float | None = None) -> None:
-        """Arm the timer, anew if it is armed; None: to run as soon as possible."""
+        """Arm the timer for ``seconds`` from now, or anew; None: as soon as possible."""
         self._loop.deadlines.arm(self, 0 if seconds is None else due_in(seconds))
 
     def stop(self) -> None:
-        """Disarm the timer for good. Stopping twice does nothing; in any thread after the end."""
+        """Disarm the timer for good. Stopping twice does nothing.
+
+        After the loop's end any thread may call it, and there is nothing to disarm.
+        """
         if self._loop.thread == get_ident():
             self._loop.deadlines.disarm(self)
         self._callback = None
 
 
 def background_timer(loop: Engine, callback: Callable[[], object], seconds: float) -> Timer:
-    """Return an armed timer for something that keeps the loop running by itself."""
+    """Return an armed timer that does not keep the loop running, because its handle does."""
     timer = Timer(loop, callback)
     timer._options = (None, False)
     timer.start(seconds)
@@ -343,7 +364,11 @@ def background_timer(loop: Engine, callback: Callable[[], object], seconds: floa
 
 
 def due_in(seconds: float) -> int:
-    """Return the time in ``seconds`` from now, in milliseconds of libuv's clock, rounded up."""
+    """Return the time in ``seconds`` from now, in milliseconds of libuv's clock, rounded up.
+
+    It is computed from the true time, because uv_now() was read some time ago: from that, a timer
+    would fire early. libuv's clock is Python's `time.monotonic` (CLOCK_MONOTONIC).
+    """
     if not 0 <= seconds <= MAX_TIME:
         raise ValueError(f"a time must be from 0 to {MAX_TIME:g} seconds, not {seconds!r}")
     return int((monotonic() + seconds) * 1000) + 1

@@ -1,33 +1,39 @@
 """The event loop's core: libuv's loop, the two queues between it and Python, and its handles.
 
-Work crosses between Python and libuv in two queues, once an iteration. What callbacks ask for
-(writes, closes, timers) gathers in a list, and travels as one array of integers and one joined
-payload in a single call, `pa_run`; the same call runs an iteration of libuv, whose C callbacks
-leave a record for each event. Then `Engine.dispatch` walks these records, a batch, and calls the
-objects that they are for, as plain Python calls: no callback runs inside libuv, so each may make
-any call, and what it raises is an exception like any other.
+Two queues join Python and libuv, and cross once an iteration. The queue out: operations (writes,
+closes, shutdowns) gather in a list, and travel as one array of integers and one joined payload in a
+single call, `pa_run`. The same call runs an iteration of libuv, whose C callbacks append a record
+for each event. The queue in: `Engine.dispatch` walks the records of an iteration, a *batch*, and
+calls the object of each. These are plain Python calls, and no callback runs inside libuv. So a
+callback may make any call, and its exception is like any other.
 
-C knows a handle by its slot, a small number. ``Engine.objects`` has the Python object of each slot.
-The contract of such an object:
+A *crossing* is a call from Python into C.
+
+C knows a handle by its *slot*, a small number. ``Engine.objects`` has the Python object of each
+slot. The contract of such an object:
 
 ``_state``
-    Zero: data that is read goes straight to ``_options.read_cb(object, data)``, with no call in
-    between. Anything else: to ``_on_read``.
+    Zero: data goes straight to ``_options.read_cb(object, data)``, with no call in between.
+    Anything else: to ``_on_read``.
 ``_on_read(arena, start, end)``
-    ``arena[start:end]`` is what was read. It holds until the next iteration, so copy it: a slice
-    is a copy.
+    The data is ``arena[start:end]``. It is good until the next iteration, so copy it: a slice is
+    a copy.
 ``_on_event(kind, value, data)``
     Any other record: see ``enum pa_event_kind`` in csrc/loop.cdef.h.
 ``_on_accepted(slot)``
-    Of a listener: a connection has been accepted, and the slot is to be given an object.
+    Of a listener: a connection has been accepted, and its slot needs an object.
 ``_on_closed()``
-    The handle is gone, and its slot is about to be another's. Not called if ``_state`` is just
-    `CLOSED`: a plain close costs no call.
+    The handle is gone, and the next iteration may give its slot to another. Not called if
+    ``_state`` equals `CLOSED`: a plain close costs no call.
 ``_on_loop_end()``
     The loop has ended, and the handle with it. May be called twice.
 
-An API on top of this subclasses `Engine`: it says what happens to exceptions (`on_error`), when the
-loop ends, and calls `poll`, `dispatch` and `run_ready` in turn between `enter` and `leave`.
+An API subclasses `Engine`: it decides about exceptions (`on_error`) and the end of the loop, and
+calls `poll`, `dispatch` and `run_ready` in turn between `enter` and `leave`.
+
+A signal handler of Python's may run between any two bytecodes. It may raise, as Ctrl-C does, and it
+may write, close or arm timers. So a change of the queues is one call or one assignment where it
+can be, and otherwise can be repaired: see `Engine._recover`.
 """
 
 from __future__ import annotations
@@ -47,29 +53,30 @@ from pyasync._ffi import ffi, lib
 from pyasync.counters import Stats
 from pyasync.errors import EventLoopNotRunning, message
 
-#: Which, slot, value; the data of a write, and its stream and callback.
+#: Kind (enum pa_operation), slot, value; and of a write its data, and its `WriteCall` or None.
 Operation = tuple[int, int, int, Any, Any]
+#: A handle, and the ``write_cb`` that is called with it.
 WriteCall = tuple[Any, Callable[[Any], object]]
 
 PYPY = sys.implementation.name == "pypy"
 
-#: Up to this size a write is joined with the iteration's others; a larger one crosses at once,
-#: from its own memory.
+#: A write of up to this size, in bytes, is joined with the iteration's others. A larger one crosses
+#: at once, from its own memory and so without a copy.
 INLINE_WRITE_LIMIT = 8192
 
-# enum pa_event_kind, as constants that `dispatch` can compare with.
+# Of enum pa_event_kind. As globals, because `dispatch` compares each record with them, and an
+# attribute of `lib` costs more.
 READ = lib.PA_READ
 TIMER = lib.PA_TIMER
 ACCEPTED = lib.PA_ACCEPTED
 CLOSED_RECORD = lib.PA_CLOSED
 DONE = lib.PA_DONE
 
-# What the engine must know of `_state`: all of it when a stream has closed and nothing else has
-# happened to it, and the flag of one that failed, whose write callbacks are not called.
-CLOSED = 1
-FAILED = 16
+# The flags of a stream's `_state` that the engine knows; the others are in `pyasync._core.stream`.
+CLOSED = 1  # the whole state of a stream that was closed, with nothing else special about it
+FAILED = 16  # write callbacks of a failed stream are not called
 
-#: How each operation is named when it crosses by itself.
+#: The C function of each operation, for ``buffer_writes=False``: profilers show it by its name.
 _CROSSINGS = {
     lib.PA_CLOSE: lib.pa_close,
     lib.PA_SHUTDOWN: lib.pa_shutdown,
@@ -97,7 +104,7 @@ _RECORD = Struct("iiqq")  # pa_event
 _RECORD_SIZE = _RECORD.size
 _iter_records = _RECORD.iter_unpack
 _NO_OPERATIONS = (b"", 0, b"")
-# What Engine.crossing says beside 0.
+# Values of Engine.crossing; 0: Python is outside C.
 SUBMITTING = 1
 POLLING = 2
 
@@ -153,24 +160,25 @@ class Engine:
         self.thread: int | None = None
         self.closed = False
         self.forked = False
-        #: Set by an API that wants no more callbacks to be called: see `drop`.
+        #: No more callbacks are to be called: see `drop`.
         self.stopping = False
 
-        #: Handles by slot.
+        #: Handles by slot. They are referenced here until their closed record, or an open handle
+        #: that the application has dropped would lose its callbacks.
         self.objects: list[Any] = [None] * 64
         self.deadlines = Deadlines()
         #: Requests under way in libuv's pool, by address.
         self.requests: dict[int, Any] = {}
         #: Handles that C does not know, by kind: see PythonHandle.
         self.python_handles: dict[str, dict[Any, None]] = {"notifier": {}, "work": {}}
-        #: Calls for the end of this iteration.
+        #: Calls to make after this iteration's records and write callbacks.
         self.ready: list[Callable[[], object]] = []
-        #: Streams that gather what is written, to encrypt it as one before the next crossing.
+        #: TLS streams with deferred writes, which are encrypted together before the next crossing.
         self.to_encrypt: deque[Any] = deque()
         self.max_callback_time = 0.0
 
-        # The queue out, five items an operation: which, slot, value, and of a write its data and
-        # callback. All five come in one call, because a signal handler may run between two.
+        # The queue out, flat: the five items of each `Operation`. They are added by one call of
+        # extend, because a signal handler may run between two calls, and add its own in between.
         self.operations: list[Any] = []
         self.queue: Callable[[Operation], object] = self.operations.extend
         self.inline_limit = INLINE_WRITE_LIMIT
@@ -178,32 +186,39 @@ class Engine:
         if not buffer_writes:
             self.queue = self._cross
             self.inline_limit = -1
-        #: Sizes of the pending writes as far as they have been counted: see `pending_size`.
+        #: A cache of `pending_size`: (crossings, operations counted, sizes by slot).
         self._counted: tuple[int, int, dict[int, tuple[int, int]]] | None = None
 
-        # Crossings. An exception, of a signal handler, may come before C has performed one or after
-        # it: `_recover` finds out which, and nothing is lost or done twice.
-        #: What is being handed to C: nothing (0), or what follows. Then the operations of a signal
-        #: handler must wait.
+        # A signal handler's exception may come before C has performed a crossing or after it.
+        # `_recover` finds out which, so that no operation is lost or performed twice.
+        #: The crossing that has begun: 0 (none), SUBMITTING or POLLING. Meanwhile the operations
+        #: of a signal handler stay in the queue, because a second crossing would send the first's
+        #: again.
         self.crossing = 0
-        #: How many items of the queue C is being given, and the callbacks of writes; or nothing.
+        #: Of that crossing: how many items of the queue it takes, and its write callbacks; or ().
         self._in_flight: Any = ()
-        #: How many crossings C has performed, as far as Python knows.
+        #: How many crossings C has performed, as far as Python knows: see pa_crossings.
         self._crossings = 0
 
-        # Callbacks of writes, in the order in which C gets the writes: of those since the last
-        # pa_run, and of those before it, which are being called.
+        # Write callbacks, in the order in which C gets the writes. C names a callback by its index
+        # here (PA_CALLBACK_WAITS), so each write with a callback must have exactly one entry.
+        #: Of the writes since the last pa_run.
         self._written: list[WriteCall] = []
+        #: Of the writes before it: they are called after the records.
         self.written_now: list[WriteCall] = []
 
-        # What poll has left for dispatch: a number of records, as pa_run returns it, then their
-        # iterator, and None when all is done. So an exception that leaves the walk loses nothing.
+        #: The batch that poll has left for dispatch: its number of records as pa_run returns it,
+        #: then their iterator, then None. An exception that leaves the walk leaves the iterator,
+        #: and the next dispatch goes on with it.
         self._batch: Any = None
+        #: The iterator over ``written_now``, kept for the same reason.
         self._write_calls: Any = None
         self._alive = True
 
         self._wakeup = Wakeup()
+        #: Made when the main thread enters the loop first.
         self._signals: SignalWakeup | None = None
+        #: Python's memory, because `stats` may be called when C has freed the loop.
         self.counters = ffi.new("pa_counters *")
         self._place = ffi.new("pa_loop **")
         self._records: Any = b""
@@ -214,8 +229,10 @@ class Engine:
     # Beginning and end
 
     def open(self) -> None:
-        """Make what `close` must end. Ctrl-C may come at any time: call it in a try statement."""
+        """Make libuv's loop. Call it in a try statement with `close`, as Ctrl-C may come inside."""
+        # First: pa_loop_new makes an epoll set, which the child of a fork must not touch.
         open_engines.add(self)
+        # C stores the loop by itself: Ctrl-C between its result and an assignment would lose it.
         error = lib.pa_loop_new(self.counters, self._place)
         if error != 0:
             raise OSError(-error, message(error))
@@ -223,7 +240,7 @@ class Engine:
         self._arena = ffi.buffer(lib.pa_arena(self.c), lib.pa_arena_size())
 
     def enter(self) -> None:
-        """Let the loop belong to this thread, and its signals wake the poll."""
+        """Let the loop belong to this thread; in the main thread, let signals wake the poll."""
         self.thread = get_ident()
         if current_thread() is main_thread():
             if self._signals is None:
@@ -237,25 +254,27 @@ class Engine:
             self._signals.restore()
 
     def close(self) -> None:
-        """Close every handle, and free the loop. C does it, whatever Python has seen or not.
+        """Close every handle, and free the loop.
 
-        What was written is tried once. When an exception interrupts it, a second call goes on
-        where the first has stopped: an interrupt is no reason to leave a loop half closed.
+        C walks its own handles, because Ctrl-C may have kept Python from seeing some. Pending
+        writes are tried once. When an exception interrupts this, a second call goes on: each step
+        may be repeated.
         """
         if self.forked or self._ended is not None:
             return
         if self.c is not None and not self.closed:
-            self._recover()
+            self._recover()  # an exception may have left a crossing that is not accounted for
             self._flush_encryption()
             self.submit()
-        self._wakeup.close(self)
+        self._wakeup.close(self)  # before the memory that a wake-up uses is freed
         self.thread = None
         self.stopping = True
         for handle in [*self.objects, *(h for kind in self.python_handles.values() for h in kind)]:
             if handle is not None:
                 handle._on_loop_end()
         for timer in self.deadlines.timers():
-            timer._bucket = None
+            timer._bucket = None  # not armed any more, as the application may ask
+        # C sets the place to NULL: a repeated call does nothing.
         if lib.pa_loop_close(self._place) != 0:
             warnings.warn(
                 "the event loop has left memory to a request that cannot be cancelled",
@@ -263,7 +282,7 @@ class Engine:
                 stacklevel=2,
             )
         if self._signals is not None:
-            self._signals.close()
+            self._signals.close()  # after the loop, which polls its descriptor
         self.objects.clear()
         for handles in self.python_handles.values():
             handles.clear()
@@ -272,7 +291,11 @@ class Engine:
         open_engines.discard(self)
 
     def forget_after_fork(self) -> None:
-        """In the child: never touch the loop again, which shares its epoll set with the parent."""
+        """In the child of a fork: never touch the loop again.
+
+        Its epoll set is the parent's as well (epoll(7)), so that closing a handle here would stop
+        the parent from polling it.
+        """
         self.forked = self.closed = True
         self.drop()
         self.thread = None
@@ -285,8 +308,9 @@ class Engine:
     def call_threadsafe(self, fn: Callable[[], object]) -> None:
         """Run ``fn()`` in the loop's thread, in its next iteration; from any thread.
 
-        Calls from one thread run in their order. They do not keep the loop running: see
-        `make_notifier` for what does. Raises `EventLoopNotRunning` once the loop has ended.
+        Calls from one thread run in their order. They do not keep the loop running; a notifier
+        does: see `make_notifier`. Raises `TypeError`, and `EventLoopNotRunning` once the loop has
+        ended.
         """
         if not callable(fn):
             raise TypeError("fn must be callable")
@@ -321,12 +345,12 @@ class Engine:
             max_callback_time=self.max_callback_time,
         )
 
-    # What the owner of the engine says
+    # Policy
 
     def on_error(self, error: Exception, owner: Any) -> None:
-        """Deal with what a callback has raised; what this raises leaves `dispatch`.
+        """Handle the exception of a callback: for an API to override. Raising leaves `dispatch`.
 
-        ``owner`` is the handle, timer or request whose callback it was, or None.
+        ``owner`` is the handle, timer or request whose callback has raised, or None.
         """
         raise error
 
@@ -338,7 +362,7 @@ class Engine:
             self.refuse()
 
     def refuse(self) -> None:
-        """Raise what a call from a wrong thread, or outside the loop's life, raises."""
+        """Raise the error for a call from a wrong thread, or when the loop does not run."""
         if self.thread is None:
             raise self.not_running()
         raise RuntimeError(
@@ -355,7 +379,7 @@ class Engine:
         return EventLoopNotRunning("the event loop has ended")
 
     def keep_alive(self) -> None:
-        """Keep the loop running until `let_end`, for something that only Python knows of."""
+        """Keep the loop running until `let_end`, for a handle that C does not know."""
         self._wakeup.keep_alive(self)
 
     def let_end(self) -> None:
@@ -365,19 +389,25 @@ class Engine:
     # Operations
 
     def register(self, slot: int, handle: Any) -> None:
-        """Let the handle get the records of its slot."""
+        """Make the handle the object of its slot, to which the slot's records go."""
         objects = self.objects
         while slot >= len(objects):
             objects.extend([None] * len(objects))
         objects[slot] = handle
 
     def _cross(self, operation: Operation) -> None:
-        """Perform an operation by itself: what ``queue`` is when writes are not buffered."""
+        """Perform an operation by itself, in place of ``queue``, with ``buffer_writes=False``.
+
+        Writes never come here: with an ``inline_limit`` of -1 all of them go to `write_now`.
+        """
         kind, slot, value, _, _ = operation
         _CROSSINGS[kind](self.c, slot, value)
 
     def submit(self) -> None:
-        """Perform the pending operations now, before a rare one that crosses by itself."""
+        """Perform the pending operations now, before a rare one that crosses by itself.
+
+        In a signal handler that has interrupted a crossing it does nothing: they stay in the queue.
+        """
         if self.operations and not self.crossing:
             try:
                 self.crossing = SUBMITTING
@@ -390,14 +420,14 @@ class Engine:
     def write_now(self, slot: int, data: Any, callback: WriteCall | None) -> None:
         """Perform the pending operations and a write, whose data is not copied, in one call."""
         size = len(data)
-        if self.crossing:
+        if self.crossing:  # in a signal handler: copied, and queued for the next crossing
             kind = lib.PA_WRITE if callback is None else lib.PA_WRITE_CALLBACK
             self.operations.extend((kind, slot, size, bytes(data), callback))
             return
         try:
             self.crossing = SUBMITTING
             if type(data) is not bytes:
-                data = ffi.from_buffer(data)
+                data = ffi.from_buffer(data)  # CFFI passes bytes, but no memoryview, by itself
             if self.operations:
                 batch = self._pack_operations(callback)
                 lib.pa_submit_and_write(self.c, *batch, slot, data, size, callback is not None)
@@ -411,7 +441,8 @@ class Engine:
             raise
 
     def _pack_operations(self, callback: WriteCall | None = None) -> tuple[bytes, int, bytes]:
-        """Return the pending operations as C takes them. They stay in the queue until it has."""
+        """Return the pending operations packed for C. They stay in the queue until `_performed`."""
+        # A copy by one bytecode: a signal handler may append to the queue from here on.
         batch = self.operations[:]
         size = len(batch)
         payload = b"".join(batch[3::5])
@@ -423,13 +454,16 @@ class Engine:
         return pack(f"{len(batch)}q", *batch), size // 5, payload
 
     def _performed(self) -> None:
-        """Take notice that C has performed a crossing.
+        """Account for a crossing that C has performed.
 
-        Each line may be the last before an exception, and is not done twice then: see `_recover`.
+        An exception may come between any two lines, and then `_recover` calls this again: no line
+        may be done twice. So each one that changes something also removes the reason for it.
         """
         if self._in_flight:
             size, callbacks = self._in_flight
             if callbacks:
+                # One statement: a repetition must not add the callbacks twice, because C counts
+                # each write once.
                 self._written, self._in_flight = self._written + callbacks, (size, ())
             self.operations[:size] = self._in_flight = ()
         if self.crossing == POLLING and self._written:
@@ -440,10 +474,11 @@ class Engine:
         self.crossing = 0
 
     def _recover(self) -> None:
-        """Find out whether C has performed the crossing that an exception has interrupted.
+        """Account for the crossing that an exception has interrupted.
 
-        If it has, the operations must not be performed again, and the records that a poll has left
-        are still to be dispatched. If not, the operations are in the queue still.
+        C's count of crossings tells whether it has performed this one. If it has, the operations
+        must not be performed again, and a poll's records are still to be dispatched. If not, the
+        operations stay in the queue.
         """
         if not self.crossing:
             return
@@ -452,16 +487,19 @@ class Engine:
             self.crossing = 0
             return
         if self.crossing == POLLING and self._batch is None:
+            # The result of pa_run is lost. Alive, because that errs on the safe side: the next
+            # poll tells the truth, without a sleep if nothing is left.
             self._batch, self._alive = lib.pa_event_count(self.c), True
         self._performed()
 
     def pending_size(self, slot: int) -> tuple[int, int]:
-        """Return how many bytes of the slot's writes are pending, and in how many writes.
+        """Return the size of the slot's pending writes in bytes, and their number.
 
-        Each pending operation is counted once for all who ask, so that asking after each write is
-        cheap however many there are.
+        Each pending operation is counted once, and the sums are cached. So a call after each write
+        is O(1), however many writes are pending.
         """
-        # Taken, because a signal handler may ask too: then it counts anew.
+        # Taken out, because a signal handler may call this too: it finds no cache, and counts anew,
+        # in place of adding to the sums that this call is adding to.
         counted, self._counted = self._counted, None
         if counted is None or counted[0] != self._crossings:
             counted = (self._crossings, 0, {})
@@ -481,9 +519,10 @@ class Engine:
     def poll(self, timeout: float | None = None) -> None:
         """Perform the pending operations, and run an iteration of libuv.
 
-        It sleeps until something happens, the first timer is due, or ``timeout`` seconds have
-        passed; not at all when there is something to do. What it finds is for `dispatch`. While a
-        batch is not dispatched to its end, because an exception has left the walk, it does nothing.
+        It sleeps until an event, the first timer's deadline, or the end of ``timeout`` seconds; it
+        does not sleep when a call is ready or a callback due. The records are for `dispatch`. It
+        does nothing while an exception has left the last batch before its end, because C would
+        overwrite the records.
         """
         if self._batch is not None:
             return
@@ -493,13 +532,15 @@ class Engine:
         try:
             self.crossing = POLLING
             operations = self._pack_operations() if self.operations else _NO_OPERATIONS
-            wakeup.woken = False  # before looking: a call that comes after it wakes the loop
+            # Cleared before wakeup.calls is checked: a later call wakes the loop, and none is
+            # missed.
+            wakeup.woken = False
             wait = not (
                 self.ready
                 or self._written
                 or (self._in_flight and self._in_flight[1])
                 or wakeup.calls
-                or self.to_encrypt
+                or self.to_encrypt  # a signal handler has written, or a turn was not enough
             )
             due = deadlines.first()
             if timeout is not None:
@@ -519,17 +560,20 @@ class Engine:
             self._recover()
             raise
         if PYPY and wait and count in (0, -1) and not wakeup.calls:
-            sleep(0.001)  # PyPy may have let another thread find the signal: let it say so
+            # Nothing but a signal can have woken the poll. On PyPy another thread may have noticed
+            # it first: the sleep gives up the GIL, so that it passes it on to this one.
+            sleep(0.001)
 
     def _map_records(self) -> None:
-        """Find C's array of records, which moves when it grows."""
+        """Map C's array of records again, which has grown, and so has moved."""
         items = ffi.new("pa_event **")
         capacity = lib.pa_events(self.c, items)
         self._records = ffi.buffer(items[0], capacity * _RECORD.size)
         self._capacity = capacity
 
     def _flush_encryption(self) -> None:
-        # Counted: a stream with much to send takes turns with the others, and gathers again.
+        # A fixed count: a stream with more than its budget appends itself again, for the next
+        # iteration, and must not keep I/O waiting.
         for _ in range(len(self.to_encrypt)):
             stream = self.to_encrypt.popleft()
             try:
@@ -538,10 +582,10 @@ class Engine:
                 self.on_error(error, stream)
 
     def dispatch(self) -> None:
-        """Call the objects that the batch is for, then the callbacks of writes.
+        """Walk the batch and call the object of each record; then call the write callbacks.
 
-        What a callback raises goes to `on_error`. When that raises, or something raises that is no
-        `Exception`, the batch is kept, and the next call goes on behind that callback.
+        An exception of a callback goes to `on_error`. If that raises, or the exception is no
+        `Exception`, the rest of the batch is kept, and the next call goes on behind that callback.
         """
         batch = self._batch
         if type(batch) is int:
@@ -549,11 +593,13 @@ class Engine:
             if count:
                 if count > self._capacity:
                     self._map_records()
-                # A copy, so that the walk uses no memory of C.
+                # A copy: a traceback may keep this frame and its iterator for longer than C keeps
+                # its array. Over a memoryview, such an iterator can crash the garbage collector of
+                # CPython 3.11.
                 batch = self._batch = _iter_records(self._records[: count * _RECORD_SIZE])
             else:
                 batch = self._batch = None
-            if self.stopping:  # a signal handler has called `drop` before there was this to drop
+            if self.stopping:  # a signal handler has called `drop`, when there was no iterator yet
                 self.drop()
         if batch is not None:
             owner: Any = None
@@ -561,7 +607,7 @@ class Engine:
             last = clock()
             longest = self.max_callback_time
             objects, arena = self.objects, self._arena
-            while True:
+            while True:  # goes on with the iterator after an exception
                 try:
                     for kind, slot, value, data in batch:
                         if kind == READ:
@@ -576,6 +622,7 @@ class Engine:
                             last = clock()
                             continue
                         elif kind == CLOSED_RECORD:
+                            # The slot's last record. C reuses the slot only in the next pa_run.
                             owner = objects[slot]
                             objects[slot] = None
                             if owner._state != CLOSED:
@@ -604,7 +651,12 @@ class Engine:
         self._batch = None
 
     def _call_written(self) -> None:
-        """Call the callbacks of the writes that the kernel has taken."""
+        """Call the write callbacks of the iteration.
+
+        Those of blocked writes are not among them: PA_CALLBACK_WAITS has moved each to its stream,
+        and left a function that does nothing in its place, or the indexes of the others would
+        change.
+        """
         clock = perf_counter
         last = clock()
         longest = self.max_callback_time
@@ -626,11 +678,12 @@ class Engine:
                 last, longest = clock(), self.max_callback_time
         written, self.written_now = self.written_now, []
         self._write_calls = None
-        written.clear()  # blocked writes refer to their batch still
+        written.clear()  # blocked writes still refer to the list, and it must not keep the streams
 
     def run_ready(self) -> None:
-        """Run the calls that are ready now; those that they add wait for the next iteration."""
+        """Run the calls that are ready now; calls that they add wait for the next iteration."""
         calls, self.ready = self.ready, []
+        # A fixed count, because other threads may append without end.
         for _ in range(len(self._wakeup.calls)):
             calls.append(self._wakeup.calls.popleft())
         position = 0
@@ -646,12 +699,12 @@ class Engine:
                     self.on_error(error, None)
                 self.max_callback_time = max(self.max_callback_time, perf_counter() - started)
         finally:
-            if position < len(calls):
+            if position < len(calls):  # an exception leaves: the rest goes first the next time
                 self.ready = calls[position:] + self.ready
 
     @property
     def has_ready(self) -> bool:
-        """Whether there is something for `run_ready` to do."""
+        """Whether calls wait for `run_ready`."""
         return bool(self.ready or self._wakeup.calls)
 
     @property
@@ -666,10 +719,13 @@ class Engine:
         )
 
     def drop(self) -> None:
-        """Let the running callback be the last: forget what the batch still has."""
+        """Let the running callback be the last: forget the rest of the batch.
+
+        The iterators are exhausted, so that the walk ends by itself: it has no check for this.
+        """
         self.stopping = True
         if self._batch.__class__ is int:
             self._batch = 0
         else:
-            deque(self._batch or (), maxlen=0)
+            deque(self._batch or (), maxlen=0)  # consumes it, in one call
         deque(self._write_calls or (), maxlen=0)

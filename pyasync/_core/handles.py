@@ -76,7 +76,7 @@ class Handle:
         raise NotImplementedError
 
     def _on_closed(self) -> None:
-        """The handle's memory is freed, and its slot will be another handle's."""
+        """Let go of the handle, whose memory is freed: its slot will be another handle's."""
 
     def _on_loop_end(self) -> None:
         raise NotImplementedError

@@ -103,7 +103,7 @@ class Listener(CHandle, DescriptorHandle):
             self._report_error(error)
 
     def _report_error(self, error: EventError) -> None:
-        """Connections cannot be accepted for now: for an API to override."""
+        """Report that no connection can be accepted for now: for an API to override."""
 
     def _accept_again(self) -> None:
         self._loop.queue((lib.PA_ACCEPT, self._slot, 0, b"", None))

@@ -107,7 +107,7 @@ class Request:
             self._report_error(error)
 
     def _report_error(self, error: EventError) -> None:
-        """The request has failed: an API overrides this for its own rules."""
+        """Report that the request has failed: an API overrides this for its own rules."""
         if self._event_cb is not None:
             self._event_cb(error)
 
