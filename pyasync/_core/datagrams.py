@@ -1,8 +1,8 @@
 """UDP sockets, without an API.
 
-A datagram crosses between Python and C behind its peer's address, and otherwise as a stream's data
-does: what is sent leaves with the iteration's other operations, and what arrives is read in batches
-(recvmmsg(2)). What an address is packed to is remembered: see `pyasync._core.addresses`.
+A datagram crosses between Python and C behind its header, the peer's packed address, and otherwise
+like a stream's data: it leaves with the iteration's other operations. Datagrams are received
+several at a time (recvmmsg(2)). Packed addresses are cached: see `pyasync._core.addresses`.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from pyasync._core.stream import (
     WRITE_CALLBACK,
     Data,
     WriteCallback,
+    add_blocked_callback,
     as_buffer_slice,
-    call_kept_callback,
-    keep_callback,
+    call_blocked_callback,
 )
 from pyasync._ffi import ffi, lib
 from pyasync.errors import DnsError, EventError, SocketClosed, check, socket_error
 
-#: The most that a datagram holds, in bytes: of IPv4 65,535 less its headers, which IPv6 does not
-#: count (RFC 768, RFC 8200).
+#: The most data of a datagram, in bytes: 65,535 less 8 for the header of UDP (RFC 768), and over
+#: IPv4 less 20 for the header of IP, which counts there (RFC 791), and not in IPv6 (RFC 8200).
 MAX_SIZE = {V4: 65507, V6: 65527}
 
 #: ip_mreqn (ip(7)): a group, an address of the interface, and its number.
 IP_MREQN = Struct("=4s4si")
 
-#: Of how many peers the addresses are remembered.
+#: The size of each cache of addresses, in peers.
 REMEMBERED = 4096
 
 
@@ -77,7 +77,7 @@ class DatagramSocket(SocketHandle, CHandle):
 
     _closed_error = SocketClosed
 
-    #: Not zero, so that the loop calls `_on_read`; nothing else of it is read (see Stream).
+    #: Not zero, so that the engine calls `_on_read`: see the contract in Engine.
     _state = 2
 
     def __init__(
@@ -87,7 +87,7 @@ class DatagramSocket(SocketHandle, CHandle):
         read_cb: Callable[[Any, bytes, Any], object] | None,
         event_cb: Any,
     ) -> None:
-        """Take over a socket that is bound."""
+        """Take over a bound socket."""
         self._family = sock.family
         self._format = AddressFormat(sock)
         self._header_size = self._format.size
@@ -117,11 +117,11 @@ class DatagramSocket(SocketHandle, CHandle):
         and scope_id may follow. A socket for both families takes addresses of both. After `connect`
         it is None.
 
-        Datagrams leave when the callback that sends them has returned; one that the kernel has no
-        room for waits in a queue. ``write_cb(socket)`` is called once the
-        kernel has taken this datagram and all before it: never inside this call. That does not
-        mean that it arrives. One that cannot be sent is reported to ``event_cb``, and the socket
-        goes on: for example ENETUNREACH, or EACCES for a broadcast without ``broadcast=True``.
+        Datagrams leave when the callback that sends them has returned; a datagram that the kernel
+        refuses for lack of room waits in a queue. ``write_cb(socket)`` is called once the kernel
+        has taken this datagram and all before it, never inside this call. That does not mean that
+        it arrives. A datagram that cannot be sent is reported to ``event_cb``, and the socket goes
+        on: for example ENETUNREACH, or EACCES for a broadcast without ``broadcast=True``.
 
         Raises `ValueError` for an address that is not numeric, or of the wrong family, and for
         more data than a datagram holds (65,507 bytes, over IPv6 65,527); `TypeError` for data or
@@ -155,7 +155,7 @@ class DatagramSocket(SocketHandle, CHandle):
             raise ValueError(f"a datagram must have {limit} bytes at most, not {size}")
 
     def _target(self, address: Any) -> bytes:
-        """Return the address as it goes before a datagram, and remember it."""
+        """Return the header for an address, and cache it."""
         if address is None:
             raise socket_error(-errno.EDESTADDRREQ, self)
         if None in self._targets:
@@ -166,18 +166,18 @@ class DatagramSocket(SocketHandle, CHandle):
 
     @staticmethod
     def _remember(known: dict[Any, Any], key: Any, value: Any) -> None:
-        if len(known) >= REMEMBERED:
+        if len(known) >= REMEMBERED:  # bounded, because anybody may send from ever new addresses
             known.clear()
         known[key] = value
 
     def connect(self, host: str, port: int) -> None:
-        """Talk to one peer only: others are not heard, and `send` needs no address.
+        """Talk to one peer only: datagrams of others are dropped, and `send` needs no address.
 
-        ``host`` is a numeric address, or a name, which is looked up at once; `dns_lookup` does not
-        block. Nothing is sent. If the peer's system answers that nobody listens there,
-        ``event_cb`` gets a `SocketRefused`, and the socket goes on (udp(7)).
+        ``host`` is a numeric address, or a name, which is looked up at once, in a call that blocks;
+        `dns_lookup` does not. Nothing is sent. If the peer's system answers that nobody listens
+        there, ``event_cb`` gets a `SocketRefused`, and the socket goes on (udp(7)).
 
-        Raises `SocketError` if there is no way to the peer, or the socket is connected already
+        Raises `SocketError` if there is no route to the peer, or the socket is connected already
         (EISCONN), `DnsError` for a name that is not found, `ValueError` and `TypeError` for
         arguments that are wrong, and `SocketClosed`.
         """
@@ -185,11 +185,11 @@ class DatagramSocket(SocketHandle, CHandle):
         require_target(host, port)
         where = (host, port) if numeric_address(host) else self._look_up(host, port)
         target = self._format.pack(where)
-        self._loop.submit()
+        self._loop.submit()  # earlier datagrams go to their own addresses
         status = lib.pa_udp_connect(self._loop.c, slot, target)
         if status != 0:
             raise socket_error(status, self, detail=f"{host} port {port}")
-        self._targets = {None: TO_PEER}
+        self._targets = {None: TO_PEER}  # the cache's only entry: any other address is EISCONN
         if is_mapped(target):
             self._max_size = MAX_SIZE[V4]
 
@@ -203,9 +203,9 @@ class DatagramSocket(SocketHandle, CHandle):
 
     @property
     def send_queue_size(self) -> int:
-        """Bytes of the datagrams that have been sent, and not yet been handed to the kernel."""
+        """Bytes of datagrams, without headers, that were sent and are not yet with the kernel."""
         size: int = lib.pa_udp_send_queue_size(self._loop.c, self._open_slot())
-        # Before `connect` it is a header of the one kind, since then of the other.
+        # Pending writes have headers, all of one size, because `connect` submits those before it.
         header = len(TO_PEER) if None in self._targets else self._header_size
         pending, count = self._loop.pending_size(self._slot)
         size += pending - count * header
@@ -215,13 +215,13 @@ class DatagramSocket(SocketHandle, CHandle):
 
     @property
     def address(self) -> Any:
-        """The address that the socket was bound to, as `socket.socket.getsockname` gives it."""
+        """The address that the socket was bound to, from `socket.socket.getsockname`."""
         return self._address
 
     def close(self) -> None:
-        """Send what was sent before, then close. Closing twice does nothing.
+        """Send the datagrams that are pending, then close. Closing twice does nothing.
 
-        Callbacks of datagrams that were sent still run, no others.
+        Callbacks of these datagrams still run, no others.
         """
         if self._slot >= 0 and self._enter():
             slot, self._slot = self._slot, -1
@@ -232,23 +232,24 @@ class DatagramSocket(SocketHandle, CHandle):
     def join_multicast(
         self, group: str, interface: str | None = None, *, source: str | None = None
     ) -> None:
-        """Receive what is sent to a multicast group, on one interface.
+        """Receive the datagrams for a multicast group, on one interface.
 
         ``group`` is a numeric address. ``interface`` is the name of the interface, or one of its
-        addresses, of the group's family; one that several interfaces have, as link-local ones may,
-        needs its zone (``fe80::1%eth0``). None: that of the group's zone (``ff02::7:7%eth0``), or
-        one that the system chooses. With ``source``, a numeric address, only what that
-        host sends is received (RFC 4607); call it for each source.
+        addresses, of the group's family; an address that several interfaces have, as link-local
+        ones may, needs its zone (``fe80::1%eth0``). None: the interface of the group's zone
+        (``ff02::7:7%eth0``), or one that the system chooses. With ``source``, a numeric address,
+        only that host's datagrams are received (RFC 4607); call it for each source.
 
-        Raises `ValueError` for what is no such address, `SocketError` if the system refuses, for
-        example EADDRINUSE when the socket is a member already, and `SocketClosed`.
+        Raises `ValueError` for a wrong address or interface, `TypeError`, `SocketError` if the
+        system refuses, for example EADDRINUSE when the socket is a member already, and
+        `SocketClosed`.
         """
         self._set_membership(group, interface, source, True)
 
     def leave_multicast(
         self, group: str, interface: str | None = None, *, source: str | None = None
     ) -> None:
-        """Undo `join_multicast` with the same arguments. Raises what it raises."""
+        """Undo `join_multicast` with the same arguments. Raises the same errors."""
         self._set_membership(group, interface, source, False)
 
     def _set_membership(
@@ -257,6 +258,7 @@ class DatagramSocket(SocketHandle, CHandle):
         slot = self._open_slot()
         family, text = self._own("group", group)
         address, _, zone = text.partition("%")
+        # 224.0.0.0/4 (RFC 5771) and ff00::/8 (RFC 4291, 2.7).
         first = sockets.inet_pton(family, address)[0]
         if not (224 <= first < 240 if family == V4 else first == 0xFF):
             raise ValueError(f"group must be a multicast address, not {group!r}")
@@ -267,24 +269,25 @@ class DatagramSocket(SocketHandle, CHandle):
         if number not in (0, of_group):
             raise ValueError(f"group {group!r} is on another interface than {interface!r}")
         whom = ffi.NULL if source is None else pack_address(source, 0)
-        self._loop.submit()
+        self._loop.submit()  # in the order of the calls
         packed = pack_address(text, 0)
         check(lib.pa_udp_membership(self._loop.c, slot, packed, of_group, whom, join))
 
     def set_multicast_interface(self, interface: str) -> None:
-        """Send what goes to multicast groups through this interface.
+        """Send the datagrams for multicast groups through this interface.
 
-        It is given as to `join_multicast`; on a socket for both families, by an address of either,
-        and it is set for both. Raises `ValueError` if there is none such, `SocketError`, and
-        `SocketClosed`.
+        ``interface`` is as of `join_multicast`. On a socket for both families it may be an address
+        of either, and is set for both. Raises `ValueError` if there is no such interface,
+        `TypeError`, `SocketError`, and `SocketClosed`.
         """
         self._open_slot()
         families = (V4, V6) if self._format.dual else (self._family,)
         number = interface_number(interface, *families)
         found = numeric_address(interface)
-        # Of IPv4 it is the source's address too, unless the socket is bound to one.
+        # Over IPv4 the interface's address is the datagrams' source too (ip(7)), unless the socket
+        # is bound to an address.
         address = found[1] if found is not None and found[0] == V4 else "0.0.0.0"
-        self._loop.submit()  # what was sent before is not concerned
+        self._loop.submit()  # datagrams that were sent before leave without the option
         with self._socket() as sock:
             if V6 in families:
                 sock.setsockopt(sockets.IPPROTO_IPV6, sockets.IPV6_MULTICAST_IF, number)
@@ -301,7 +304,10 @@ class DatagramSocket(SocketHandle, CHandle):
 
     @property
     def multicast_ttl(self) -> int:
-        """Over how many routers what goes to multicast groups may pass, and one: 1 unless set."""
+        """The TTL of multicast datagrams, 0 to 255: the routers that they may pass, and one.
+
+        It is 1 unless set: they stay in the local network (IP_MULTICAST_TTL, ip(7)).
+        """
         return self._option(sockets.IP_MULTICAST_TTL, sockets.IPV6_MULTICAST_HOPS)
 
     @multicast_ttl.setter
@@ -311,7 +317,10 @@ class DatagramSocket(SocketHandle, CHandle):
 
     @property
     def multicast_loop(self) -> bool:
-        """Whether this system's own members get what this socket sends to a group: they do."""
+        """Whether members on this host get this socket's multicast datagrams; by default they do.
+
+        (IP_MULTICAST_LOOP, ip(7).)
+        """
         return self._option(sockets.IP_MULTICAST_LOOP, sockets.IPV6_MULTICAST_LOOP) != 0
 
     @multicast_loop.setter
@@ -320,7 +329,10 @@ class DatagramSocket(SocketHandle, CHandle):
 
     @property
     def ttl(self) -> int:
-        """Over how many routers other datagrams may pass, and one (1 to 255): the system's."""
+        """The TTL of other datagrams, 1 to 255: the routers that they may pass, and one.
+
+        Unless set it is the system's (IP_TTL, ip(7)).
+        """
         return self._option(sockets.IP_TTL, sockets.IPV6_UNICAST_HOPS)
 
     @ttl.setter
@@ -349,8 +361,9 @@ class DatagramSocket(SocketHandle, CHandle):
 
     def _set_option(self, of_v4: int, of_v6: int, value: int) -> None:
         self._open_slot()
-        self._loop.submit()  # what was sent before is not concerned
+        self._loop.submit()  # datagrams that were sent before leave without the option
         with self._socket() as sock:
+            # A socket for both families has an option for each.
             if self._family == V6:
                 sock.setsockopt(sockets.IPPROTO_IPV6, of_v6, value)
             if self._family == V4 or self._format.dual:
@@ -359,7 +372,7 @@ class DatagramSocket(SocketHandle, CHandle):
     # Called by the loop
 
     def _on_read(self, arena: Any, start: int, end: int) -> None:
-        """Take a datagram behind its sender's address."""
+        """Take a header, the sender's address, and the datagram behind it."""
         read_cb = self._read_cb
         if read_cb is None or self._slot < 0:
             return
@@ -371,26 +384,26 @@ class DatagramSocket(SocketHandle, CHandle):
         read_cb(self, arena[data:end], address)
 
     def _sender(self, header: bytes) -> Any:
-        """Return the address that goes before a datagram, and remember it."""
+        """Return the address of a header, and cache it."""
         address = unpack_address(header)
         self._remember(self._peers, header, address)
         return address
 
     def _on_event(self, kind: int, value: int, data: int) -> None:
         if kind == lib.PA_CALLBACK_WAITS:
-            keep_callback(self, self._blocked_callbacks, value)
+            add_blocked_callback(self, self._blocked_callbacks, value)
         elif kind == lib.PA_WRITTEN:
             if value:
-                call_kept_callback(self, self._blocked_callbacks)
+                call_blocked_callback(self, self._blocked_callbacks)
         elif kind == lib.PA_WRITE_ERROR:
-            if data:
+            if data:  # the lost datagram has a callback, which is not called
                 self._blocked_callbacks.popleft()
             self._report_error(socket_error(value))
         elif self._slot >= 0:  # PA_READ_ERROR
             self._report_error(socket_error(value))
 
     def _report_error(self, error: EventError) -> None:
-        """Take notice of an error, after which the socket goes on: for an API to override."""
+        """Report an error, after which the socket goes on: for an API to override."""
         raise NotImplementedError
 
 

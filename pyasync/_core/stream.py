@@ -1,9 +1,9 @@
 """A connected stream of any kind, without callbacks: an API overrides the six `_report` methods.
 
 The usual life of a connection (data arrives, an answer is written, the connection is closed) runs
-through `Stream._write`, `Stream.close` and the engine itself. All that is rarer shows in the flags
-of ``_state``, zero for an open connection with nothing special about it, and keeps its data in an
-`Extras` made for that connection alone.
+through `Stream._write`, `Stream.close` and the engine itself. Everything rarer sets a flag of
+``_state``, which is zero for an open connection with nothing special about it. Its fields are in an
+`Extras`, made for that connection alone.
 
 Words: a *pending write* waits in Python for the next crossing. A *deferred write* is held back by
 the stream, because it is not connected, or writing is disabled, or TLS has to encrypt it. A
@@ -41,19 +41,19 @@ WriteCallback = Callable[[Any], object]
 # FAILED (16): pending and blocked writes are lost.
 ENDED = 2  # the peer's end of stream has been reported
 SHUT = 4  # shutdown() was called
-CONNECTING = 8
+CONNECTING = 8  # not connected yet, or the TLS handshake is not over
 READ_DISABLED = 32
 WRITE_DISABLED = 64
-TIMED = 128  # a read timeout runs
-PAUSED_INPUT = 256  # reading is enabled again, and paused input is still to be delivered
-LIMITED = 512  # the server counts its connections
-HAS_EXTRAS = 1024
+TIMED = 128  # a read timeout runs, and needs the time of each read
+PAUSED_INPUT = 256  # reading is enabled again, but paused input comes before new data
+LIMITED = 512  # the server has max_connections, and must learn of the close
+HAS_EXTRAS = 1024  # so that the state is not zero, and a close calls _on_closed
 UNCONNECTED = 2048  # there is no handle yet
 STREAMING = 4096  # for an API: data goes to a stream object of its own
-ENCRYPTED = 8192  # what is written and read passes through TLS
+ENCRYPTED = 8192  # data passes through TLS in both directions
 
-DEFERRED = WRITE_DISABLED | UNCONNECTED | ENCRYPTED  # writes are deferred
-CANNOT_WRITE = CLOSED | SHUT | DEFERRED
+DEFERRED = WRITE_DISABLED | UNCONNECTED | ENCRYPTED  # any of these defers writes
+CANNOT_WRITE = CLOSED | SHUT | DEFERRED  # any of these bars the fast path of a write
 
 WRITE = lib.PA_WRITE
 WRITE_CALLBACK = lib.PA_WRITE_CALLBACK
@@ -63,10 +63,10 @@ _NOT_READING = READ_DISABLED | CONNECTING | UNCONNECTED | ENDED
 
 
 class Options(Protocol):
-    """What the core reads of a stream's options; all the connections of a server share one."""
+    """The options that the core reads; all connections of a server share one object."""
 
     loop: Engine
-    #: Called with data by the engine itself while the state is zero.
+    #: The engine itself calls it with data while the stream's state is zero.
     read_cb: Callable[[Any, Any], object]
     #: None: `Stream._report_pressure` need not be called.
     pressure_cb: Any
@@ -87,7 +87,10 @@ class Options(Protocol):
 
 
 class Stream(DescriptorHandle):
-    """A connected stream."""
+    """A connected stream.
+
+    The six fields are all that Python keeps of a plain connection.
+    """
 
     __slots__ = ("__weakref__", "_extras", "_options", "_slot", "_state", "data")
 
@@ -102,35 +105,35 @@ class Stream(DescriptorHandle):
         self.data: Any = None
 
     def _begin(self) -> None:
-        """Make what the options ask for, beside the ordinary."""
+        """Set up the rarer options, such as time limits: see ``Options.needs_begin``."""
         options = self._options
         if options.read_timeout is not None or options.write_timeout is not None:
             self.set_timeouts(options.read_timeout, options.write_timeout)
 
-    # What an API does: the six methods that it overrides
+    # The six methods that an API overrides
 
     def _report_opened(self) -> None:
-        """Take notice that a client's connection stands, or that a TLS handshake is over."""
+        """Report that the connection stands, and that its TLS handshake is over."""
 
     def _report_data(self, data: bytes) -> None:
-        """Take data that was read."""
+        """Report data that was read."""
 
     def _report_end(self) -> None:
-        """Take notice that the peer has ended its sending side; what follows is up to the core."""
+        """Report that the peer has ended its sending side; the core closes, if it must, after."""
 
     def _report_error(self, error: EventError) -> None:
-        """Take notice of an error, after which the core closes the stream."""
+        """Report an error, after which the core closes the stream."""
 
     def _report_pressure(self, over_high: bool) -> None:
-        """Take notice that the write queue has grown over its high watermark, or shrunk again."""
+        """Report that the write queue has grown over its high watermark, or shrunk to its low."""
 
     def _report_closed(self) -> None:
-        """Take notice that the handle is gone. Not called after a plain close: see Engine."""
+        """Report that the handle is gone. Not called after a plain close: see Engine."""
 
     # Writing
 
     def _write(self, data: bytes | memoryview, write_cb: WriteCallback | None, force: bool) -> None:
-        """Write, or defer; the caller has checked that the stream can be written to."""
+        """Write, or defer the write; the caller has checked that the stream is open for writing."""
         if self._state & DEFERRED:
             self._defer_write(data, write_cb, force)
             return
@@ -151,13 +154,13 @@ class Stream(DescriptorHandle):
             raise socket_error(-errno.EPIPE, self)
 
     def _submit(self) -> None:
-        """Send what was written at once."""
+        """Send the pending writes now; those of other streams leave with them."""
         self._loop.check_thread()
         self._loop.submit()
 
     @property
     def write_queue_size(self) -> int:
-        """Bytes that have been written, and not yet been handed to the kernel."""
+        """Bytes of pending, deferred and blocked writes: written, and not yet with the kernel."""
         self._open_slot()
         pending: int = self._loop.pending_size(self._slot)[0]
         return self._delayed_size() + pending
@@ -170,7 +173,7 @@ class Stream(DescriptorHandle):
         return size
 
     def _unsent_size(self) -> int:
-        """Bytes that the kernel has taken, but not sent."""
+        """Bytes that the kernel has taken, but not sent (SIOCOUTQNSD; 0 on other systems)."""
         return lib.pa_unsent_size(self._loop.c, self._slot) if self._slot >= 0 else 0
 
     def _delayed_size(self) -> int:
@@ -200,7 +203,8 @@ class Stream(DescriptorHandle):
         if self._options.pressure_cb is None or self._state & CLOSED:
             return
         extras = self._need_extras()
-        # Not write_queue_size: pending writes may be taken at once, and then no event comes.
+        # Not write_queue_size: the kernel may take pending writes at once. Then no record comes,
+        # and the end of the pressure would never be reported.
         over_high = self._delayed_size() > (extras.low if extras.over_high else extras.high)
         if over_high != extras.over_high:
             extras.over_high = over_high
@@ -209,15 +213,15 @@ class Stream(DescriptorHandle):
     # Closing
 
     def close(self, *, force: bool = False) -> None:
-        """Send what was written, then close; ``force`` drops it, and closes at once.
+        """Send all earlier writes, then close; ``force`` drops them, and closes at once.
 
         Callbacks of writes still run, no others. When the peer takes nothing for ``linger``
-        seconds (a keyword of the call that made the socket), what it has not taken is dropped,
-        and ``event_cb`` gets a `SocketTimeout`. Closing with input unread would make the kernel
-        reset the connection, and destroy what the peer has not read yet (RFC 2525, 2.17): then
-        the writing side is shut down, and input is discarded for ``linger`` seconds at most.
+        seconds (a keyword of the call that made the socket), the rest is dropped, and ``event_cb``
+        gets a `SocketTimeout`. Closing with unread input would make the kernel reset the
+        connection, and the peer would lose data that it has not read yet (RFC 2525, 2.17). So then
+        the sending side is shut down, and input is discarded for ``linger`` seconds at most.
 
-        Closing again does nothing, but to force a close that is still going on.
+        Closing again does nothing, unless it forces a close that is still going on.
         """
         loop = self._options.loop
         if (self._state & CLOSED or loop.thread != get_ident()) and not self._may_close(force):
@@ -225,22 +229,23 @@ class Stream(DescriptorHandle):
         self._state |= CLOSED
         if self._extras is not None:
             self._leave(force)
-        if force:
+        if force:  # write callbacks are not called: the writes are dropped
             self._state |= FAILED
         if self._slot >= 0:
             loop.queue((CLOSE, self._slot, 1 if force else 0, b"", None))
 
     def _may_close(self, force: bool) -> bool:
-        """Whether there is something to close still, or a close under way to be forced."""
+        """Whether the stream is open, or ``force`` applies to a close that is under way."""
         if not self._enter():
             return False
         if not self._state & CLOSED:
             return True
+        # After the closed record the slot may be another stream's: a close must not reach that.
         still_there = self._slot < 0 or self._loop.objects[self._slot] is self
         return force and not self._state & FAILED and still_there
 
     def _leave(self, force: bool) -> None:
-        """Give up what a closed stream has no use for."""
+        """Stop timeouts, drop input, and flush, drop or keep deferred writes, for a close."""
         extras = self._need_extras()
         extras.stop_timeouts()
         self._drop_input()
@@ -257,13 +262,14 @@ class Stream(DescriptorHandle):
             self._flush_deferred()
 
     def _drop_input(self) -> None:
-        """Forget what was read and is not delivered, because the stream is closed."""
+        """Drop the paused input of a closed stream."""
         self._need_extras().paused_input.clear()
 
     def shutdown(self) -> None:
-        """Send what was written, then end the sending side (half-close); reading goes on.
+        """Send all earlier writes, then end the sending side (half-close); reading goes on.
 
-        The peer sees the end of the stream. Raises `SocketClosed`; a second call does nothing.
+        The peer sees the end of the stream. If it has ended its own side already, the socket is
+        closed. Raises `SocketClosed`; a second call does nothing.
         """
         self._open_slot()
         if self._state & SHUT:
@@ -279,16 +285,17 @@ class Stream(DescriptorHandle):
     @property
     def closed(self) -> bool:
         """Whether the socket was closed, by `close`, its peer, an error, or the loop's end."""
-        # The loop tells its end to those that have a handle.
+        # At its end the loop sets CLOSED for streams with a handle; others it does not know.
         return self._state & CLOSED != 0 or (self._slot < 0 and self._loop.thread is None)
 
     # Disabling and enabling
 
     def disable(self, *, read: bool = False, write: bool = False) -> None:
-        """Stop reading (``read_cb`` is not called, the peer is slowed down), or sending, or both.
+        """Stop reading, or sending, or both.
 
-        What is written while writing is disabled is held back, and its `write_cb` with it.
-        Raises `SocketClosed`.
+        While reading is disabled ``read_cb`` is not called, and TCP slows the peer down. While
+        writing is disabled writes are deferred, and their ``write_cb`` with them, until `enable`,
+        `shutdown` or `close`. Raises `SocketClosed`.
         """
         self._open_slot()
         if read and not self._state & READ_DISABLED:
@@ -299,14 +306,14 @@ class Stream(DescriptorHandle):
             self._state |= WRITE_DISABLED
 
     def enable(self, *, read: bool = False, write: bool = False) -> None:
-        """Undo `disable`. What had been read and kept back is delivered first, in order.
+        """Undo `disable`. Paused input is delivered first, in order, and never inside this call.
 
         Raises `SocketClosed`.
         """
         self._open_slot()
         if read and self._state & READ_DISABLED:
             extras = self._need_extras()
-            if extras.paused_input:
+            if extras.paused_input:  # not now, because its callbacks must not run inside this call
                 self._loop.ready.append(self._deliver_paused_input)
             self._state &= ~READ_DISABLED
             self._state |= PAUSED_INPUT if extras.paused_input else 0
@@ -329,7 +336,8 @@ class Stream(DescriptorHandle):
         self._check_pressure()
 
     def _flush_deferred(self) -> None:
-        """Write the deferred writes, whatever has happened to the stream since."""
+        """Write the deferred writes, also of a stream that was shut down or closed since."""
+        # Without these flags, or `_write` would defer them again.
         state, self._state = self._state, self._state & ~CANNOT_WRITE
         extras = self._need_extras()
         while extras.deferred:
@@ -337,6 +345,8 @@ class Stream(DescriptorHandle):
             extras.deferred_size -= len(data)
             self._write(data, write_cb, False)
         if extras.over_high:
+            # The kernel may take them all at once, with no record. The callback of an empty write
+            # comes behind them in any case.
             self._write(b"", Stream._check_pressure, False)
         self._state |= state & (CLOSED | SHUT)
 
@@ -360,13 +370,13 @@ class Stream(DescriptorHandle):
         """Set the time limits of the socket, in seconds; None: no limit.
 
         ``read`` is the longest time without input; it stands still while reading is disabled.
-        ``write`` is the longest time for which the peer may take nothing of what waits for it.
+        ``write`` is the longest time for which the peer may take nothing of blocked writes.
         When one passes, ``event_cb`` gets a `SocketTimeout`, and the socket is closed. Raises
         `SocketClosed`, and `ValueError` for a time that is not over 0.
         """
         self._open_slot()
         if self._options.read_timeout != read or self._options.write_timeout != write:
-            options = self._options.copy()
+            options = self._options.copy()  # the server's other connections share the original
             options.read_timeout = require_timeout("read", read)
             options.write_timeout = require_timeout("write", write)
             self._options = options
@@ -436,18 +446,19 @@ class Stream(DescriptorHandle):
             self.close()
 
     def _on_write_error(self, kind: int, value: int) -> None:
-        # Also of a stream that is closed already, and has not sent everything.
+        # Reported also for a stream that is closed, because a flush was under way: data is lost.
         self._fail_with(socket_error(value))
 
     def _fail_with(self, error: EventError) -> None:
         """Report the error, once, and close."""
         if self._state & FAILED:
             return
+        # Set while event_cb runs: an error that its calls cause must not be a second report.
         self._state |= FAILED
         try:
             self._report_error(error)
         finally:
-            self._state &= ~FAILED
+            self._state &= ~FAILED  # or close would take it for a forced close that is done
             self.close(force=True)
 
     def _on_blocked(self, kind: int, size: int) -> None:
@@ -460,17 +471,17 @@ class Stream(DescriptorHandle):
         self._check_pressure()
 
     def _on_callback_waits(self, kind: int, index: int) -> None:
-        keep_callback(self, self._need_extras().blocked_callbacks, index)
+        add_blocked_callback(self, self._need_extras().blocked_callbacks, index)
 
     def _on_written(self, kind: int, has_callback: int) -> None:
         try:
             if has_callback and not self._state & FAILED:
-                call_kept_callback(self, self._need_extras().blocked_callbacks)
+                call_blocked_callback(self, self._need_extras().blocked_callbacks)
         finally:
             self._check_pressure()
 
     def _on_lingering(self) -> None:
-        """Set a limit to a close that cannot end at once: it flushes, or awaits the peer's end."""
+        """Limit a close that cannot end at once, because it flushes or waits for the peer's end."""
         extras, seconds = self._need_extras(), self._options.linger
         if seconds is not None and extras.linger is None:
             extras.linger = Linger(self, seconds)
@@ -491,7 +502,7 @@ class Stream(DescriptorHandle):
     def _on_loop_end(self) -> None:
         self._state |= CLOSED
 
-    # For Handle, and this class
+    # Fields
 
     @property
     def _loop(self) -> Any:  # type: ignore[override]
@@ -505,7 +516,7 @@ class Stream(DescriptorHandle):
 
 
 _EVENTS: dict[int, Callable[[Stream, int, int], None]] = {
-    # Looked up in the object's class, because some kinds of stream override them.
+    # By lambdas where subclasses override the method: Stream._on_written would bypass theirs.
     lib.PA_EOF: lambda stream, kind, value: stream._on_end_event(kind, value),
     lib.PA_READ_ERROR: lambda stream, kind, value: stream._on_end_event(kind, value),
     lib.PA_BLOCKED: lambda stream, kind, value: stream._on_blocked(kind, value),
@@ -521,33 +532,42 @@ def _do_nothing(handle: Any) -> None:
     pass
 
 
-def keep_callback(handle: Any, callbacks: deque[Any], index: int) -> None:
-    """Take PA_CALLBACK_WAITS: let a write's callback wait until the write is done."""
+def add_blocked_callback(handle: Any, callbacks: deque[Any], index: int) -> None:
+    """Take PA_CALLBACK_WAITS: move the callback of a blocked write from its batch to the handle.
+
+    ``index`` is that of the write among the batch's writes with a callback, in Python and in C.
+    """
     batch = handle._loop.written_now
     callbacks.append((batch[index][1], batch, index))
-    batch[index] = (handle, _do_nothing)
+    batch[index] = (handle, _do_nothing)  # not removed, because C names the others by index
 
 
-def call_kept_callback(handle: Any, callbacks: deque[Any]) -> None:
-    """Take PA_WRITTEN: the first of the writes whose callbacks wait is done."""
+def call_blocked_callback(handle: Any, callbacks: deque[Any]) -> None:
+    """Take PA_WRITTEN: the first blocked write with a callback is done."""
     write_cb, batch, index = callbacks.popleft()
     if batch is handle._loop.written_now:
-        batch[index] = (handle, write_cb)  # it follows those before it, after this walk
+        # Blocked and done in one iteration: back to its place, or it would run before the
+        # callbacks of earlier writes.
+        batch[index] = (handle, write_cb)
     else:
         write_cb(handle)
 
 
 def as_buffer_slice(data: Data, start: int = 0, end: int | None = None) -> bytes | memoryview:
-    """Return the part of the data to send: bytes, or a contiguous view of them."""
+    """Return the part of the data to send: bytes, or a contiguous view of them.
+
+    ``start`` and ``end`` are in bytes. Raises `TypeError` and `ValueError`.
+    """
     if isinstance(data, str):
         data = data.encode()
-    elif type(data) is not bytes:  # a subclass may have a length of its own
+    elif type(data) is not bytes:  # a subclass of bytes may define a len() of its own
         try:
             view = memoryview(data)
         except TypeError:
             raise TypeError(
                 f"data must be bytes-like or a string, not {type(data).__name__}"
             ) from None
+        # In bytes: the len() of a view is the number of its items.
         data = view.cast("B") if view.c_contiguous else view.tobytes()
     if start < 0 or (end is not None and end < start):
         raise ValueError(f"start and end must be 0 <= start <= end, not {start!r} and {end!r}")

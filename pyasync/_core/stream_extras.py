@@ -1,7 +1,6 @@
 """Fields that most connections never need, and time limits for reading, writing and closing.
 
-No limit costs a call when data moves: a timer that fires looks at what has happened since, and is
-armed again for the rest.
+No limit arms a timer when data moves. Its timer fires, compares, and is armed again for the rest.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pyasync.errors import SocketTimeout
 if TYPE_CHECKING:
     from pyasync._core.stream import Stream
 
-#: Watermarks of the write queue unless set otherwise, in bytes: asyncio's.
+#: The default watermarks of the write queue, in bytes: asyncio's.
 HIGH_WATERMARK = 64 << 10
 LOW_WATERMARK = 16 << 10
 
@@ -46,19 +45,20 @@ class Extras:
     )
 
     def __init__(self) -> None:
-        #: Callbacks of blocked writes, in order: (callback, batch, index in batch).
+        #: Callbacks of blocked writes, in order: (callback, batch, index in batch). C reports the
+        #: end of blocked writes in the same order.
         self.blocked_callbacks: deque[tuple[Callable[[Any], object], list[Any], int]] = deque()
-        #: What was read while reading was disabled: data, then the record of the end, if it came.
+        #: Paused input: data, then the record of the end or error, if it came.
         self.paused_input: deque[bytes | tuple[int, Any]] = deque()
         #: Deferred writes, each with its callback, and their size in bytes.
         self.deferred: deque[tuple[Any, Callable[[Any], object] | None]] = deque()
         self.deferred_size = 0
         self.connect_timer: Timer | None = None
-        #: What is trying to connect an unconnected socket: it has a close().
+        #: The connector of an unconnected socket: an object with a close(), or None.
         self.connector: Any = None
-        #: Of a socket without a handle: whether the handle will keep the loop running.
+        #: Whether the handle is to keep the loop running, once there is one.
         self.referenced = True
-        #: What an API keeps with the stream: the callback API its AsyncStream.
+        #: For an API: the callback API keeps its AsyncStream here.
         self.stream: Any = None
         self.read_timeout: ReadTimeout | None = None
         self.write_timeout: WriteTimeout | None = None
@@ -71,12 +71,12 @@ class Extras:
         self.tls: Any = None
 
     def drop_deferred(self) -> None:
-        """Forget the deferred writes."""
+        """Drop the deferred writes, and their callbacks."""
         self.deferred.clear()
         self.deferred_size = 0
 
     def stop_timeouts(self) -> None:
-        """Stop all limits but that of a close."""
+        """Stop all time limits except linger, which belongs to a close."""
         if self.connect_timer is not None:
             self.connect_timer.stop()
         if self.read_timeout is not None:
@@ -87,7 +87,7 @@ class Extras:
 
 
 def report_timeout(stream: Stream, reason: str, *, force: bool) -> None:
-    """Report a `SocketTimeout`, and close the stream."""
+    """Report a `SocketTimeout`, and close the stream; ``force`` drops blocked writes."""
     stream._report_error(SocketTimeout(errno.ETIMEDOUT, reason))
     stream.close(force=force)
 
@@ -100,7 +100,7 @@ class ReadTimeout:
     def __init__(self, stream: Stream, timeout: float) -> None:
         self._stream = stream
         self._timeout = timeout
-        #: When the stream was last read from. The stream keeps it up to date.
+        #: The time of the last read, in seconds of time.monotonic(). The stream sets it.
         self.read_at = monotonic()
         self._timer = background_timer(stream._loop, self._fired, timeout)
 
@@ -108,6 +108,7 @@ class ReadTimeout:
         self._timer.stop()
 
     def _fired(self) -> None:
+        # Arming a timer for each read would cost more than to find here that it was early.
         left = self.read_at + self._timeout - monotonic()
         if left > 0:
             self._timer.start(left)
@@ -124,8 +125,8 @@ class WriteTimeout:
     def __init__(self, stream: Stream, timeout: float) -> None:
         self._stream = stream
         self._timeout = timeout
-        #: The size of the blocked writes if the peer had taken nothing since the timer was armed.
-        #: The stream adds to it.
+        #: The size that blocked writes would have if the peer took nothing: their size when the
+        #: timer was armed, to which the stream adds that of later ones. Less: the peer reads.
         self.size = stream._blocked_size()
         self._timer = background_timer(stream._loop, self._fired, timeout)
 
@@ -145,7 +146,7 @@ class WriteTimeout:
 
 
 class Linger:
-    """Ends a close when the peer takes nothing for some seconds, or sends no end of its own."""
+    """Limits a close: the peer must take something every ``linger`` seconds, and end in time."""
 
     __slots__ = ("_left", "_seconds", "_stream", "_timer")
 
@@ -166,7 +167,7 @@ class Linger:
         size = self._stream._delayed_size()
         if self._left < before and self._seconds > 0:
             self._timer.start(self._seconds)  # the peer still reads
-        elif size > 0 and not self._stream._state & FAILED:  # a failure was reported already
+        elif size > 0 and not self._stream._state & FAILED:  # FAILED: it is reported already
             report_timeout(
                 self._stream,
                 f"closed, and the peer took nothing for {self._seconds:g} seconds: "
