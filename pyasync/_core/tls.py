@@ -1,7 +1,4 @@
-"""TLS without a connection: what arrives goes in, what is to be sent comes out.
-
-It is the standard library's: an `ssl.SSLObject` between two `ssl.MemoryBIO`.
-"""
+"""TLS without I/O: an `ssl.SSLObject` between two `ssl.MemoryBIO`, one for each direction."""
 
 from __future__ import annotations
 
@@ -16,21 +13,21 @@ from pyasync.errors import TcpSslError
 # The phases of a connection, in order.
 HANDSHAKE = 0  # also before there is a connection
 OPEN = 1
-SHUTDOWN = 2  # our close_notify has been sent: nothing more will be
-PHASE_CLOSED = 3  # all that was to be sent has been handed over, or was dropped
-BROKEN = 4  # an error has been reported
+SHUTDOWN = 2  # our close_notify is sent, and nothing may follow it (RFC 8446, 6.1)
+PHASE_CLOSED = 3  # C has all writes, or they were dropped
+BROKEN = 4  # an error was reported; at most an alert is still on its way
 
-#: The most content that a record has, in bytes: RFC 8446, section 5.1.
+#: The most plain text in a record of TLS, in bytes: RFC 8446, section 5.1.
 RECORD_SIZE = 16 << 10
 
-#: How much is handed to OpenSSL at once, to decrypt and to encrypt: what is encrypted leaves with
-#: one system call. The buffer of a MemoryBIO never shrinks, so a connection that has seen as much
-#: keeps a buffer of that size, and a third.
+#: How much OpenSSL gets at once, to decrypt or to encrypt, in bytes. An encrypted part leaves with
+#: one system call. More would cost memory, because the buffer of a MemoryBIO never shrinks, and is
+#: a third larger than the most that it has held.
 BATCH_SIZE = 128 << 10
 
 
 class TlsOptions:
-    """What a client's socket, or all the connections of a server, were asked to do about TLS."""
+    """The TLS options of a client's socket, or of all connections of a server."""
 
     __slots__ = (
         "context",
@@ -76,7 +73,7 @@ class TlsState:
     )  # fmt: skip
 
     def __init__(self, options: TlsOptions, host: str | None = None) -> None:
-        """Begin; ``host`` is the name of the server if the options give none.
+        """Begin; ``host`` is the server's name if the options have no ``server_hostname``.
 
         Raises `ssl.SSLError` or `ValueError` for options that do not fit together.
         """
@@ -84,7 +81,8 @@ class TlsState:
         self.outgoing = ssl.MemoryBIO()
         name = options.server_hostname
         if name is None and host is not None:
-            name = host.partition("%")[0]  # a zone is none of the peer's business: RFC 6874, 1
+            # Without the zone, which means something on this host only: RFC 6874, section 1.
+            name = host.partition("%")[0]
         self.object = options.context.wrap_bio(
             self.incoming,
             self.outgoing,
@@ -96,17 +94,18 @@ class TlsState:
         #: The peer's close_notify has arrived.
         self.ended = False
         self.error: TcpSslError | None = None
-        #: The kernel takes no more for now: nothing is encrypted meanwhile.
+        #: A write is blocked. Until it is done nothing is encrypted, so that a slow peer's data
+        #: waits as the application's own objects, and not as copies.
         self.blocked = False
-        #: Bytes of answers to key updates that have been sent since then.
+        #: Bytes of answers to key updates that were sent while a write was blocked.
         self.answers_size = 0
-        #: What was written will be encrypted before the loop's next crossing.
+        #: The stream is in the engine's ``to_encrypt``.
         self.to_encrypt = False
-        #: It is being encrypted: a signal's handler that writes has to wait.
+        #: Encrypting now. A signal handler that writes must not call OpenSSL in the middle of it.
         self.sending = False
 
     def handshake(self) -> bool:
-        """Go on with what has arrived; return whether the handshake is over. May set `error`."""
+        """Go on with the handshake; return whether it is over. May set `error`."""
         try:
             self.object.do_handshake()
         except ssl.SSLWantReadError:
@@ -118,13 +117,13 @@ class TlsState:
         return True
 
     def feed(self, data: memoryview) -> bytes:
-        """Take what has arrived, for the handshake: there is nothing to deliver."""
+        """Give input to the handshake; return no data, as there is none before its end."""
         for piece in _pieces(data):
             write(self.incoming, piece)
         return b""
 
     def receive(self, data: memoryview) -> bytes:
-        """Decrypt what has arrived. May set `ended`, and `error`, behind what it returns."""
+        """Decrypt input, and return the data. `ended` and `error`, if it sets them, come after."""
         chunks: list[bytes] = []
         for piece in _pieces(data):
             write(self.incoming, piece)
@@ -134,7 +133,7 @@ class TlsState:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def receive_pending(self) -> bytes:
-        """Decrypt what came with the end of the handshake, as `receive` does."""
+        """Decrypt the input that came with the end of the handshake, as `receive` does."""
         chunks: list[bytes] = []
         self._decrypt(chunks)
         return b"".join(chunks)
@@ -142,8 +141,8 @@ class TlsState:
     def _decrypt(self, chunks: list[bytes]) -> None:
         incoming, read = self.incoming, self.object.read
         try:
-            # A read takes one record off the BIO. To try once more than there are records would
-            # raise SSLWantReadError, which costs as much as a small record does.
+            # A read takes one record off the BIO. Without the check of pending, each call would end
+            # with an SSLWantReadError, which costs as much as a small record.
             while incoming.pending:
                 chunk = read(RECORD_SIZE)
                 if not chunk:
@@ -156,17 +155,17 @@ class TlsState:
             self.ended = True
         except OSError as error:
             if self.phase == SHUTDOWN and _reason(error) == "PROTOCOL_IS_SHUTDOWN":
-                self.ended = True  # the same, on PyPy
+                self.ended = True  # PyPy's error for a close_notify in answer to ours
             else:
                 self.error = tls_error(error)
 
     def shut_down(self) -> None:
-        """Let a close_notify follow what has been encrypted."""
+        """Put a close_notify behind the encrypted data."""
         self.phase = SHUTDOWN
         try:
             self.object.unwrap()
         except OSError:
-            # SSLWantReadError: it is sent, and the peer's has not arrived. What else is wrong
+            # SSLWantReadError: ours is in the BIO, and the peer's has not arrived. Any other error
             # shows when more is read.
             pass
 
@@ -180,14 +179,15 @@ def _pieces(data: memoryview) -> Iterable[memoryview]:
 def write(target: ssl.SSLObject | ssl.MemoryBIO, data: bytes | memoryview) -> None:
     """Write at most `BATCH_SIZE` bytes to OpenSSL, which takes all or raises.
 
-    To give `bytes` to C, PyPy moves them to where only its major collections free them, which are
-    few beside much data; of a memoryview it makes such bytes first. So it gets memory of C.
+    On PyPy the data is copied to C memory first. To pass `bytes` to C, PyPy would move them to
+    memory that only a major collection frees; of a memoryview it would make such bytes. Major
+    collections are rare, and memory would grow with the data that passes through.
     """
     if not PYPY:
         target.write(data)
         return
     try:
-        memory = _spare.pop()
+        memory = _spare.pop()  # atomic: other threads' loops use the list too
     except IndexError:
         memory = ffi.new("char[]", BATCH_SIZE)
     try:
@@ -197,19 +197,19 @@ def write(target: ssl.SSLObject | ssl.MemoryBIO, data: bytes | memoryview) -> No
         _spare.append(memory)
 
 
-#: Memory for `write` that nobody uses now, in any thread.
+#: Free buffers of `write`, for all threads.
 _spare: list[Any] = []
 
 
 def tls_error(error: OSError | ValueError) -> TcpSslError:
-    """Return what an ``event_cb`` is told of an error of the module `ssl`."""
+    """Return the `TcpSslError` for an exception of the module `ssl`."""
     number = getattr(error, "errno", None) or ssl.SSL_ERROR_SSL
     result = TcpSslError(number, getattr(error, "strerror", None) or str(error))
     for name in ("library", "reason", "verify_code", "verify_message"):
         setattr(result, name, getattr(error, name, None))
     if isinstance(error, (ssl.SSLError, ValueError)):
-        result._errcode = None  # errno is OpenSSL's, which counts its errors from 1 as well
-    result.__cause__ = error.with_traceback(None)  # its frames would keep the socket
+        result._errcode = None  # errno is OpenSSL's number here, and not the system's
+    result.__cause__ = error.with_traceback(None)  # the traceback's frames would keep the socket
     return result
 
 
@@ -218,7 +218,7 @@ def _reason(error: OSError) -> str | None:
 
 
 def make_error(number: int, reason: str, text: str) -> TcpSslError:
-    """Return an error that OpenSSL does not report, in the form of those that it does."""
+    """Return an error that OpenSSL does not report, in the same form as one that it does."""
     error = TcpSslError(number, text)
     error.library, error.reason = "SSL", reason
     return error

@@ -1,9 +1,11 @@
-"""TLS on a stream, as a mixin over the core's: it encrypts what is written, decrypts what is read.
+"""TLS on a stream, as a mixin over the core's `Stream`: writes are encrypted, input is decrypted.
 
-Writes of a `TlsStream` are always deferred, as while writing is disabled, because they must be
-encrypted before they go to C. That is done when the handshake is over, for all writes of a callback
-at once, and no faster than the kernel takes the result: what a slow peer has not taken waits as the
-application's own objects.
+All writes of a `TlsStream` are deferred, because they must be encrypted before they go to C. They
+are encrypted when the handshake is over, all writes of a callback together, and no faster than the
+kernel takes the result. So data for a slow peer waits as the application's own objects.
+
+An exception may come between OpenSSL and C, such as a signal handler's. Then nobody knows how much
+of a record is lost, and the stream cannot go on: see `TlsStream._interrupted`.
 """
 
 from __future__ import annotations
@@ -46,10 +48,11 @@ from pyasync._core.tls import (
 from pyasync._ffi import lib
 from pyasync.errors import EventError, TcpSslError, socket_error
 
-#: How much a socket encrypts before others have their turn, in bytes.
+#: How much a stream encrypts before others have their turn, in bytes.
 ENCRYPT_BUDGET = 1 << 20
 
-#: How many bytes of answers may wait for a peer that asks for new keys, and reads nothing.
+#: The most bytes of answers to key updates for a peer that reads nothing. Without a limit such a
+#: peer could make us queue answers without end.
 ANSWERS_SIZE = 1 << 20
 
 #: Marker in the deferred writes: entries after it were written while writing was disabled, and wait
@@ -65,7 +68,7 @@ class TlsStream(Socket):
     _extras: Extras
 
     def __init__(self, options: Any, slot: int, state: int = 0) -> None:
-        # It connects until the handshake is over.
+        # CONNECTING lasts until the handshake is over.
         super().__init__(options, slot, state | ENCRYPTED | CONNECTING)
         self._need_extras()
 
@@ -73,25 +76,25 @@ class TlsStream(Socket):
 
     @property
     def ssl_object(self) -> Any:
-        """The `ssl.SSLObject`, to ask what else TLS knows; None before connecting.
+        """The `ssl.SSLObject`, for all that TLS knows of the connection; None before connecting.
 
-        Leave reading, writing and unwrapping to the socket.
+        Do not read, write or unwrap by it: the socket does.
         """
-        self._enter()  # OpenSSL's objects are for one thread at a time
+        self._enter()  # in the loop's thread only: OpenSSL's objects are for one thread at a time
         tls = self._extras.tls
         return None if tls is None else tls.object
 
     @property
     def cipher(self) -> tuple[str, str, int] | None:
-        """The cipher in use: name, version of the protocol, secret bits; None before that."""
+        """The cipher: (name, protocol version, secret bits); None before it is agreed upon."""
         tls = self.ssl_object
         return None if tls is None else tls.cipher()
 
     @property
     def alpn(self) -> str | None:
-        """The application's protocol, chosen by ALPN (RFC 7301), or None.
+        """The application protocol that ALPN has chosen (RFC 7301), or None.
 
-        Offer some by ``set_alpn_protocols`` of the context.
+        The context's ``set_alpn_protocols`` offers some.
         """
         tls = self.ssl_object
         return None if tls is None else tls.selected_alpn_protocol()
@@ -100,8 +103,8 @@ class TlsStream(Socket):
     def session(self) -> Any:
         """The `ssl.SSLSession`, for ``session=`` of the next connection to the same server.
 
-        A server's tickets come behind the handshake with TLS 1.3: take it when data has been
-        read, or at the end. It can be read after the socket has closed.
+        With TLS 1.3 a server's tickets come after the handshake (RFC 8446, 4.6.1): take the session
+        when data has been read, or at the end. It is there also after the socket has closed.
         """
         tls = self.ssl_object
         return None if tls is None else tls.session
@@ -115,7 +118,7 @@ class TlsStream(Socket):
         if not self._may_send():
             self._check_pressure()
         elif force or size > self._options.loop.inline_limit:
-            self._send()
+            self._send()  # now: a large write would leave by itself without TLS too
             if force:
                 self._loop.submit()
         else:
@@ -124,6 +127,7 @@ class TlsStream(Socket):
     def disable(self, *, read: bool = False, write: bool = False) -> None:
         self._open_slot()
         if write and not self._state & (WRITE_DISABLED | SHUT):
+            # Writes before the barrier are still sent, as on a plain stream.
             self._extras.deferred.append(BARRIER)
         super().disable(read=read, write=write)
 
@@ -135,7 +139,7 @@ class TlsStream(Socket):
 
     def _lift_barrier(self) -> None:
         if self._state & WRITE_DISABLED:
-            with contextlib.suppress(ValueError):  # it was disabled after shutdown
+            with contextlib.suppress(ValueError):  # disabled after shutdown: there is no barrier
                 self._extras.deferred.remove(BARRIER)
 
     def _may_send(self) -> bool:
@@ -150,7 +154,7 @@ class TlsStream(Socket):
         )
 
     def _encrypt_soon(self) -> None:
-        """Send what there is to send before the loop's next crossing, as one."""
+        """Encrypt and send before the loop's next crossing, so that many writes leave as one."""
         tls = self._extras.tls
         if not tls.to_encrypt:
             tls.to_encrypt = True
@@ -161,11 +165,11 @@ class TlsStream(Socket):
         self._send()
 
     def _send(self) -> None:
-        """Encrypt what was written, as much as the kernel takes, and hand it to C."""
+        """Encrypt deferred writes, as many as the kernel takes, and hand them to C."""
         tls = self._extras.tls
         if tls.phase >= PHASE_CLOSED:
             return
-        if tls.sending:
+        if tls.sending:  # in a signal handler that has interrupted this
             self._encrypt_soon()
             return
         tls.sending = True
@@ -180,7 +184,7 @@ class TlsStream(Socket):
     def _send_some(self) -> None:
         extras = self._extras
         tls, deferred = extras.tls, extras.deferred
-        end_of_turn = extras.deferred_size - ENCRYPT_BUDGET
+        end_of_turn = extras.deferred_size - ENCRYPT_BUDGET  # then the others have their turn
         while self._may_send():
             if extras.deferred_size < end_of_turn:
                 self._encrypt_soon()
@@ -188,16 +192,17 @@ class TlsStream(Socket):
             try:
                 callbacks, waits = self._encrypt(deferred)
             except OSError as error:
-                # After an error that is kept back, OpenSSL only says that it goes on no more.
+                # After an error in reading, OpenSSL only says that it does not go on: the first
+                # error has the cause.
                 self._fail_soon(tls.error or tls_error(error))
                 return
             if tls.outgoing.pending or callbacks:
                 self._hand_over(tls.outgoing.read(), callbacks)
             if waits:
                 break
-        if tls.outgoing.pending:  # of the handshake, or a key update
+        if tls.outgoing.pending:  # OpenSSL's own answers: of a handshake, or to a key update
             answer = tls.outgoing.read()
-            if tls.phase != SHUTDOWN:  # after close_notify nothing may follow: RFC 8446, 6.1
+            if tls.phase != SHUTDOWN:  # nothing may follow a close_notify: RFC 8446, 6.1
                 self._hand_over(answer, [])
                 tls.answers_size += len(answer) if tls.blocked and tls.phase == OPEN else 0
                 if tls.answers_size > ANSWERS_SIZE:
@@ -207,42 +212,50 @@ class TlsStream(Socket):
         if not deferred and self._state & (CLOSED | SHUT):
             self._finish()
         if extras.over_high and extras.deferred_size <= extras.low:
-            self._loop.ready.append(self._tell_pressure)
+            # Later, because pressure_cb must not run inside the application's write.
+            self._loop.ready.append(self._end_pressure)
 
     def _fail_soon(self, error: EventError) -> None:
-        """Fail, but not now, as the application may be writing."""
+        """Fail at the end of the iteration, because event_cb must not run inside a write."""
         self._loop.ready.append(lambda: self._fail_with(error))
 
     def _interrupted(self) -> None:
-        """End the connection, as an exception has come in between, such as a signal handler's."""
+        """End the connection after an exception, such as a signal handler's, in the middle of TLS.
+
+        OpenSSL may have taken data that C will never get, or the other way round. Any further
+        record would be wrong.
+        """
         text = "an exception has interrupted TLS, and what it has lost is not known"
         self._fail_with(make_error(errno.EINTR, "INTERRUPTED", text))
 
-    def _tell_pressure(self) -> None:
+    def _end_pressure(self) -> None:
         try:
             self._check_pressure()
         except Exception as error:
             self._loop.on_error(error, self)
 
     def _encrypt(self, deferred: Any) -> tuple[list[WriteCallback], bool]:
-        """Encrypt the next part of what is deferred. Returns the callbacks of what it completes.
+        """Encrypt the next deferred writes, `BATCH_SIZE` bytes at most.
 
-        And whether TLS can take no more before it has read something: a renegotiation runs.
+        Returns the callbacks of the writes that it completes; and whether OpenSSL must read before
+        it takes more, because a renegotiation runs.
         """
         extras, tls = self._extras, self._extras.tls.object
         done: list[WriteCallback] = []
-        room = BATCH_SIZE
+        budget = BATCH_SIZE
         if PYPY and extras.deferred_size > ENCRYPT_BUDGET:
-            room = RECORD_SIZE  # as `bytes`, what is encrypted stays until a major collection
-        while deferred and deferred[0] is not BARRIER and room > 0:
+            # PyPy keeps large `bytes`, as the encrypted data is, until a major collection.
+            budget = RECORD_SIZE
+        while deferred and deferred[0] is not BARRIER and budget > 0:
             data, write_cb = deferred.popleft()
             size = len(data)
             callbacks = [] if write_cb is None else [write_cb]
-            if size > room:
-                view = memoryview(data)
-                deferred.appendleft((view[room:], write_cb))
-                data, size, callbacks = view[:room], room, []
+            if size > budget:
+                view = memoryview(data)  # no copy; the callback goes with the last part
+                deferred.appendleft((view[budget:], write_cb))
+                data, size, callbacks = view[:budget], budget, []
             elif _fits(deferred, size):
+                # Small writes share a record, because each record costs a header, a tag and a call.
                 pieces = [data]
                 while _fits(deferred, size):
                     data, write_cb = deferred.popleft()
@@ -252,19 +265,24 @@ class TlsStream(Socket):
                         callbacks.append(write_cb)
                 data = b"".join(pieces)
             try:
-                if size:  # PyPy takes an empty write for an error
+                if size:  # PyPy raises for an empty write
                     write(tls, data)
             except ssl.SSLWantReadError:
+                # Back to the front, in one entry: the next write must begin with the same data
+                # (SSL_write(3)). Empty entries behind it carry the callbacks.
                 deferred.extendleft((b"", write_cb) for write_cb in reversed(callbacks))
                 deferred.appendleft((data, None))
                 return done, True
             extras.deferred_size -= size
-            room -= size
+            budget -= size
             done += callbacks
         return done, False
 
     def _hand_over(self, data: bytes, callbacks: list[WriteCallback]) -> None:
-        """Hand C what is encrypted, and behind it the callbacks of what it completes."""
+        """Hand C encrypted data, with the callbacks of the writes that it completes.
+
+        They are one callback of C's write, because C sees one write.
+        """
         if not callbacks:
             self._write_encrypted(data, None)
         elif len(callbacks) == 1:
@@ -274,7 +292,7 @@ class TlsStream(Socket):
 
     def _call_written(self, callbacks: list[WriteCallback]) -> None:
         for write_cb in callbacks:
-            if self._state & FAILED or self._loop.stopping:
+            if self._state & FAILED or self._loop.stopping:  # a callback before has done it
                 return
             try:
                 write_cb(self)
@@ -288,7 +306,7 @@ class TlsStream(Socket):
             loop.queue((kind, self._slot, size, data, callback))
         else:
             loop.write_now(self._slot, data, callback)
-            if self._blocked_size():
+            if self._blocked_size():  # known before PA_BLOCKED comes, or the loop would go on
                 self._extras.tls.blocked = True
 
     def _flush_deferred(self) -> None:
@@ -309,7 +327,7 @@ class TlsStream(Socket):
     def _on_written(self, kind: int, has_callback: int) -> None:
         tls = self._extras.tls
         if tls.phase == BROKEN:
-            return  # what waits for it was dropped
+            return  # it was the alert; deferred writes and callbacks were dropped
         if tls.blocked and not self._blocked_size():
             tls.blocked = False
             tls.answers_size = 0
@@ -322,13 +340,13 @@ class TlsStream(Socket):
         self._extras.tls = TlsState(self._options.tls, host)
 
     def _catch_up(self) -> None:
-        """Do nothing: it is done when the handshake is over."""
+        """Do nothing: deferred writes, shutdown and close wait for the end of the handshake."""
 
     def _on_connected(self, status: int) -> None:
         """Begin the handshake, as TCP is connected."""
         extras = self._extras
         if self._state & CLOSED and not extras.deferred:
-            return
+            return  # closed, and nothing to send first
         if status != 0:
             if self._state & CLOSED:
                 self._fail_with(socket_error(status))
@@ -343,20 +361,21 @@ class TlsStream(Socket):
         if timeout is not None:
             extras.connect_timer = background_timer(self._loop, self._handshake_timed_out, timeout)
         if not self._options.tls.server_side and not extras.tls.incoming.pending:
-            self._go_on()
+            self._continue_handshake()  # the client speaks first
 
     def _handshake_timed_out(self) -> None:
         seconds = self._options.tls.handshake_timeout
         text = f"the TLS handshake was not over after {seconds:g} seconds"
         self._fail_with(make_error(errno.ETIMEDOUT, "HANDSHAKE_TIMEOUT", text))
 
-    def _go_on(self) -> None:
-        """Go on with the handshake; if it is over, with what comes behind it."""
+    def _continue_handshake(self) -> None:
+        """Go on with the handshake; if it is over, report that, and then data that came with it."""
         extras = self._extras
         tls = extras.tls
         try:
             over = tls.handshake()
-            # At once, as the callback may shut down: OpenSSL drops what it finds unread then.
+            # Decrypted before connect_cb runs, because that may shut down, and OpenSSL's shutdown
+            # drops unread input.
             data = tls.receive_pending() if over else b""
         except BaseException:
             self._interrupted()
@@ -364,7 +383,7 @@ class TlsStream(Socket):
         if tls.error is not None and not over:
             self._fail_with(tls.error)
             return
-        self._encrypt_soon()
+        self._encrypt_soon()  # the handshake's own messages; after its end, deferred writes
         if not over:
             return
         if extras.connect_timer is not None:
@@ -376,17 +395,17 @@ class TlsStream(Socket):
             except Exception as error:
                 self._loop.on_error(error, self)
         if not self._loop.stopping:
-            self._take(data)
+            self._deliver(data)
 
     # Reading
 
     def _stop_reading(self) -> None:
-        if not self._state & CONNECTING:  # the handshake reads
+        if not self._state & CONNECTING:  # the handshake must go on reading
             super()._stop_reading()
 
     def _on_read(self, arena: Any, start: int, end: int) -> None:
         tls = self._extras.tls
-        # None: there is no TLS, because of its options, and the socket is closed.
+        # None: the options did not fit together, and the socket was closed before it had TLS.
         if tls is None or tls.ended or tls.phase >= PHASE_CLOSED:
             return
         if self._state & TIMED:
@@ -399,13 +418,14 @@ class TlsStream(Socket):
             self._interrupted()
             raise
         if shaking:
-            self._go_on()
+            self._continue_handshake()
         else:
-            self._take(data)
+            self._deliver(data)
 
-    def _take(self, data: bytes) -> None:
-        """Take what was decrypted, and the end that may be behind it."""
+    def _deliver(self, data: bytes) -> None:
+        """Report decrypted data, and the end or the error that TLS has found behind it."""
         tls = self._extras.tls
+        # OpenSSL may have answered the input, or have waited for it to encrypt more.
         if tls.outgoing.pending or self._may_send():
             self._encrypt_soon()
         over = tls.ended or tls.error is not None
@@ -418,7 +438,7 @@ class TlsStream(Socket):
             except Exception as error:
                 if not over:
                     raise
-                self._loop.on_error(error, self)
+                self._loop.on_error(error, self)  # the end must be reported all the same
         if self._loop.stopping:
             return
         if tls.error is not None:
@@ -430,10 +450,13 @@ class TlsStream(Socket):
         if not self._state & CLOSED:
             super()._on_end_event(kind, error)
         elif error is not None and self._extras.tls.phase < PHASE_CLOSED:
-            self._fail_with(error)  # closed, and not everything has been sent
+            self._fail_with(error)  # closed, but a flush is under way: data is lost
 
     def _on_end_event(self, kind: int, value: int) -> None:
-        """Take the end of TCP, which is an error unless TLS has ended before."""
+        """Take the end of TCP, which is an error unless a close_notify came before it.
+
+        Without one anybody on the way could cut the data off unseen (RFC 8446, 6.1).
+        """
         tls = self._extras.tls
         if tls is None or tls.ended or tls.phase >= PHASE_CLOSED:
             return
@@ -447,7 +470,7 @@ class TlsStream(Socket):
                 "the peer has closed the connection during the TLS handshake",
             )
         elif self._state & CLOSED:
-            return  # what is still to be sent may arrive
+            return  # the peer may still read the writes that are being flushed
         else:
             error = make_error(
                 ssl.SSL_ERROR_EOF,
@@ -468,18 +491,18 @@ class TlsStream(Socket):
     # Closing
 
     def set_timeouts(self, read: float | None, write: float | None) -> None:
-        """Set the time limits, as `Stream.set_timeouts`; that of `shutdown` remains."""
+        """Set the time limits: see `Stream.set_timeouts`. After `shutdown` its limit remains."""
         super().set_timeouts(read, write)
         tls = self._extras.tls
         if tls is not None and tls.phase == SHUTDOWN:
             self._limit_shutdown()
 
     def shutdown(self) -> None:
-        """Send what was written, then a close_notify, and end TCP's sending side; reading goes on.
+        """Send all earlier writes, then a close_notify, and end TCP's sending side; read on.
 
-        The peer sees the end of the stream, and may answer, as TLS 1.3 has it (RFC 8446, 6.1);
-        with TLS 1.2 and older a peer must end its side at once. When nothing has arrived for
-        ``shutdown_timeout`` seconds after that, ``event_cb`` gets a `SocketTimeout`, and the
+        The peer sees the end of the stream. With TLS 1.3 it may go on sending (RFC 8446, 6.1); with
+        TLS 1.2 and older it must end its side at once (RFC 5246, 7.2.1). When nothing has arrived
+        for ``shutdown_timeout`` seconds after that, ``event_cb`` gets a `SocketTimeout`, and the
         socket is closed. Raises `SocketClosed`; a second call does nothing.
         """
         self._open_slot()
@@ -491,13 +514,13 @@ class TlsStream(Socket):
             self.close()
 
     def close(self, *, force: bool = False) -> None:
-        """Send what was written, then a close_notify, then close; ``force`` drops it.
+        """Send all earlier writes and a close_notify, then close; ``force`` drops the writes.
 
-        All else is as of `Stream.close`. The peer's close_notify is not waited for.
+        All else is as of `Stream.close`. It does not wait for the peer's close_notify.
         """
         loop, extras = self._options.loop, self._extras
         tls = extras.tls
-        if tls is not None and tls.phase == BROKEN:  # what is still under way is the alert
+        if tls is not None and tls.phase == BROKEN:  # only the alert is still under way
             if not self._state & CLOSED:
                 super().close(force=force)
             elif force and self._enter() and loop.objects[self._slot] is self:
@@ -509,7 +532,8 @@ class TlsStream(Socket):
         on_its_way = self._slot >= 0 or extras.connector is not None
         if force or not on_its_way or not (extras.deferred or tls.phase != HANDSHAKE):
             if tls is not None:
-                # The end of the handshake: the peer will know that there was a connection.
+                # The last message of the handshake is sent even so, or the peer would report a
+                # failed handshake for a connection that stood.
                 if tls.phase == OPEN and tls.outgoing.pending:
                     self._write_encrypted(tls.outgoing.read(), None)
                     loop.submit()
@@ -519,16 +543,17 @@ class TlsStream(Socket):
         self._state = self._state & ~TIMED | CLOSED
         timer, extras.connect_timer = extras.connect_timer, None
         extras.stop_timeouts()
-        extras.connect_timer = timer  # the handshake may still take its time
+        extras.connect_timer = timer  # kept: a handshake that is under way still has its limit
         self._drop_input()
         if self._state & READ_DISABLED and self._slot >= 0:
+            # The handshake must go on, and the end of the peer must be seen.
             loop.queue((lib.PA_READ_START, self._slot, 0, b"", None))
         self._send()
         if tls.phase < PHASE_CLOSED:
             self._on_lingering()
 
     def _finish(self) -> None:
-        """End TLS, as all that was written is encrypted, and then TCP as far as is asked for."""
+        """End TLS, as no deferred write is left; then shut down or close TCP, as was asked for."""
         loop, tls = self._loop, self._extras.tls
         if tls.phase == OPEN:
             tls.shut_down()
@@ -542,7 +567,7 @@ class TlsStream(Socket):
             loop.queue((lib.PA_CLOSE, self._slot, 0, b"", None))
 
     def _limit_shutdown(self) -> None:
-        """Let the read timeout be ``shutdown_timeout`` from now on, if it is longer."""
+        """Let the read timeout be ``shutdown_timeout`` from now on, unless it is shorter."""
         read, limit = self._options.read_timeout, self._options.tls.shutdown_timeout
         if limit is not None and (read is None or read > limit):
             self._options = self._options.copy()
@@ -551,13 +576,13 @@ class TlsStream(Socket):
             self._start_read_timeout()
 
     def _fail_with(self, error: EventError) -> None:
-        """Report the error, once, and close; of an error of TLS, tell the peer by an alert."""
+        """Report the error, once, and close; an error of TLS is told the peer by an alert."""
         extras = self._extras
         tls = extras.tls
         if tls is not None:
             if tls.phase == BROKEN:
-                return  # such as that the alert could not be sent
-            tls.error = None  # it knows the socket, once it is reported
+                return  # a later error, for example that the alert could not be sent
+            tls.error = None  # a reported error refers to the socket: a reference cycle
         if tls is None or not isinstance(error, TcpSslError) or self._options.linger is None:
             super()._fail_with(error)
             return
@@ -574,48 +599,49 @@ class TlsStream(Socket):
             extras.drop_deferred()
             extras.blocked_callbacks.clear()
             if not self._state & CLOSED:
-                # Not by force, which may make the kernel send a reset, and take the alert with it.
+                # Not by force: the kernel could send a reset, and the peer would lose the alert.
                 super().close()
             else:
                 self._loop.queue((lib.PA_CLOSE, self._slot, 0, b"", None))
 
 
 def _fits(deferred: Any, size: int) -> bool:
-    """Whether what is deferred next goes into a record with so many bytes before it."""
+    """Whether the next deferred write fits into a record behind ``size`` bytes."""
     return deferred and deferred[0] is not BARRIER and size + len(deferred[0][0]) <= RECORD_SIZE
 
 
 def start_tls_on(stream: Any, kind: type[TlsStream], tls: TlsState, received: list[bytes]) -> None:
-    """Let a connected stream go on with TLS, as an object of ``kind``.
+    """Let a connected stream go on with TLS; the same object becomes one of class ``kind``.
 
-    Writes from before are sent as they are. What was ``received`` already, and paused input,
-    belongs to TLS. Its options have a TlsOptions.
+    Earlier writes are sent as plain text. ``received``, input that the application has got before,
+    and paused input are given to TLS. The stream's options must have a TlsOptions.
     """
     extras, state = stream._need_extras(), stream._state
     if extras.deferred:
-        stream._flush_deferred()  # written before: it is not to be encrypted
+        stream._flush_deferred()  # now, while the stream is plain: later ones are encrypted
     items = list(extras.paused_input)
     ends = [item for item in items if not isinstance(item, bytes)]
     received = received + [item for item in items if isinstance(item, bytes)]
     extras.paused_input.clear()
     stream._stop_read_timeout()
+    # _flush_deferred may have cleared WRITE_DISABLED: it stays as the application has set it.
     stream._state = stream._state & ~PAUSED_INPUT | ENCRYPTED | CONNECTING | state & WRITE_DISABLED
     stream.__class__ = kind
     if state & WRITE_DISABLED:
         extras.deferred.append(BARRIER)
     extras.tls = tls
     tls.incoming.write(b"".join(received))
-    if state & READ_DISABLED:
+    if state & READ_DISABLED:  # the handshake must read; _established stops it again
         stream._loop.queue((lib.PA_READ_START, stream._slot, 0, b"", None))
     stream._on_connected(0)
     if tls.incoming.pending or ends:
-        stream._loop.ready.append(lambda: _go_on_after_start(stream, ends))
+        stream._loop.ready.append(lambda: _continue_start(stream, ends))
 
 
-def _go_on_after_start(stream: Any, ends: list[Any]) -> None:
-    """Go on with what had arrived before: not inside `start_tls_on`, as callbacks are called."""
+def _continue_start(stream: Any, ends: list[Any]) -> None:
+    """Go on with earlier input; not inside `start_tls_on`, because callbacks may run."""
     tls = stream._extras.tls
-    if tls.phase == HANDSHAKE and tls.incoming.pending:  # also of a stream that has been closed
-        stream._go_on()
+    if tls.phase == HANDSHAKE and tls.incoming.pending:  # also if it was closed: it may flush
+        stream._continue_handshake()
     for kind, value in ends:
         stream._on_end_event(kind, value)
