@@ -1,9 +1,9 @@
 """A socket as a binary file of `io` that never blocks.
 
-What arrives waits in the stream as the pieces in which it came, none of them copied to make room
-for the next. Each byte is searched for the end of a line at most twice: once from behind, where
-only the last newline matters, and once when its line is taken. So whatever the pieces and lines
-are like, the cost grows with the number of bytes.
+Data waits in the stream as the pieces in which it came; appending a piece copies no other, except
+very small ones. Each byte is searched for the end of a line at most twice: once backwards, for the
+last newline only, and once when its line is taken. So the cost is linear in the number of bytes,
+for any size of pieces and lines.
 """
 
 from __future__ import annotations
@@ -21,32 +21,33 @@ from pyasync.errors import EventError
 if TYPE_CHECKING:
     from _typeshed import MaybeNone, ReadableBuffer, WriteableBuffer
 
-#: Small pieces are joined until they have this size, as each `bytes` object takes some 40 bytes
-#: besides its own.
+#: Small pieces are joined up to this size, in bytes, because each `bytes` object has an overhead of
+#: some 40 bytes.
 JOINED_SIZE = 1024
 
 
 class AsyncStream(io.BufferedIOBase):
-    r"""A socket as a binary file: what ``read_cb(socket, stream)`` gets with ``stream=True``.
+    r"""A socket as a binary file; ``read_cb(socket, stream)`` gets it with ``stream=True``.
 
-    Nothing blocks. Reading gives what has arrived; None if nothing is there, as `io` says of
-    non-blocking files; and ``b""`` if nothing will come any more either: the peer has ended, an
-    error has (``event_cb`` got it), or the socket was closed. What has arrived can still be read
-    then; only `close` drops it, after which each call raises `ValueError`.
+    Nothing blocks. Reading returns the data that has arrived; None if there is none, as `io` has it
+    for non-blocking files; and ``b""`` if none will come any more either, because the peer has
+    ended the stream, an error has (``event_cb`` got it), or the socket was closed. Data that has
+    arrived can still be read then. Only `close` drops it, after which each call raises
+    `ValueError`.
 
-    A ``for`` loop takes the whole lines that are there, and stops; the next one goes on. When the
-    end has come (`ended`) it takes the rest, too: from then on `io.TextIOWrapper`,
-    `shutil.copyfileobj` and all else that reads a file to its end is right.
+    A ``for`` loop takes the whole lines that have arrived, and stops; the next one goes on. When
+    the end has come (`ended`) it takes the rest, too. From then on `io.TextIOWrapper`,
+    `shutil.copyfileobj` and other code that reads a file to its end works.
 
-    Only the loop's thread may use it, others get a `RuntimeError`; when the loop has ended, any
-    thread may read what is left.
+    Only the loop's thread may use it, others get a `RuntimeError`. When the loop has ended, any
+    thread may read the rest.
 
-    What is not read stays in memory: when `buffered` grows, ``socket.disable(read=True)`` slows the
+    Unread data stays in memory: when `buffered` grows, ``socket.disable(read=True)`` slows the
     peer down.
 
     A stream that becomes garbage does not close its socket, unlike other files. But an
     `io.TextIOWrapper` over it does: keep that, or take the stream back by its ``detach()``. The
-    stream's own `detach` raises `io.UnsupportedOperation`: it goes with its `socket`.
+    stream's own `detach` raises `io.UnsupportedOperation`, because it belongs to its `socket`.
 
     >>> import pyasync
     >>> def answer(socket, stream):
@@ -69,7 +70,8 @@ class AsyncStream(io.BufferedIOBase):
     __slots__ = ("_chunks", "_closed", "_ended", "_fed", "_head", "_loop", "_newline",
                  "_position", "_resume", "_searched", "_socket")  # fmt: skip
 
-    #: There is none, as of `io.BytesIO`; but the type of what `io.TextIOWrapper` takes asks for it.
+    #: Never set, as in `io.BytesIO`. Declared, because the type that `io.TextIOWrapper` takes has
+    #: it.
     name: Any
 
     def __init__(self, socket: Any) -> None:
@@ -77,11 +79,11 @@ class AsyncStream(io.BufferedIOBase):
         self._loop = socket._loop
         self._closed = False
         self._ended = False
-        #: What to call when little waits again, for a socket that has stopped reading.
+        #: Called when little data waits again; set while the socket has stopped reading.
         self._resume: Callable[[], object] | None = None
-        #: What waits, in order; of the first, the bytes before _position have been taken.
+        #: The data that waits, in order; bytes of the first before _position have been taken.
         self._chunks: deque[bytes] = deque()
-        # Places in the stream: how many bytes came before.
+        # Positions in the stream, in bytes from its beginning.
         self._fed = 0  # the end of the last chunk
         self._position = 0  # the next byte to be taken
         self._head = 0  # the start of the first chunk
@@ -90,37 +92,37 @@ class AsyncStream(io.BufferedIOBase):
 
     @property
     def socket(self) -> Any:
-        """The socket that the stream is over, a `TcpSocket` or one like it."""
+        """The socket under the stream, a `TcpSocket` or one like it."""
         return self._socket
 
     @property
     def buffered(self) -> int:
-        """How many bytes are there to be read."""
+        """The number of bytes that can be read now."""
         self._check_thread()
         return self._fed - self._position
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will arrive; what has may still be there to be read."""
+        """Whether no more data will arrive; `buffered` data can still be read."""
         return self._ended or bool(self._socket.closed)
 
     # Reading
 
     def read(self, size: int | None = -1, /) -> bytes | MaybeNone:
-        """Return up to ``size`` of the bytes that are there; if it is None or negative, all.
+        """Return up to ``size`` bytes of the data that waits; None or a negative ``size``: all.
 
-        Returns None if none are there, ``b""`` if the end has come as well.
+        Returns None if no data waits, and ``b""`` if the end has come as well.
         """
         count = self._available(size)
         return self._take(count) if count or size == 0 or self.ended else None
 
-    # There is no other file below of which one method could read more than the other.
+    # The same, because there is no raw file below from which `read` could read more than once.
     read1 = read
 
     def readinto(self, buffer: WriteableBuffer, /) -> int | MaybeNone:
-        """Put bytes that are there into a writable buffer, such as a `bytearray`.
+        """Copy data that waits into a writable buffer, such as a `bytearray`.
 
-        Returns how many; None if none are there, 0 if the end has come as well.
+        Returns the number of bytes; None if no data waits, 0 if the end has come as well.
         """
         with memoryview(buffer) as whole, whole.cast("B") as view:
             if view.readonly:
@@ -134,7 +136,7 @@ class AsyncStream(io.BufferedIOBase):
     readinto1 = readinto
 
     def peek(self, size: int = 0, /) -> bytes | MaybeNone:
-        """Return what ``read(size)`` would, and leave it there.
+        """Return the same as ``read(size)``, and leave the data in the stream.
 
         With a ``size`` of 0 or less, return up to `io.DEFAULT_BUFFER_SIZE` bytes.
         """
@@ -142,16 +144,16 @@ class AsyncStream(io.BufferedIOBase):
         return self._next(count) if count or self.ended else None
 
     def readline(self, size: int | None = -1, /) -> bytes | MaybeNone:
-        r"""Return the next line with its ``b"\n"``, or None if it is not there as a whole.
+        r"""Return the next line with its ``b"\n"``, or None if its end has not arrived.
 
-        When the end has come, return what remains. With a ``size`` of 0 or more, return the first
-        ``size`` bytes of a longer line, whether its end is there or not.
+        When the end of the stream has come, return the rest. With a ``size`` of 0 or more, return
+        the first ``size`` bytes of a longer line, whether its end has arrived or not.
         """
         if self._loop.thread != get_ident():
             self._check_thread()
         position = self._position
         found = self._newline >= position or self._find_last_newline()
-        # The usual case, if the line is in one chunk.
+        # The usual case, without a call: the line is in one chunk, which holds more.
         if found and (size == -1 or size is None) and self._resume is None:
             head, start = self._chunks[0], position - self._head
             end = head.find(b"\n", start) + 1
@@ -163,7 +165,9 @@ class AsyncStream(io.BufferedIOBase):
             return self._take(self._line_size(most))
         if self.ended or most == size:
             return self._take(most)
-        self._read_on()  # the line may be longer than what waits at most
+        # A line may be longer than the limit at which the socket stops reading: without more input
+        # its end would never come.
+        self._read_on()
         return None
 
     def __next__(self) -> bytes:
@@ -180,7 +184,7 @@ class AsyncStream(io.BufferedIOBase):
     # Writing
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Send bytes, as the socket's `write` does, and return how many; it never blocks.
+        """Send bytes, as the socket's `write` does, and return their number; it never blocks.
 
         Raises `SocketClosed`, a `ValueError`, if the socket is closed, `SocketBrokenPipe` if its
         sending side is, and `TypeError` for a string: see `io.TextIOWrapper`.
@@ -191,9 +195,9 @@ class AsyncStream(io.BufferedIOBase):
         return size
 
     def flush(self) -> None:
-        """Send what was written at once, without waiting for the running callback to return.
+        """Send all pending writes now, before the running callback returns.
 
-        If the socket is closed, that has been done.
+        On a closed socket it does nothing, because `close` sends them.
         """
         self._check_open()
         if not self._socket.closed:
@@ -206,7 +210,7 @@ class AsyncStream(io.BufferedIOBase):
     # The file itself
 
     def close(self) -> None:
-        """Close the socket, which sends what was written; drop what was not read."""
+        """Close the socket, which sends all earlier writes; drop unread data."""
         if not self._closed:
             self._socket.close()
             self._closed = True
@@ -219,7 +223,7 @@ class AsyncStream(io.BufferedIOBase):
         return self._closed
 
     def __del__(self) -> None:
-        """Do nothing, where other files close: the socket works on without the stream."""
+        """Do nothing, unlike other files, which close: the socket works on without the stream."""
 
     def fileno(self) -> int:
         """Return the socket's descriptor, which stays pyasync's.
@@ -244,7 +248,7 @@ class AsyncStream(io.BufferedIOBase):
     # For the socket
 
     def _feed(self, data: bytes) -> None:
-        """Take what has arrived."""
+        """Append data that has arrived."""
         chunks = self._chunks
         self._fed += len(data)
         if chunks and len(chunks[-1]) + len(data) <= JOINED_SIZE:
@@ -253,27 +257,27 @@ class AsyncStream(io.BufferedIOBase):
             chunks.append(data)
 
     def _take_all(self) -> bytes:
-        """Give up what waits."""
+        """Remove and return all data that waits."""
         data = self._next(self._fed - self._position)
         self._chunks.clear()
         self._position = self._head = self._fed
         return data
 
     def _end(self) -> None:
-        """Take note that nothing more will arrive."""
+        """Mark the end: no more data will arrive."""
         self._ended = True
 
     # The buffer
 
     def _available(self, size: int | None) -> int:
-        """Return how many of ``size`` bytes are there; None or less than 0 asks for all."""
+        """Return how many of ``size`` bytes wait; None or less than 0 asks for all."""
         self._check_thread()
         self._check_open()
         waiting = self._fed - self._position
         return waiting if size is None or index(size) < 0 else min(index(size), waiting)
 
     def _take(self, count: int) -> bytes:
-        """Remove the next ``count`` bytes, which are there, and return them."""
+        """Remove and return the next ``count`` bytes; the caller knows that as many wait."""
         data, chunks = self._next(count), self._chunks
         self._position += count
         while chunks and self._head + len(chunks[0]) <= self._position:
@@ -283,13 +287,13 @@ class AsyncStream(io.BufferedIOBase):
         return data
 
     def _read_on(self) -> None:
-        """Let a socket read that has stopped because much waits."""
+        """Let the socket read again, if it has stopped because much data waits."""
         resume, self._resume = self._resume, None
         if resume is not None:
             resume()
 
     def _next(self, count: int) -> bytes:
-        """Return the next ``count`` bytes, which are there."""
+        """Return the next ``count`` bytes; the caller knows that as many wait."""
         pieces, start = [], self._position - self._head
         for chunk in self._chunks:
             pieces.append(chunk[start : start + count])
@@ -300,7 +304,7 @@ class AsyncStream(io.BufferedIOBase):
         return b"".join(pieces)
 
     def _find_last_newline(self) -> bool:
-        """Search what has come since the last search; return whether a whole line is there."""
+        """Search the data since the last search; return whether a whole line waits."""
         searched, self._searched = max(self._searched, self._position), self._fed
         end = self._fed
         for chunk in reversed(self._chunks):
@@ -314,7 +318,7 @@ class AsyncStream(io.BufferedIOBase):
         return False
 
     def _line_size(self, most: int) -> int:
-        """Return the size of the next line, which is there as a whole, or ``most`` if less."""
+        """Return the size of the next line, whose end has arrived, or ``most`` if that is less."""
         size, start = 0, self._position - self._head
         for chunk in self._chunks:
             end = chunk.find(b"\n", start, start + most - size) + 1

@@ -1,4 +1,4 @@
-"""cl-async's second names for what a method does here, for programs that are ported."""
+"""cl-async's functions for which pyasync has methods, for programs that are ported."""
 
 from __future__ import annotations
 

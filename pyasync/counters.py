@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
-#: What `Stats` holds as it is at one moment: a difference keeps the later value of these.
+#: Fields of `Stats` that are values of one moment, and not sums: a difference keeps the later one.
 _GAUGES = {
     "incoming_tcp_connections",
     "outgoing_tcp_connections",
@@ -19,7 +19,7 @@ _GAUGES = {
 
 @dataclass(frozen=True)
 class Stats:
-    """A snapshot of a loop's counters. ``later - earlier`` gives the `Stats` of the time between.
+    """A snapshot of a loop's counters. ``later - earlier`` is the `Stats` of the time between.
 
     >>> import pyasync
     >>> with pyasync.event_loop():
@@ -36,14 +36,15 @@ class Stats:
     outgoing_pipe_connections: int = 0
     #: Lookups of names and addresses that are neither answered nor closed.
     open_dns_queries: int = 0
-    #: How many handles are open, by type; of timers, how many are pending, and of "work" how many
-    #: functions are waiting for a thread or running in one.
+    #: Open handles by type. Of "timer": pending timers. Of "work": functions that wait for a thread
+    #: or run in one.
     handles: Mapping[str, int] | None = None
-    #: Connections accepted, made, and closed (of both kinds), TCP and pipes together.
+    #: Connections accepted by servers, made by clients, and closed (of both), TCP and pipes
+    #: together.
     accepted: int = 0
     connected: int = 0
     closed: int = 0
-    #: How often a server could not accept because descriptors or memory had run out.
+    #: Failures of accept(2), because descriptors or memory had run out.
     accept_errors: int = 0
     #: Bytes taken from the kernel and handed to it.
     bytes_read: int = 0
@@ -52,7 +53,7 @@ class Stats:
     iterations: int = 0
     events: int = 0
     crossings: int = 0
-    #: Seconds that the loop slept in the poll, and all others since it started.
+    #: Seconds that the loop slept in the poll, and all other seconds since it started.
     idle_time: float = 0.0
     busy_time: float = 0.0
     #: The longest time that one callback has taken since the loop started, in seconds.
@@ -62,7 +63,8 @@ class Stats:
     def utilization(self) -> float:
         """Busy time as a share of all time, from 0 to 1."""
         total = self.busy_time + self.idle_time
-        # Clocks that two threads read differ by nanoseconds: a difference may be below zero.
+        # Clamped, because clocks that two threads read differ by nanoseconds: a difference of
+        # `Stats` may be below zero.
         return min(1.0, max(0.0, self.busy_time / total)) if total > 0 else 0.0
 
     def __sub__(self, earlier: object) -> Stats:

@@ -1,7 +1,7 @@
 """Lookups of names and addresses, on libuv's resolver: getaddrinfo(3) and getnameinfo(3).
 
-They run in a thread of libuv's pool, of which lookups may take half at a time, so that they do not
-keep operations on files waiting: the others wait for their turn.
+They run in threads of libuv's pool, and take half of these at most, because a slow resolver must
+not keep operations on files waiting. More lookups than that wait for their turn.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def dns_lookup(
     """Find an address of a host, and call ``resolve_cb(address, family)``, later.
 
     The address is numeric, a string; its family is ``socket.AF_INET`` or ``AF_INET6``. It is the
-    first of those that `dns_lookup_all` finds. The arguments and errors are those of
-    `dns_lookup_all`, and so is what is returned.
+    first of those that `dns_lookup_all` finds. The arguments, the errors and the result are those
+    of `dns_lookup_all`.
 
     >>> import pyasync
     >>> with pyasync.event_loop():
@@ -74,8 +74,8 @@ def dns_lookup_all(
 
     ``addresses`` is a list of pairs ``(address, family)``, in the order in which they are to be
     tried: that of RFC 6724, as getaddrinfo(3) gives it. There is one at least. ``host`` is a name,
-    which the system looks up in its own way (nsswitch.conf(5)); of one that is not ASCII, the form
-    that IDNA gives it. It may be a numeric address: then nothing is looked up. ``family`` is
+    which the system looks up in its own way (nsswitch.conf(5)); a name that is not ASCII is looked
+    up in its IDNA form. ``host`` may be a numeric address: then nothing is looked up. ``family`` is
     ``socket.AF_INET``, ``AF_INET6``, or ``AF_UNSPEC`` for both.
 
     If there is no such host, or none in that family, ``event_cb`` gets a `DnsError`, whose
@@ -103,9 +103,10 @@ def reverse_dns_lookup(
 ) -> ReverseLookup:
     """Find the name of an address, and call ``resolve_cb(host, service)``, later.
 
-    ``ip`` is a numeric address, of IPv4 or IPv6. ``host`` is its name; an address that has none is
-    given back as it is, as getnameinfo(3) does. ``service`` is that of port 0, so ``"0"`` as a
-    rule: cl-async's callback has it. If the lookup fails, ``event_cb`` gets a `DnsError`.
+    ``ip`` is a numeric address, of IPv4 or IPv6. ``host`` is its name, or the address itself if it
+    has no name, as getnameinfo(3) does it. ``service`` is the service of port 0, usually ``"0"``;
+    it is there because cl-async's callback has it. If the lookup fails, ``event_cb`` gets a
+    `DnsError`.
 
     Returns the lookup, which is that of `dns_lookup_all`. Raises `ValueError` if ``ip`` is no
     numeric address, or its zone no interface; `TypeError` if it is no string; and

@@ -17,21 +17,21 @@ from pyasync._ffi import ffi, lib
 
 
 class EventInfo(Exception):
-    """Something that an ``event_cb`` is told; no error by itself."""
+    """An event for an ``event_cb``; by itself it is no error."""
 
 
 class EventError(EventInfo):
-    """An error that an ``event_cb`` is told, or that a call raises."""
+    """An error that an ``event_cb`` gets, or that a call raises."""
 
-    #: What `errcode` is, where ``errno`` does not say it.
+    #: Set where `errcode` does not follow from ``errno``.
     _errcode: int | None
 
     @property
     def errcode(self) -> int | None:
         """Libuv's number of the error; None if the error is not libuv's.
 
-        That is ``-errno`` on Unix, or ``UV_EAI_...`` of an error of getaddrinfo(3): -3008 if there
-        is no such name.
+        It is ``-errno`` on Unix, or ``UV_EAI_...`` for an error of getaddrinfo(3), such as -3008 if
+        there is no such name.
         """
         try:
             return self._errcode
@@ -40,15 +40,15 @@ class EventError(EventInfo):
 
     @property
     def errmsg(self) -> str:
-        """The error in words."""
+        """The error's text."""
         return getattr(self, "strerror", None) or str(self)
 
 
 class CallbackError(EventError):
     """A callback has raised, and ``catch_app_errors=True`` lets the loop go on.
 
-    ``error`` (also ``__cause__``) is the exception, ``owner`` the handle, timer or request whose
-    callback it was, and ``socket`` the same if that is a socket or server, else None.
+    ``error`` (also ``__cause__``) is the exception. ``owner`` is the handle, timer or request whose
+    callback it was. ``socket`` is the owner if that is a socket or server, else None.
     """
 
     def __init__(self, error: Exception, owner: Any) -> None:
@@ -59,7 +59,7 @@ class CallbackError(EventError):
 
 
 class EventLoopNotRunning(EventError, RuntimeError):
-    """The call needs a running event loop in this thread, or its own is over."""
+    """The call needs a running event loop in this thread, or its object's loop has ended."""
 
 
 class HandleClosed(EventError, ValueError):
@@ -99,7 +99,7 @@ class SocketRefused(SocketError, ConnectionRefusedError):
 
 
 class SocketUnreachable(SocketError):
-    """There is no way to the host or its network (EHOSTUNREACH, ENETUNREACH)."""
+    """There is no route to the host or its network (EHOSTUNREACH, ENETUNREACH)."""
 
 
 class SocketAborted(SocketError, ConnectionAbortedError):
@@ -111,7 +111,7 @@ class SocketTimeout(SocketError, TimeoutError):
 
 
 class SocketBrokenPipe(SocketError, BrokenPipeError):
-    """Written to a socket that can send no more (EPIPE)."""
+    """The socket was written to, and can send no more (EPIPE)."""
 
 
 class SocketCanceled(SocketError):
@@ -125,7 +125,7 @@ class SocketClosed(SocketError, HandleClosed):
 class SocketAcceptError(SocketError):
     """A server could not accept: it is out of descriptors or memory, and will try again.
 
-    ``server`` is the server, ``count`` how many times it has failed since it last said so.
+    ``server`` is the server, ``count`` the number of failures since its last report.
     """
 
     server: Any = None
@@ -140,7 +140,7 @@ class TcpServerBindError(SocketError):
 
 
 class SocketAddressInUse(TcpServerBindError):
-    """Somebody else has the address (EADDRINUSE)."""
+    """Another socket has the address (EADDRINUSE)."""
 
 
 class PipeNotFound(SocketError, FileNotFoundError):
@@ -150,8 +150,8 @@ class PipeNotFound(SocketError, FileNotFoundError):
 class TcpSslError(SocketError, ssl.SSLError):
     """TLS failed: the handshake, a certificate, or a record.
 
-    ``library`` and ``reason`` are OpenSSL's names for what was wrong, as of `ssl.SSLError`; of a
-    certificate that was refused, ``verify_code`` and ``verify_message`` say why.
+    ``library`` and ``reason`` are OpenSSL's names for the error, as of `ssl.SSLError`. For a
+    certificate that was refused, ``verify_code`` and ``verify_message`` give the reason.
     """
 
     verify_code: int | None = None
@@ -209,7 +209,7 @@ _EAI_ERRORS: dict[int, int] = {
 
 
 def libuv_number(error: Exception) -> int | None:
-    """Return libuv's number of an error that has the system's, or None."""
+    """Return libuv's number of an error with an errno or a number of getaddrinfo(3), or None."""
     number: int | None = getattr(error, "errno", None)
     if number is not None and isinstance(error, socket.gaierror):
         return _EAI_ERRORS.get(number)
@@ -218,6 +218,7 @@ def libuv_number(error: Exception) -> int | None:
 
 def message(status: int) -> str:
     """Return the text of a libuv error, which is a negative number."""
+    # The system's text first, because it is the one of Python's own errors.
     known = os.strerror(-status)
     if not known.startswith("Unknown error"):
         return known
@@ -257,7 +258,7 @@ def filesystem_error(
 
 
 def check(status: int) -> int:
-    """Return a libuv result that is no error; raise `SocketError` for one that is."""
+    """Return libuv's result; raise `SocketError` if it is an error, a negative number."""
     if status < 0:
         raise socket_error(status)
     return status

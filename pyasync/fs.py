@@ -5,16 +5,18 @@ never inside the call. An error goes to ``event_cb`` as a `FilesystemError` of i
 also the `OSError` that the blocking call would raise, with ``filename`` set where there is a path;
 without an ``event_cb`` it is logged.
 
-Paths are `str`, `bytes` or `os.PathLike`, and what comes back is `str` or `bytes` as the path was.
+Paths are `str`, `bytes` or `os.PathLike`; names and paths in results are `str` or `bytes`, as the
+argument was.
 Every function raises `TypeError` or `ValueError` for arguments of a wrong kind or range, such as a
 path with a zero byte, and `EventLoopNotRunning`.
 
-A request keeps the loop running. Its ``close()`` cancels it, or if a thread has begun it, forgets
-it: then nothing is called, and what it has opened or made is closed or removed again. Requests run
-side by side, in any order: what must come after another belongs in the other's callback. The pool
-has four threads for all loops (libuv's ``UV_THREADPOOL_SIZE``), and an operation that blocks, such
-as to read a terminal or to open a named pipe, holds one of them: see `poll` and `pipe_connect`.
-A descriptor must stay open until the callback: once it is closed its number may be another file's.
+A request keeps the loop running. Its ``close()`` cancels it, or forgets it if a thread has begun
+it. Then nothing is called, and a file or directory that it has opened or made is closed or removed
+again. Requests run side by side, in any order: an operation that must follow another belongs in
+the other's callback. The pool has four threads for all loops (libuv's ``UV_THREADPOOL_SIZE``). An
+operation that blocks, for example a read from a terminal or the opening of a named pipe, holds one
+of them: see `poll` and `pipe_connect`. A descriptor must stay open until the callback, because a
+closed one's number may be another file's.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ class FsRequest(Request):
         *arguments: Any,
         filenames: tuple[Any, ...] = (),
     ) -> None:
-        """Call ``function``, and later ``callback`` with what ``read`` makes of the outcome."""
+        """Call C's ``function``, and later ``callback`` with the results of ``read``."""
         require_callable("callback", callback)
         optional_callable("event_cb", event_cb)
         super().__init__(get_loop(), callback, event_cb)
@@ -97,7 +99,9 @@ class FsRequest(Request):
         if outcome.result < 0:
             raise self._error(outcome.result)
         if self._callback is None:
-            return ()  # what the request has opened stays C's, which closes it
+            # Closed meanwhile. A descriptor that it has opened, or a directory that it has made,
+            # stays C's, which closes or removes it.
+            return ()
         return self._read(address, outcome)
 
     def _error(self, status: int) -> FilesystemError:
@@ -119,7 +123,7 @@ class CloseRequest(FsRequest):
             self._callback = None
 
 
-# What the callbacks get
+# Results: functions that read the callback's arguments from a request
 
 
 def _nothing(address: int, outcome: Any) -> tuple[()]:
@@ -131,7 +135,7 @@ def _number(address: int, outcome: Any) -> tuple[int]:
 
 
 def _descriptor(address: int, outcome: Any) -> tuple[int]:
-    lib.pa_fs_take(address)
+    lib.pa_fs_take(address)  # the callback's from here on: C does not close it
     return (outcome.result,)
 
 
@@ -149,7 +153,7 @@ def _stat_result(address: int, outcome: Any) -> tuple[os.stat_result]:
     times = {"atime": stat.st_atim, "mtime": stat.st_mtim, "ctime": stat.st_ctim}
     for name, time in times.items():
         fields[f"st_{name}"] = time.tv_sec + time.tv_nsec * 1e-9
-        if PYPY:  # st_atime_ns and its like are properties there
+        if PYPY:  # st_atime_ns and its like are properties there, made from such fields
             fields[f"nsec_{name}"] = time.tv_nsec
         else:
             fields[f"st_{name}_ns"] = time.tv_sec * 10**9 + time.tv_nsec
@@ -161,11 +165,11 @@ def _stat_result(address: int, outcome: Any) -> tuple[os.stat_result]:
     return (os.stat_result(integers, fields),)
 
 
-# What the arguments must be
+# Arguments
 
 
 def _path(value: StrOrBytesPath, name: str = "path") -> tuple[str | bytes, bytes]:
-    """Return the path as its user gave it, for errors, and as C takes it."""
+    """Return the path as it was given, for errors, and as bytes for C."""
     encoded = c_string(name, value)
     return os.fspath(value), encoded
 
@@ -202,9 +206,9 @@ def stat(
     *,
     event_cb: EventCallback | None = None,
 ) -> FsRequest:
-    """Call ``callback(status)`` with what `os.stat` returns: an `os.stat_result`.
+    """Call ``callback(status)`` with an `os.stat_result`, as `os.stat` returns it.
 
-    Of a symbolic link it is the status of what it leads to.
+    For a symbolic link it is the status of the link's target.
 
     >>> import pyasync, stat
     >>> with pyasync.event_loop():
@@ -221,7 +225,7 @@ def lstat(
     *,
     event_cb: EventCallback | None = None,
 ) -> FsRequest:
-    """Do as `stat`, but of a symbolic link tell its own status."""
+    """Do as `stat`, but for a symbolic link give the link's own status."""
     name, encoded = _path(path)
     return FsRequest(callback, event_cb, _stat_result, lib.pa_fs_lstat, encoded, filenames=(name,))
 
@@ -232,7 +236,7 @@ def fstat(
     *,
     event_cb: EventCallback | None = None,
 ) -> FsRequest:
-    """Do as `stat`, of an open descriptor."""
+    """Do as `stat`, for an open descriptor."""
     return FsRequest(callback, event_cb, _stat_result, lib.pa_fs_fstat, _fd(fd))
 
 
@@ -244,11 +248,11 @@ def open(
     mode: int = 0o666,
     event_cb: EventCallback | None = None,
 ) -> FsRequest:
-    """Open a file, and call ``callback(fd)`` with its descriptor, which is then the callback's.
+    """Open a file, and call ``callback(fd)`` with its descriptor, which the callback must close.
 
-    ``flags`` are those of `os.open`: ``os.O_RDONLY``, ``os.O_WRONLY | os.O_CREAT | os.O_TRUNC``;
-    the descriptor is closed in programs that the process becomes (``O_CLOEXEC``), always. ``mode``
-    is of a file that is made, less the process's umask.
+    ``flags`` are those of `os.open`: ``os.O_RDONLY``, ``os.O_WRONLY | os.O_CREAT | os.O_TRUNC``.
+    ``O_CLOEXEC`` is always added: programs that the process starts do not inherit the descriptor.
+    ``mode`` is that of a new file, less the process's umask.
     """
     name, encoded = _path(path)
     flags = _integer(flags, "flags", 2**31 - 1) | os.O_CLOEXEC
@@ -290,12 +294,12 @@ def write(
     offset: int | None = None,
     event_cb: EventCallback | None = None,
 ) -> FsRequest:
-    """Write all of the data, and call ``callback(size)``: how many bytes it was.
+    """Write all of the data, and call ``callback(size)`` with the number of bytes.
 
     ``data`` is bytes-like, or `str`, written as UTF-8; it is copied. After a short write the rest
-    is written as well. If that fails, ``event_cb`` gets the error, and how much was written is not
-    told; but a descriptor that does not block may take less, and then ``size`` says how much.
-    With an ``offset`` in bytes the descriptor's position is left alone (pwrite(2)).
+    is written as well. If that fails, ``event_cb`` gets the error, which does not tell how much was
+    written. A non-blocking descriptor may take less, and then ``size`` is less. With an ``offset``
+    in bytes the descriptor's position is left alone (pwrite(2)).
     """
     if isinstance(data, str):
         data = data.encode()
@@ -318,19 +322,19 @@ def sendfile(
     """Copy ``count`` bytes between descriptors inside the kernel, and call ``callback(size)``.
 
     They are read from ``offset``, in bytes, and written at the position of ``out_fd``. ``size`` is
-    how many they were: less than ``count`` where the file ends. The position of ``in_fd`` does not
-    count, and stays. A file as ``out_fd`` must not append: with ``O_APPEND`` the error is EBADF
+    their number, less than ``count`` where the file ends. The position of ``in_fd`` does not count,
+    and stays. A file as ``out_fd`` must not append: with ``O_APPEND`` the error is EBADF
     (copy_file_range(2)).
 
     An ``out_fd`` with ``O_NONBLOCK``, such as a socket's, never holds a thread of the pool for a
-    peer that does not read. When it takes no more, ``size`` is how many bytes it has taken; if that
-    is none, the error is EAGAIN. Wait with `poll` until it is writable, and send the rest from
-    ``offset + size``. An ``out_fd`` that blocks holds a thread until its peer has read all. When
-    the peer has left, the error is EPIPE or ECONNRESET.
+    peer that does not read. When it takes no more, ``size`` is the number of bytes that it has
+    taken; if that is none, the error is EAGAIN. Wait with `poll` until it is writable, and send the
+    rest from ``offset + size``. An ``out_fd`` that blocks holds a thread until its peer has read
+    all. When the peer has left, the error is EPIPE or ECONNRESET.
 
-    ``in_fd`` is a file. A pipe or a socket, which has no offset, is read from where it is, but
-    not for an ``out_fd`` that does not block: that is ESPIPE, as bytes would be lost. Where the
-    kernel cannot copy, the bytes pass through a buffer of 128 KiB.
+    ``in_fd`` is a file. A pipe or a socket, which has no offset, is read at its own position. With
+    a non-blocking ``out_fd`` that is ESPIPE, because bytes would be lost. Where the kernel cannot
+    copy, the bytes pass through a buffer of 128 KiB.
     """
     return FsRequest(
         callback,
@@ -389,7 +393,7 @@ def rename(
 ) -> FsRequest:
     """Rename a file, in place of one that has the new name, and call ``callback()`` (rename(2)).
 
-    An error has both names: ``filename`` and ``filename2``.
+    An error has both paths: ``filename`` and ``filename2``.
     """
     name, encoded = _path(path)
     new_name, new_encoded = _path(new_path, "new_path")
@@ -420,11 +424,12 @@ def scandir(
 ) -> FsRequest:
     """List a directory, and call ``callback(entries)``: a list of `Entry`, ``(name, type)``.
 
-    ``.`` and ``..`` are left out. The order is not promised.
+    ``.`` and ``..`` are left out. The order is that of the file system.
     """
     name, encoded = _path(path)
     decode = _decoder(name)
 
+    # A digit for the type, the name, and a zero byte for each entry: see csrc/fs.c.
     def entries(address: int, outcome: Any) -> tuple[list[Entry]]:
         packed = ffi.buffer(outcome.data, outcome.size)[:].split(b"\0") if outcome.size else [b""]
         return ([Entry(decode(each[1:]), _TYPES[each[0] - 48]) for each in packed[:-1]],)
@@ -456,10 +461,9 @@ def mkdtemp(
 ) -> FsRequest:
     """Make a directory that only this user may enter, and call ``callback(path)``.
 
-    The last six characters of ``template`` are ``XXXXXX``: others take their place, so that there
-    was nothing of that name (mkdtemp(3)). The directory is then the callback's, to be removed by
-    who uses it; but if the request is closed first, or its loop ends, it is removed again. Raises
-    `ValueError` for another template.
+    The last six characters of ``template`` are ``XXXXXX``; others take their place that make a new
+    name (mkdtemp(3)). The callback's program must remove the directory. But if the request is
+    closed first, or its loop ends, it is removed again. Raises `ValueError` for another template.
 
     >>> import os, pyasync
     >>> def on_made(path):
@@ -476,7 +480,7 @@ def mkdtemp(
 
     def made(address: int, outcome: Any) -> tuple[str | bytes]:
         path = decode(ffi.buffer(outcome.data, outcome.size)[:])
-        lib.pa_fs_take(address)
+        lib.pa_fs_take(address)  # the callback's from here on: C does not remove it
         return (path,)
 
     return FsRequest(callback, event_cb, made, lib.pa_fs_mkdtemp, encoded, filenames=(name,))

@@ -17,7 +17,7 @@ ChangeCallback = Callable[["FsMonitor", str, bool, bool], object]
 RENAME: int = lib.UV_RENAME
 CHANGE: int = lib.UV_CHANGE
 
-#: What has run out, where the error's own text does not say it (inotify(7)).
+#: The limit behind an error whose own text does not name it (inotify(7)).
 _LIMITS = {
     errno.ENOSPC: "this user has no inotify watch left (fs.inotify.max_user_watches)",
     errno.EMFILE: (
@@ -28,7 +28,7 @@ _LIMITS = {
 
 
 class FsMonitor(CHandle):
-    """A function that runs when what has a path changes; made by `fs_watch`."""
+    """A function that runs when the file at a path changes; made by `fs_watch`."""
 
     __slots__ = ("_callback", "_name", "path")
 
@@ -56,6 +56,7 @@ class FsMonitor(CHandle):
         if data >= 0:
             name = os.fsdecode(ffi.string(lib.pa_text(loop.c) + data))
         else:
+            # A change of the file itself: C looks whether another has taken its place.
             value = lib.pa_fs_look(loop.c, self._slot, value)
         if value > 0:
             self._callback(self, name, bool(value & RENAME), bool(value & CHANGE))
@@ -67,22 +68,22 @@ class FsMonitor(CHandle):
 def fs_watch(
     path: StrOrBytesPath, callback: ChangeCallback, *, event_cb: EventCallback | None = None
 ) -> FsMonitor:
-    """Run ``callback(monitor, filename, renamed, changed)`` when what has the path changes.
+    """Run ``callback(monitor, filename, renamed, changed)`` when the file at the path changes.
 
-    Of a directory, what is reported are the changes of its entries, not of what is below them:
-    ``filename`` is the entry's name. An entry that was made, deleted, or moved in or out is
-    ``renamed``; one whose contents or attributes have changed is ``changed``. Of a file, and of a
-    directory itself, ``filename`` is the last part of the path. Names are decoded by
-    `os.fsdecode`. One change is often several reports: what they say is "look again".
+    Of a directory, changes of its entries are reported, but not changes below them: ``filename`` is
+    the entry's name. An entry that was made, deleted, or moved in or out is ``renamed``; an entry
+    whose contents or attributes have changed is ``changed``. Of a file, and of a directory itself,
+    ``filename`` is the last part of the path. Names are decoded by `os.fsdecode`. One change often
+    makes several reports: they say "look again".
 
-    The path is watched, not the file that has it now. When another one takes its place, as many
-    editors do when they save, it is ``renamed`` and ``changed``, and from then on the new one is
-    watched; the callback runs after that, so that one which reads the file misses nothing. When
-    nothing has the path any more it is only ``renamed``, and the monitor waits: it is ``renamed``
-    and ``changed`` when something has the path again.
+    The monitor watches the path, not the file that is there now. When another file takes its place,
+    as many editors do when they save, it is ``renamed`` and ``changed``, and from then on the new
+    file is watched. The callback runs after that, so that a callback which reads the file misses
+    nothing. When nothing is at the path any more it is only ``renamed``, and the monitor waits: it
+    is ``renamed`` and ``changed`` when something is at the path again.
 
-    A relative path is one from the present working directory. Symbolic links are followed; that a
-    link points elsewhere is not noticed by a monitor of the link, but by one of its directory. The
+    A relative path begins at the present working directory. Symbolic links are followed; a monitor
+    of the link does not notice that it points elsewhere, but a monitor of its directory does. The
     same holds for directories further up that are renamed.
 
     The monitor keeps the loop running; see `Handle.unref`. Raises `FilesystemNotFound` if there is
