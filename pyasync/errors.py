@@ -55,7 +55,7 @@ class CallbackError(EventError):
         super().__init__(f"{type(error).__name__}: {error}")
         self.error = self.__cause__ = error
         self.owner = owner
-        self.socket = owner if hasattr(owner, "sockname") else None
+        self.socket = owner if hasattr(type(owner), "fileno") else None
 
 
 class EventLoopNotRunning(EventError, RuntimeError):
