@@ -142,7 +142,9 @@ class Loop(Engine):
         logger.error("exception in a callback", exc_info=error)
         event_cb = owner._event_cb if owner is not None else None
         if event_cb is not None and self._send_errors_to_event_cb:
-            self.call_event_cb(event_cb, CallbackError(error, owner))
+            told = CallbackError(error, owner)
+            told.__cause__ = error
+            self.call_event_cb(event_cb, told)
 
 
 def start_event_loop(
