@@ -240,7 +240,6 @@ with pyasync.event_loop() as loop:
 
 # What is looked at and changed by nobody, or is one flag, and what is made for other threads.
 FOR_ANY_THREAD = {
-    "Loop": {"call_threadsafe", "stats"},
     "Event": {"closed", "freed"},
     "Interval": {"closed"},
     "Idler": {"closed"},
