@@ -70,6 +70,11 @@ class Loop(Engine):
         super().enter()
         current.loop = self
 
+    def leave(self) -> None:
+        super().leave()
+        if current.loop is self:
+            current.loop = None
+
     def run(self) -> None:
         """Run until nothing is left that could happen, or until the loop is told to stop."""
         while True:  # CPython 3.11 specializes the code of such a loop, and of no other kind
