@@ -121,7 +121,7 @@ def started_child(
 def pipe_slot(loop: Engine, ours: list[int], fd: int) -> int:
     """Make a handle of our end of the pipe to the standard stream ``fd``; return its slot."""
     descriptor, ours[fd] = ours[fd], -1
-    return check(lib.pa_open(loop.c, descriptor, lib.PA_STDIO))
+    return check(lib.pa_open(loop.c, descriptor, lib.PA_STDIO, True))
 
 
 def _c_strings(strings: list[bytes]) -> tuple[Any, list[Any]]:

@@ -18,8 +18,9 @@ The contract of such an object:
     is a copy.
 ``_on_event(kind, value, data)``
     Any other record: see ``enum pa_event_kind`` in csrc/loop.cdef.h.
-``_on_accepted(slot)``
-    Of a listener: a connection has been accepted, and the slot is to be given an object.
+``_on_accepted(slot, address)``
+    Of a listener: a connection has been accepted, and the slot is to be given an object. The peer's
+    address is where `Engine.unpack_address` finds it in this iteration.
 ``_on_closed()``
     The handle is gone, and its slot is about to be another's. Not called if ``_state`` is just
     `CLOSED`: a plain close costs no call.
@@ -41,6 +42,7 @@ from threading import current_thread, get_ident, main_thread
 from time import monotonic_ns, perf_counter, sleep
 from typing import Any
 
+from pyasync._core.addresses import PACKED_MAX, unpack_address
 from pyasync._core.deadlines import Deadlines, due_in
 from pyasync._core.wakeup import SignalWakeup, Wakeup, open_engines
 from pyasync._ffi import ffi, lib
@@ -371,6 +373,10 @@ class Engine:
             objects.extend([None] * len(objects))
         objects[slot] = handle
 
+    def unpack_address(self, start: int) -> Any:
+        """Return a peer's address, which the arena holds in this iteration; None for -1."""
+        return None if start < 0 else unpack_address(self._arena[start : start + PACKED_MAX])
+
     def _cross(self, operation: Operation) -> None:
         """Perform an operation by itself: what ``queue`` is when writes are not buffered."""
         kind, slot, value, _, _ = operation
@@ -387,25 +393,32 @@ class Engine:
                 self._recover()
                 raise
 
-    def write_now(self, slot: int, data: Any, callback: WriteCall | None) -> None:
-        """Perform the pending operations and a write, whose data is not copied, in one call."""
+    def write_now(self, slot: int, data: Any, callback: WriteCall | None) -> int:
+        """Perform the pending operations and a write, whose data is not copied, in one call.
+
+        Returns the size of the stream's blocked writes, or the error of one that has failed; 0 if
+        the write has to wait, because a signal handler makes it in the middle of a crossing.
+        """
         size = len(data)
         if self.crossing:
             kind = lib.PA_WRITE if callback is None else lib.PA_WRITE_CALLBACK
             self.operations.extend((kind, slot, size, bytes(data), callback))
-            return
+            return 0
         try:
             self.crossing = SUBMITTING
             if type(data) is not bytes:
                 data = ffi.from_buffer(data)
             if self.operations:
                 batch = self._pack_operations(callback)
-                lib.pa_submit_and_write(self.c, *batch, slot, data, size, callback is not None)
+                state: int = lib.pa_submit_and_write(
+                    self.c, *batch, slot, data, size, callback is not None
+                )
             else:
                 if callback is not None:
                     self._in_flight = (0, [callback])
-                lib.pa_write(self.c, slot, data, size, callback is not None)
+                state = lib.pa_write(self.c, slot, data, size, callback is not None)
             self._performed()
+            return state
         except BaseException:
             self._recover()
             raise
@@ -583,7 +596,7 @@ class Engine:
                             continue
                         elif kind == ACCEPTED:
                             owner = objects[value]
-                            owner._on_accepted(slot)
+                            owner._on_accepted(slot, data)
                         elif kind == DONE:
                             owner = self.requests.pop(value)
                             owner._on_event(kind, value, data)

@@ -59,8 +59,8 @@ class Listener(CHandle, DescriptorHandle):
 
     # Called by the loop
 
-    def _on_accepted(self, slot: int) -> None:
-        stream = self._make_connection(slot)
+    def _on_accepted(self, slot: int, address: int) -> None:
+        stream = self._make_connection(slot, address)
         objects = self._loop.objects
         if slot < len(objects):
             objects[slot] = stream
@@ -70,8 +70,11 @@ class Listener(CHandle, DescriptorHandle):
             stream._begin()
         stream._report_opened()
 
-    def _make_connection(self, slot: int) -> Any:
-        """Return the stream of a connection that has been accepted: for an API to say."""
+    def _make_connection(self, slot: int, address: int) -> Any:
+        """Return the stream of a connection that has been accepted: for an API to say.
+
+        `Engine.unpack_address` tells what ``address`` is.
+        """
         raise NotImplementedError
 
     def _connection_closed(self) -> None:

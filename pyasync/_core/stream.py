@@ -58,6 +58,7 @@ CANNOT_WRITE = CLOSED | SHUT | DEFERRED
 WRITE = lib.PA_WRITE
 WRITE_CALLBACK = lib.PA_WRITE_CALLBACK
 CLOSE = lib.PA_CLOSE
+WITHOUT_LINGER = 2
 
 _NOT_READING = READ_DISABLED | CONNECTING | UNCONNECTED | ENDED
 
@@ -92,6 +93,9 @@ class Stream(DescriptorHandle):
     __slots__ = ("__weakref__", "_extras", "_options", "_slot", "_state", "data")
 
     _closed_error = SocketClosed
+    #: How a close ends that drops nothing: see PA_CLOSE. An API whose closes do not linger has
+    #: `WITHOUT_LINGER` here.
+    _close_mode = 0
 
     def __init__(self, options: Any, slot: int, state: int = 0) -> None:
         self._options = options
@@ -228,7 +232,7 @@ class Stream(DescriptorHandle):
         if force:
             self._state |= FAILED
         if self._slot >= 0:
-            loop.queue((CLOSE, self._slot, 1 if force else 0, b"", None))
+            loop.queue((CLOSE, self._slot, 1 if force else self._close_mode, b"", None))
 
     def _may_close(self, force: bool) -> bool:
         """Whether there is something to close still, or a close under way to be forced."""

@@ -1,11 +1,14 @@
 """Handles of the core without the callback API: what another API would build on."""
 
 import contextlib
+import errno
 import socket
+import struct
 import sys
 
 import pytest
 from engines import Options, RecordingStream, entered, read_available, steps, stream_and_peer
+from peers import end_of
 from tls_peers import CLIENT, SERVER
 
 import pyasync
@@ -15,7 +18,7 @@ from pyasync._core.datagrams import DatagramSocket
 from pyasync._core.listener import Listener
 from pyasync._core.pool_requests import Lookup
 from pyasync._core.sockets import bind, listen
-from pyasync._core.stream import UNCONNECTED
+from pyasync._core.stream import UNCONNECTED, WITHOUT_LINGER
 from pyasync._core.tls import TlsOptions
 from pyasync._core.tls_stream import TlsStream
 from pyasync._ffi import lib
@@ -75,7 +78,8 @@ class NotingListener(Listener):
     __slots__ = ()
     _kind = lib.PA_TCP_SERVER
 
-    def _make_connection(self, slot):
+    def _make_connection(self, slot, address):
+        self._options.notes.append(("address", self._loop.unpack_address(address)))
         return self._options.connection(self._options, slot, self._state_of_new)
 
 
@@ -110,7 +114,8 @@ def test_the_six_reports_of_a_connection_come_in_order(host):
     with entered() as engine, listening(engine, connection=Connection) as listener:
         client = client_of(engine, host, listener.address[1])
         notes, ours = listener._options.notes, client._options.notes
-        steps(engine, lambda: kinds(notes) == kinds(ours) == ["opened"])
+        steps(engine, lambda: kinds(notes)[-1:] == kinds(ours) == ["opened"])
+        assert notes.pop(0) == ("address", client.sockname)
         server = notes[0][1]
         client._write(b"question", None, False)
         steps(engine, lambda: len(notes) == 2)
@@ -151,7 +156,7 @@ def test_tls_is_a_mixin_over_the_cores_stream():
         sock.setblocking(False)
         server = TlsConnection(NotingOptions(engine, tls=tls(SERVER(), True)), -1, UNCONNECTED)
         server._before_connecting(None)
-        server._on_slot(lib.pa_open(engine.c, sock.detach(), lib.PA_TCP))
+        server._on_slot(lib.pa_open(engine.c, sock.detach(), lib.PA_TCP, True))
         server._on_connected(0)
         client._write(b"x" * 100_000, None, False)
         notes = server._options.notes
@@ -225,3 +230,72 @@ def test_what_is_written_when_nobody_runs_the_engine_leaves_with_the_next_poll()
         engine.enter()
         steps(engine, lambda: stream._loop.operations == [])
         assert read_available(peer) == b"later"
+
+
+def tcp_pair():
+    """Give two connected plain sockets: ours does not block, nor does the peer."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        peer, _ = listener.accept()
+    ours.setblocking(False)
+    peer.setblocking(False)
+    return ours, peer
+
+
+def test_a_descriptor_can_be_adopted_without_being_read():
+    ours, peer = socket.socketpair()
+    with entered() as engine, peer:
+        stream = RecordingStream(engine, ours, read=False)
+        peer.send(b"early")
+        for _ in range(3):
+            engine.poll(0)
+            engine.dispatch()
+        assert stream.told == []
+        engine.queue((lib.PA_READ_START, stream._slot, 0, b"", None))
+        steps(engine, lambda: stream.told == [b"early"])
+
+
+def test_a_large_write_answers_with_the_size_of_the_queue_and_then_with_the_error():
+    with entered() as engine:
+        ours, peer = tcp_pair()
+        stream = RecordingStream(engine, ours, kind=lib.PA_TCP)
+        assert engine.write_now(stream._slot, b"x" * 10, None) == 0
+        blocked = engine.write_now(stream._slot, bytes(32 << 20), None)
+        assert 0 < blocked < 32 << 20
+        assert engine.write_now(stream._slot, b"x" * 10, None) == blocked + 10
+        stream.close(force=True)
+        steps(engine, lambda: "closed" in stream.told)
+        peer.close()
+
+        ours, peer = tcp_pair()
+        stream = RecordingStream(engine, ours, kind=lib.PA_TCP, read=False)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()  # a reset, of which nobody reads
+        assert engine.write_now(stream._slot, b"x" * 10, None) in (-errno.ECONNRESET, -errno.EPIPE)
+        steps(engine, lambda: "closed" in stream.told)
+
+
+@pytest.mark.parametrize("lingers", [True, False])
+def test_a_close_lingers_for_unread_input_unless_the_api_does_not_want_it(lingers):
+    class Impatient(RecordingStream):
+        __slots__ = ()
+        _close_mode = WITHOUT_LINGER
+
+    with entered() as engine:
+        ours, peer = tcp_pair()
+        with peer:
+            kind = RecordingStream if lingers else Impatient
+            stream = kind(engine, ours, kind=lib.PA_TCP, read=False)
+            peer.send(b"never read")
+            engine.poll(0)
+            engine.dispatch()
+            stream._write(b"last words", None, False)
+            stream.close()
+            steps(engine, lambda: engine.operations == [])
+            if lingers:
+                assert engine.stats().handles["tcp"] == 1  # it waits for the peer's end
+                assert read_available(peer) == b"last words"
+                peer.shutdown(socket.SHUT_WR)
+            steps(engine, lambda: engine.stats().handles["tcp"] == 0)
+            if not lingers:
+                assert end_of(peer)[1] is ConnectionResetError
