@@ -54,7 +54,9 @@ static void perform_on_handle(pa_loop *loop, enum pa_operation operation,
     return;
   switch (operation) {
     case PA_CLOSE:
-      if (value == 0 && kind->flush_and_close != NULL)
+      if (value == 2)
+        loop->slots[slot].flags |= PA_NO_LINGER;
+      if (value != 1 && kind->flush_and_close != NULL)
         kind->flush_and_close(loop, slot);
       else
         pa_handle_close(loop, handle);
@@ -178,19 +180,20 @@ void pa_submit(pa_loop *loop, const char *operations, int count,
   submit(loop, operations, count, payload);
 }
 
-void pa_write(pa_loop *loop, int slot, const char *data, size_t size,
-              int callback) {
-  pa_submit_and_write(loop, NULL, 0, NULL, slot, data, size, callback);
+int64_t pa_write(pa_loop *loop, int slot, const char *data, size_t size,
+                 int callback) {
+  return pa_submit_and_write(loop, NULL, 0, NULL, slot, data, size, callback);
 }
 
-void pa_submit_and_write(pa_loop *loop, const char *operations, int count,
-                         const char *payload, int slot, const char *data,
-                         size_t size, int callback) {
+int64_t pa_submit_and_write(pa_loop *loop, const char *operations, int count,
+                            const char *payload, int slot, const char *data,
+                            size_t size, int callback) {
   loop->crossings++;
   loop->counters->crossings++;
   perform(loop, operations, count, payload);
   pa_write_add(loop, slot, data, size, callback);
   pa_write_flush_all(loop);
+  return pa_write_state(loop, slot);
 }
 
 /* The operations, each as a call of its own. */

@@ -22,7 +22,9 @@ enum pa_event_kind {
   PA_READ,          /* data was read into the arena, from value to data; of
                        UDP an address and a datagram, see udp.cdef.h */
   PA_TIMER,         /* timers may be due: all up to value, in milliseconds */
-  PA_ACCEPTED,      /* slot is a new connection of the server in slot value */
+  PA_ACCEPTED,      /* slot is a new connection of the server in slot value;
+                       data: where the arena holds its peer's packed address,
+                       or -1 */
   PA_CLOSED,        /* the handle is gone; its last event */
   PA_EOF,           /* the peer has shut down its sending side */
   PA_READ_ERROR,    /* value is the error */
@@ -51,8 +53,8 @@ enum pa_event_kind {
 enum pa_operation {
   PA_WRITE,           /* value: how many bytes of the payload it takes */
   PA_WRITE_CALLBACK,  /* the same, and the write has a callback */
-  PA_CLOSE,           /* close, after all writes; value: nonzero to drop those
-                         that the kernel has not taken */
+  PA_CLOSE,           /* close, after all writes; value: 1 to drop those that
+                         the kernel has not taken; 2 not to linger */
   PA_SHUTDOWN,        /* half-close, after all writes */
   PA_READ_START,
   PA_READ_STOP,

@@ -41,6 +41,9 @@
 /* A handle whose last read gave less than this is read in the poll, at once. */
 #define BULK_READ ((size_t) 4 << 10)
 
+/* More of the arena than so much is for what the turns read. */
+#define ADDRESSES_END (ARENA_SIZE - READ_MAX - READY_BUDGET - PA_PACKED_MAX)
+
 #define CONTAINER_OF(pointer, type, member) \
   ((type *) ((char *) (pointer) - offsetof(type, member)))
 
@@ -58,7 +61,8 @@ enum pa_flags {
   PA_UNPOLLED = 1024,  /* was read by pa_stream_read_first; not polled yet */
   PA_READING = 2048,   /* is polled for input, and may be read */
   PA_READY = 4096,     /* is in the ready list */
-  PA_BULK = 8192       /* the last read gave BULK_READ or more */
+  PA_BULK = 8192,      /* the last read gave BULK_READ or more */
+  PA_NO_LINGER = 16384 /* its close does not wait for the peer */
 };
 
 /* A slot: the facts about a handle that libuv's own memory does not hold.
@@ -134,6 +138,7 @@ struct pa_loop {
   int in_pa_run;
   int in_uv_run;
   int closing;
+  int write_error;  /* of the last write that failed, for pa_write */
 
   pa_queue events;  /* the batch of this iteration: Python walks it now */
   pa_queue late;    /* records pushed meanwhile: they begin the next batch */
@@ -239,6 +244,8 @@ void pa_write_add(pa_loop *loop, int slot, const char *base, size_t size,
                   int callback);
 void pa_write_flush(pa_loop *loop, int slot);
 void pa_write_flush_all(pa_loop *loop);
+/* What pa_write returns. */
+int64_t pa_write_state(pa_loop *loop, int slot);
 
 /* tcp.c */
 extern const pa_kind pa_server_kind;

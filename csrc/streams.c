@@ -123,6 +123,7 @@ static void write_failed(pa_loop *loop, int slot, int error) {
   pa_slot *entry = &loop->slots[slot];
 
   entry->flags |= PA_BROKEN;
+  loop->write_error = error;
   if ((entry->flags & PA_READY) && !(entry->flags & PA_CLOSING))
     entry->error = (uint8_t) -error;
   else
@@ -516,6 +517,17 @@ static size_t unsent_size(uv_os_fd_t fd) {
   return 0;
 }
 
+int64_t pa_write_state(pa_loop *loop, int slot) {
+  const pa_slot *entry = &loop->slots[slot];
+
+  if (entry->handle == NULL || entry->kind == PA_UDP)
+    return 0;
+  if (entry->flags & PA_BROKEN)
+    return loop->write_error;
+  return (int64_t) uv_stream_get_write_queue_size(
+      (uv_stream_t *) entry->handle);
+}
+
 size_t pa_write_queue_size(pa_loop *loop, int slot) {
   uv_handle_t *handle = loop->slots[slot].handle;
 
@@ -549,7 +561,7 @@ static int must_discard(pa_loop *loop, uv_stream_t *stream) {
   /* A pipe(2) is never reset, and FIONREAD of its writing end tells how much
    * its reader has not read yet. */
   if (entry->kind == PA_STDIO ||
-      (entry->flags & (PA_END_SEEN | PA_CONNECTING)) ||
+      (entry->flags & (PA_END_SEEN | PA_CONNECTING | PA_NO_LINGER)) ||
       uv_fileno((uv_handle_t *) stream, &fd) != 0)
     return 0;
   if (ioctl(fd, FIONREAD, &size) == 0 && size > 0)
@@ -624,7 +636,10 @@ static void flush_and_close(pa_loop *loop, int slot) {
   }
   /* Reads also while it flushes, because a peer that is blocked in its own
    * writes reads only after them: both would wait for each other. */
-  pa_stream_read_start((uv_handle_t *) stream);
+  if (entry->flags & PA_NO_LINGER)
+    pa_stream_read_stop(loop, slot);
+  else
+    pa_stream_read_start((uv_handle_t *) stream);
   pa_push(loop, PA_LINGERING, slot, 0, 0);
 }
 

@@ -28,12 +28,16 @@ typedef struct {
 
 /* Servers */
 
-static int accept_fd(int listening) {
+static int accept_fd(int listening, struct sockaddr_storage *peer) {
+  socklen_t size = sizeof(*peer);
+
+  peer->ss_family = AF_UNSPEC;
 #if defined(__linux__) || defined(__FreeBSD__) || defined(__OpenBSD__) || \
     defined(__NetBSD__)
-  return accept4(listening, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  return accept4(listening, (struct sockaddr *) peer, &size,
+                 SOCK_NONBLOCK | SOCK_CLOEXEC);
 #else
-  int fd = accept(listening, NULL, NULL);
+  int fd = accept(listening, (struct sockaddr *) peer, &size);
 
   if (fd >= 0)
     fcntl(fd, F_SETFD, FD_CLOEXEC);  /* uv_tcp_open makes it non-blocking */
@@ -105,6 +109,21 @@ static void accept_failed(pa_loop *loop, pa_listener *listener, int error) {
   pa_push(loop, PA_ACCEPT_ERROR, pa_slot_of(listener), error, 0);
 }
 
+/* The system may not know the peer's address any more when Python asks for it,
+ * because the connection may be reset by then: accept(2) has it. Returns where
+ * the arena holds it until the next iteration, or -1. */
+static int64_t keep_address(pa_loop *loop, const struct sockaddr_storage *peer) {
+  size_t start = loop->arena_used;
+
+  if (peer->ss_family != AF_INET && peer->ss_family != AF_INET6)
+    return -1;
+  if (start > ADDRESSES_END)
+    return -1;
+  pa_pack_address(loop->arena + start, (const struct sockaddr *) peer);
+  loop->arena_used = start + 32;  /* a multiple of 16, as after each read */
+  return (int64_t) start;
+}
+
 static void on_acceptable(uv_poll_t *poll, int status, int events) {
   pa_loop *loop = pa_loop_of(poll);
   pa_listener *listener = (pa_listener *) poll;
@@ -117,7 +136,8 @@ static void on_acceptable(uv_poll_t *poll, int status, int events) {
     return;
   }
   for (count = 0; count < ACCEPT_BATCH && listener->limit != 0; count++) {
-    int fd = accept_fd(listener->fd);
+    struct sockaddr_storage peer;
+    int fd = accept_fd(listener->fd, &peer);
 
     if (fd >= 0) {
       int slot = open_stream(loop, fd, listener->kind, PA_INCOMING);
@@ -128,7 +148,8 @@ static void on_acceptable(uv_poll_t *poll, int status, int events) {
       }
       if (listener->limit > 0)
         listener->limit--;
-      pa_push(loop, PA_ACCEPTED, slot, pa_slot_of(listener), 0);
+      pa_push(loop, PA_ACCEPTED, slot, pa_slot_of(listener),
+              keep_address(loop, &peer));
       pa_stream_read_first(loop, slot);
     } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
       return;
@@ -183,11 +204,11 @@ int pa_listen(pa_loop *loop, int fd, int kind, int limit) {
 
 /* Clients */
 
-int pa_open(pa_loop *loop, int fd, int kind) {
+int pa_open(pa_loop *loop, int fd, int kind, int read) {
   int slot = open_stream(loop, fd, kind, 0);
 
   loop->counters->crossings++;
-  if (slot >= 0)
+  if (slot >= 0 && read)
     pa_stream_read_start(loop->slots[slot].handle);
   return slot;
 }

@@ -4,9 +4,9 @@
  * until PA_ACCEPT allows more. fd is the loop's then; the caller's still if it
  * fails. */
 int pa_listen(pa_loop *loop, int fd, int kind, int limit);
-/* Reads from fd, a connected socket. fd is the loop's, also if it fails: then
- * it is closed. */
-int pa_open(pa_loop *loop, int fd, int kind);
+/* Adopts fd, a connected socket, and, if read is nonzero, reads from it. fd is
+ * the loop's, also if it fails: then it is closed. */
+int pa_open(pa_loop *loop, int fd, int kind, int read);
 /* Connects to a packed address, from local_address unless that is NULL. Only
  * the failure to bind to that is returned as an error; one to connect is
  * reported by PA_CONNECTED. */

@@ -51,11 +51,11 @@ class CallbackError(EventError):
     callback it was. ``socket`` is the owner if that is a socket or server, else None.
     """
 
-    def __init__(self, error: Exception, owner: Any) -> None:
+    def __init__(self, error: Any, owner: Any = None) -> None:
         super().__init__(f"{type(error).__name__}: {error}")
-        self.error = self.__cause__ = error
+        self.error = error
         self.owner = owner
-        self.socket = owner if hasattr(owner, "sockname") else None
+        self.socket = owner if hasattr(type(owner), "fileno") else None
 
 
 class EventLoopNotRunning(EventError, RuntimeError):

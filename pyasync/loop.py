@@ -70,6 +70,11 @@ class Loop(Engine):
         super().enter()
         current.loop = self
 
+    def leave(self) -> None:
+        super().leave()
+        if current.loop is self:
+            current.loop = None
+
     def run(self) -> None:
         """Run until nothing is left that could happen, or until the loop is told to stop."""
         while True:  # CPython 3.11 specializes the code of such a loop, and of no other kind
@@ -142,7 +147,9 @@ class Loop(Engine):
         logger.error("exception in a callback", exc_info=error)
         event_cb = owner._event_cb if owner is not None else None
         if event_cb is not None and self._send_errors_to_event_cb:
-            self.call_event_cb(event_cb, CallbackError(error, owner))
+            told = CallbackError(error, owner)
+            told.__cause__ = error
+            self.call_event_cb(event_cb, told)
 
 
 def start_event_loop(

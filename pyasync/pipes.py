@@ -248,7 +248,7 @@ class _PipeConnector:
             with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as sock:
                 sock.setblocking(False)
                 sock.connect(self._path)
-                slot = check(lib.pa_open(loop.c, sock.detach(), lib.PA_PIPE))
+                slot = check(lib.pa_open(loop.c, sock.detach(), lib.PA_PIPE, True))
         except BlockingIOError:
             self._timer.start(CONNECT_RETRY)
         except OSError as error:

@@ -169,7 +169,7 @@ class Server(Listener):
     _connection: type[Stream]
     _loop: Loop
 
-    def _make_connection(self, slot: int) -> Any:
+    def _make_connection(self, slot: int, address: int) -> Any:
         return self._connection(self._options, slot, self._state_of_new)
 
     def _report_error(self, error: EventError) -> None:

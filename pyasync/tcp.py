@@ -297,7 +297,7 @@ def make_client(
             sock.close()
             raise ValueError(f"descriptor {fd} is a socket that is not connected") from None
         loop = options.loop
-        socket._on_slot(check(lib.pa_open(loop.c, sock.detach(), lib.PA_TCP)))
+        socket._on_slot(check(lib.pa_open(loop.c, sock.detach(), lib.PA_TCP, True)))
         # Timers come first in an iteration: connect_cb before what is there to be read.
         Timer(loop, socket._begin_connected).start()
     return socket._subject

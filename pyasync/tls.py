@@ -48,8 +48,8 @@ class SslServer(TcpServer):
 
     _connection = SslSocket
 
-    def _on_accepted(self, slot: int) -> None:
-        socket = self._make_connection(slot)
+    def _on_accepted(self, slot: int, address: int) -> None:
+        socket = self._make_connection(slot, address)
         self._loop.register(slot, socket)
         socket._begin()
         try:

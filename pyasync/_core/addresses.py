@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket as sockets
+import sys
 from struct import Struct
 from typing import Any, Union
 
@@ -32,6 +33,8 @@ TO_PEER = Struct("=H").pack(sockets.AF_UNSPEC)
 # The port is bytes, because it is in network order. "=" packs without padding, as C unpacks it.
 _IN = Struct("=H2s4s")
 _IN6 = Struct("=H2s4s16sI")
+#: The size of the longest packed address, in bytes.
+PACKED_MAX = _IN6.size
 
 
 def numeric_address(host: str) -> NumericAddress | None:
@@ -83,9 +86,9 @@ def pack_address(host: str, port: int, flowinfo: int = 0, scope: int = 0) -> byt
 
 
 def unpack_address(packed: bytes) -> Any:
-    """Return a packed address in the form of the `socket` module."""
-    if len(packed) == _IN.size:
-        _, port, address = _IN.unpack(packed)
+    """Return a packed address in the form of the `socket` module; bytes may follow it."""
+    if int.from_bytes(packed[:2], sys.byteorder) == V4:
+        _, port, address = _IN.unpack(packed[: _IN.size])
         return (sockets.inet_ntoa(address), int.from_bytes(port, "big"))
     _, port, flowinfo, address, scope = _IN6.unpack(packed)
     return (

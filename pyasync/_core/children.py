@@ -125,7 +125,7 @@ def pipe_slot(loop: Engine, ours: list[int], fd: int) -> int:
     # Marked as taken first: C closes the descriptor also when it fails, and a second close, at the
     # end of started_child, could hit a file of another thread.
     descriptor, ours[fd] = ours[fd], -1
-    return check(lib.pa_open(loop.c, descriptor, lib.PA_STDIO))
+    return check(lib.pa_open(loop.c, descriptor, lib.PA_STDIO, True))
 
 
 def _c_strings(strings: list[bytes]) -> tuple[Any, list[Any]]:

@@ -20,8 +20,9 @@ slot. The contract of such an object:
     a copy.
 ``_on_event(kind, value, data)``
     Any other record: see ``enum pa_event_kind`` in csrc/loop.cdef.h.
-``_on_accepted(slot)``
-    Of a listener: a connection has been accepted, and its slot needs an object.
+``_on_accepted(slot, address)``
+    Of a listener: a connection has been accepted, and its slot needs an object. ``address`` is the
+    peer's, for `Engine.unpack_address`.
 ``_on_closed()``
     The handle is gone, and the next iteration may give its slot to another. Not called if
     ``_state`` equals `CLOSED`: a plain close costs no call.
@@ -47,6 +48,7 @@ from threading import current_thread, get_ident, main_thread
 from time import monotonic_ns, perf_counter, sleep
 from typing import Any
 
+from pyasync._core.addresses import PACKED_MAX, unpack_address
 from pyasync._core.deadlines import Deadlines, due_in
 from pyasync._core.wakeup import SignalWakeup, Wakeup, open_engines
 from pyasync._ffi import ffi, lib
@@ -395,6 +397,10 @@ class Engine:
             objects.extend([None] * len(objects))
         objects[slot] = handle
 
+    def unpack_address(self, start: int) -> Any:
+        """Return the address at an offset of the arena, good in this iteration; -1: None."""
+        return None if start < 0 else unpack_address(self._arena[start : start + PACKED_MAX])
+
     def _cross(self, operation: Operation) -> None:
         """Perform an operation by itself, in place of ``queue``, with ``buffer_writes=False``.
 
@@ -417,25 +423,32 @@ class Engine:
                 self._recover()
                 raise
 
-    def write_now(self, slot: int, data: Any, callback: WriteCall | None) -> None:
-        """Perform the pending operations and a write, whose data is not copied, in one call."""
+    def write_now(self, slot: int, data: Any, callback: WriteCall | None) -> int:
+        """Perform the pending operations and a write, whose data is not copied, in one call.
+
+        Returns the size of the stream's blocked writes in bytes, or libuv's negative error; 0 if
+        the write has to wait, because a signal handler makes it in the middle of a crossing.
+        """
         size = len(data)
         if self.crossing:  # in a signal handler: copied, and queued for the next crossing
             kind = lib.PA_WRITE if callback is None else lib.PA_WRITE_CALLBACK
             self.operations.extend((kind, slot, size, bytes(data), callback))
-            return
+            return 0
         try:
             self.crossing = SUBMITTING
             if type(data) is not bytes:
                 data = ffi.from_buffer(data)  # CFFI passes bytes, but no memoryview, by itself
             if self.operations:
                 batch = self._pack_operations(callback)
-                lib.pa_submit_and_write(self.c, *batch, slot, data, size, callback is not None)
+                state: int = lib.pa_submit_and_write(
+                    self.c, *batch, slot, data, size, callback is not None
+                )
             else:
                 if callback is not None:
                     self._in_flight = (0, [callback])
-                lib.pa_write(self.c, slot, data, size, callback is not None)
+                state = lib.pa_write(self.c, slot, data, size, callback is not None)
             self._performed()
+            return state
         except BaseException:
             self._recover()
             raise
@@ -630,7 +643,7 @@ class Engine:
                             continue
                         elif kind == ACCEPTED:
                             owner = objects[value]
-                            owner._on_accepted(slot)
+                            owner._on_accepted(slot, data)
                         elif kind == DONE:
                             owner = self.requests.pop(value)
                             owner._on_event(kind, value, data)

@@ -63,8 +63,8 @@ class Listener(CHandle, DescriptorHandle):
 
     # Called by the loop
 
-    def _on_accepted(self, slot: int) -> None:
-        stream = self._make_connection(slot)
+    def _on_accepted(self, slot: int, address: int) -> None:
+        stream = self._make_connection(slot, address)
         objects = self._loop.objects
         if slot < len(objects):
             objects[slot] = stream
@@ -74,8 +74,11 @@ class Listener(CHandle, DescriptorHandle):
             stream._begin()
         stream._report_opened()
 
-    def _make_connection(self, slot: int) -> Any:
-        """Return the stream of a connection that has been accepted: for an API to override."""
+    def _make_connection(self, slot: int, address: int) -> Any:
+        """Return the stream of a connection that has been accepted: for an API to override.
+
+        ``address`` is the peer's, for `Engine.unpack_address`.
+        """
         raise NotImplementedError
 
     def _connection_closed(self) -> None:

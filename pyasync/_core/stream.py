@@ -58,6 +58,7 @@ CANNOT_WRITE = CLOSED | SHUT | DEFERRED  # any of these bars the fast path of a 
 WRITE = lib.PA_WRITE
 WRITE_CALLBACK = lib.PA_WRITE_CALLBACK
 CLOSE = lib.PA_CLOSE
+WITHOUT_LINGER = 2  # a value of CLOSE: flush, then close, also with unread input
 
 _NOT_READING = READ_DISABLED | CONNECTING | UNCONNECTED | ENDED
 
@@ -95,6 +96,9 @@ class Stream(DescriptorHandle):
     __slots__ = ("__weakref__", "_extras", "_options", "_slot", "_state", "data")
 
     _closed_error = SocketClosed
+    #: The value of CLOSE for a close that drops nothing: see PA_CLOSE. An API whose closes do not
+    #: linger sets `WITHOUT_LINGER`.
+    _close_mode = 0
 
     def __init__(self, options: Any, slot: int, state: int = 0) -> None:
         self._options = options
@@ -232,7 +236,7 @@ class Stream(DescriptorHandle):
         if force:  # write callbacks are not called: the writes are dropped
             self._state |= FAILED
         if self._slot >= 0:
-            loop.queue((CLOSE, self._slot, 1 if force else 0, b"", None))
+            loop.queue((CLOSE, self._slot, 1 if force else self._close_mode, b"", None))
 
     def _may_close(self, force: bool) -> bool:
         """Whether the stream is open, or ``force`` applies to a close that is under way."""

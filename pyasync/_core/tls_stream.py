@@ -143,15 +143,13 @@ class TlsStream(Socket):
                 self._extras.deferred.remove(BARRIER)
 
     def _may_send(self) -> bool:
-        extras = self._extras
-        tls, deferred = extras.tls, extras.deferred
-        return (
-            tls is not None
-            and tls.phase == OPEN
-            and not tls.blocked
-            and len(deferred) > 0
-            and deferred[0] is not BARRIER
-        )
+        tls = self._extras.tls
+        if tls is None or tls.phase != OPEN or tls.blocked:
+            return False
+        try:
+            return self._extras.deferred[0] is not BARRIER
+        except IndexError:  # not by len() first: a signal handler could empty it in between
+            return False
 
     def _encrypt_soon(self) -> None:
         """Encrypt and send before the loop's next crossing, so that many writes leave as one."""

@@ -8,11 +8,8 @@ import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import threading
 import weakref
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -22,8 +19,6 @@ from peers import nothing, reset
 
 import pyasync
 from pyasync import AsyncStream
-
-BENCH = Path(__file__).resolve().parents[2] / "bench" / "stream_lines.py"
 
 
 class Socket:
@@ -1006,22 +1001,3 @@ def test_read_cb_is_called_for_the_last_line_without_an_end(run):
 
     run(start)
     assert lines == [b"one\n", b"two"]
-
-
-# The benchmark
-
-
-def test_the_benchmark_compares_readers():
-    bench = subprocess.run(
-        [sys.executable, BENCH, "--mebibytes", "1", "2", "--rounds", "1", "--json"],
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
-    assert bench.returncode == 0, bench.stderr
-    cases = json.loads(bench.stdout)["cases"]
-    assert list(cases) == ["short", "long", "filled"]
-    for rows in cases.values():
-        assert [(row["reader"], row["mebibytes"]) for row in rows] == [
-            (reader, size) for reader in ("pyasync", "asyncio", "blocking") for size in (1, 2)
-        ]

@@ -273,7 +273,7 @@ def test_what_a_callback_raises_goes_to_event_cb(run, lookup):
         raise ArithmeticError
 
     def event_cb(error):
-        told.append((type(error), pyasync.stats().open_dns_queries))
+        told.append((type(error.error), pyasync.stats().open_dns_queries))
 
     run(lambda: lookup(fail, event_cb=event_cb), catch_app_errors=True)
     assert told == [(ArithmeticError, 0)]

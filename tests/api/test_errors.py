@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -365,10 +366,19 @@ def test_a_caught_exception_is_logged_and_the_loop_goes_on(run, arrange, caplog)
 
 @each_callback_with_event_cb
 def test_a_caught_exception_goes_to_the_event_cb(run, arrange, caplog):
+    """As a CallbackError, which says whose callback it was; the traceback is in the log."""
     told = []
     run(partial(arrange, raise_app_error, told.append), catch_app_errors=True)
-    assert [type(error) for error in told if not isinstance(error, pyasync.SocketEOF)] == [AppError]
-    assert caplog.records == []
+    (error,) = (error for error in told if not isinstance(error, pyasync.SocketEOF))
+    assert isinstance(error, pyasync.CallbackError)
+    assert isinstance(error.error, AppError)
+    assert error.__cause__ is error.error
+    assert str(error).startswith("AppError")
+    assert error.owner is not None
+    is_socket = hasattr(type(error.owner), "fileno")
+    assert error.socket is (error.owner if is_socket else None)
+    assert_logged(caplog, AppError)
+    assert "in raise_app_error" in caplog.text
 
 
 @each_callback_with_event_cb
@@ -379,7 +389,7 @@ def test_a_caught_exception_can_be_kept_from_the_event_cb(run, arrange, caplog):
         catch_app_errors=True,
         send_errors_to_event_cb=False,
     )
-    assert AppError not in map(type, told)
+    assert pyasync.CallbackError not in map(type, told)
     assert_logged(caplog, AppError)
 
 
@@ -388,7 +398,7 @@ def test_what_an_event_cb_raises_is_logged_and_the_loop_goes_on(run, arrange, ca
     fired = []
 
     def event_cb(error):
-        if isinstance(error, AppError):
+        if isinstance(error, pyasync.CallbackError):
             raise ZeroDivisionError
 
     def start():
@@ -397,7 +407,8 @@ def test_what_an_event_cb_raises_is_logged_and_the_loop_goes_on(run, arrange, ca
 
     run(start, catch_app_errors=True)
     assert fired == ["delay"]
-    assert_logged(caplog, ZeroDivisionError)
+    logged = [record.exc_info[1] for record in caplog.records]
+    assert [type(error) for error in logged] == [AppError, ZeroDivisionError]
 
 
 # catch_app_errors=function
@@ -558,7 +569,7 @@ def test_a_callback_that_raises_is_called_again(run, arrange):
 
     def event_cb(error):
         if not isinstance(error, pyasync.SocketEOF):
-            told.append(error.args)
+            told.append(error.error.args)
 
     def start():
         nonlocal handle
@@ -641,13 +652,143 @@ def test_an_error_that_no_event_cb_is_told_is_logged(run, provoke, kind, words, 
     assert re.search(words, caplog.text)
 
 
-@each_error
-@pytest.mark.parametrize("policy", [False, True, nothing], ids=["false", "true", "function"])
-def test_what_an_event_cb_raises_when_it_is_told_an_error_is_logged(
-    run, provoke, kind, words, policy, caplog
-):
-    run(lambda: provoke(raise_app_error), catch_app_errors=policy)
-    assert_logged(caplog, AppError)
+def end_of_stream(event_cb):
+    def accepted(stream):
+        server.close()
+        stream.close()
+
+    server = pyasync.tcp_server("127.0.0.1", 0, nothing, connect_cb=accepted)
+    pyasync.tcp_connect(*server.address, nothing, event_cb=event_cb)
+
+
+def silence(event_cb):
+    """A read timeout passes, of a connection that the server keeps open as long as it can."""
+    server = pyasync.tcp_server("127.0.0.1", 0, nothing, connect_cb=lambda _: server.close())
+    pyasync.tcp_connect(*server.address, nothing, read_timeout=0.01, event_cb=event_cb)
+
+
+def no_listener_in_time(event_cb):
+    """A connect timeout passes, because nobody accepts at a pipe whose backlog is full."""
+    listener = closed_at_the_end(socket.socket(socket.AF_UNIX))
+    listener.bind(f"\0{uuid.uuid4()}")
+    listener.listen(0)
+    client = closed_at_the_end(socket.socket(socket.AF_UNIX))
+    client.connect(listener.getsockname())
+    pyasync.pipe_connect(listener.getsockname(), nothing, connect_timeout=0.01, event_cb=event_cb)
+
+
+def no_reader(event_cb):
+    """A write timeout passes, and then the peer has not taken everything."""
+
+    def connected(stream):
+        small_buffers(stream)
+        stream.write(bytes(MORE_THAN_FITS))
+
+    listener = closed_at_the_end(socket.create_server(("127.0.0.1", 0)))
+    pyasync.tcp_connect(
+        *listener.getsockname(),
+        nothing,
+        connect_cb=connected,
+        write_timeout=0.05,
+        event_cb=event_cb,
+    )
+
+
+def no_datagram_socket(event_cb):
+    def told(error):
+        client.close()
+        event_cb(error)
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = unused.getsockname()
+    client = pyasync.udp_socket("127.0.0.1", event_cb=told)
+    client.connect(*address)
+    client.send(b"!")
+    pyasync.delay(lambda: client.closed or client.send(b"!"), time=0.01)  # which is told of it
+
+
+def no_descriptor(event_cb):
+    """A server cannot accept."""
+
+    def told(error):
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        server.close()
+        event_cb(error)
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    server = pyasync.tcp_server("127.0.0.1", 0, nothing, event_cb=told)
+    client = closed_at_the_end(socket.create_connection(server.address))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 1, limits[1]))
+
+
+def a_callback_that_raises(event_cb):
+    pyasync.delay(raise_zero_division, event_cb=event_cb)
+
+
+def raise_zero_division():
+    raise ZeroDivisionError
+
+
+to_be_closed = []
+
+
+def closed_at_the_end(sock):
+    to_be_closed.append(sock)
+    return sock
+
+
+@pytest.fixture
+def _sockets_are_closed():
+    yield
+    while to_be_closed:
+        to_be_closed.pop().close()
+
+
+#: Each place of the package that calls an event_cb.
+each_news = pytest.mark.parametrize(
+    "provoke",
+    [refused, no_pipe, no_name, no_file, no_permission, failed_work, no_tls, end_of_stream, silence,
+     no_listener_in_time, no_reader, no_datagram_socket, no_descriptor],
+)  # fmt: skip
+
+
+@pytest.mark.usefixtures("_sockets_are_closed")
+@each_news
+def test_what_an_event_cb_raises_leaves_the_loop(run, provoke, caplog):
+    def start():
+        pyasync.delay(nothing, time=HOUR)  # for which a loop that goes on would wait
+        provoke(raise_in_event_cb)
+
+    with pytest.raises(EventCbError):
+        run(start)
+    assert pyasync.current_loop() is None
+    assert caplog.records == []
+
+
+@pytest.mark.usefixtures("_sockets_are_closed")
+@each_news
+def test_a_function_is_told_of_what_an_event_cb_raises(run, provoke, caplog):
+    told = []
+    run(lambda: provoke(raise_in_event_cb), catch_app_errors=told.append)
+    assert EventCbError in [type(error) for error in told]
+    assert caplog.records == []
+
+
+@pytest.mark.usefixtures("_sockets_are_closed")
+@pytest.mark.parametrize("provoke", [*each_news.args[1], a_callback_that_raises])
+def test_what_an_event_cb_raises_is_logged(run, provoke, caplog):
+    run(lambda: provoke(raise_in_event_cb), catch_app_errors=True)
+    logged = [record.exc_info[1] for record in caplog.records if record.exc_info]
+    assert EventCbError in [type(error) for error in logged]
+
+
+class EventCbError(Exception):
+    """What the event_cb of these tests raises."""
+
+
+def raise_in_event_cb(info):
+    raise EventCbError
 
 
 # What no catch_app_errors catches

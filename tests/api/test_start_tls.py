@@ -118,7 +118,7 @@ def test_bytes_that_have_arrived_already_belong_to_tls(run, how):
         if how == "disabled":
             # As if the rest had come by itself, after reading was disabled.
             socket.disable(read=True)
-            socket._keep(rest)
+            socket._need_extras().paused_input.append(rest)
             rest = b""
             socket.write(b"OK\n")
             upgrade(link, socket, read_cb=read_secret)

@@ -39,9 +39,9 @@ class RecordingStream(Stream):
 
     __slots__ = ("told",)
 
-    def __init__(self, engine, sock, read_cb=None):
+    def __init__(self, engine, sock, read_cb=None, *, kind=lib.PA_PIPE, read=True):
         self.told = []
-        slot = lib.pa_open(engine.c, sock.detach(), lib.PA_PIPE)
+        slot = lib.pa_open(engine.c, sock.detach(), kind, read)
         assert slot >= 0
         super().__init__(
             Options(engine, read_cb or (lambda self, data: self._report_data(data))), slot
