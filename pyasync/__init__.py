@@ -1,6 +1,6 @@
 """libuv for Python through CFFI, with cl-async's callback API and connection counters.
 
-Everything public is here: see `start_event_loop`, `tcp_server`, `delay` and `stats` first.
+All public names are here. Begin with `start_event_loop`, `tcp_server`, `delay` and `stats`.
 """
 
 from pyasync import fs

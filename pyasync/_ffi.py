@@ -5,7 +5,7 @@ import os
 try:
     from pyasync._libuv import ffi, lib
 except ModuleNotFoundError as error:
-    if error.name != "pyasync._libuv":  # something that the extension itself needs is not there
+    if error.name != "pyasync._libuv":  # a module that the extension itself imports is missing
         raise
     _folder = os.path.dirname(os.path.abspath(__file__))
     raise ImportError(

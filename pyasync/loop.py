@@ -1,4 +1,4 @@
-"""The callback API's event loop: when it runs and ends, and what becomes of exceptions."""
+"""The callback API's event loop: its run, its end, and its policy for exceptions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Loop(Engine):
     """An event loop. Made by `start_event_loop` and `event_loop`; found by `current_loop`.
 
     It belongs to the thread that started it. Only `call_threadsafe` and `stats` are for any
-    thread. All else of it is for the modules of the package, and may change.
+    thread. All other attributes are for the modules of the package, and may change.
     """
 
     __slots__ = ("_catch_app_errors", "_send_errors_to_event_cb", "exit_callbacks", "pool")
@@ -61,7 +61,7 @@ class Loop(Engine):
         self._catch_app_errors = catch_app_errors
         self._send_errors_to_event_cb = send_errors_to_event_cb
         self.exit_callbacks: list[Callable[[], object]] = []
-        #: The threads of `work`, when there are some.
+        #: The threads of `work`; None until the first work.
         self.pool: WorkerPool | None = None
 
     # Running
@@ -76,12 +76,12 @@ class Loop(Engine):
             current.loop = None
 
     def run(self) -> None:
-        """Run until nothing is left that could happen, or until the loop is told to stop."""
+        """Run until nothing keeps the loop alive, or until it is told to stop."""
         while True:  # CPython 3.11 specializes the code of such a loop, and of no other kind
             if self.stopping:
                 break
             self.poll()
-            if self.stopping:  # by a signal handler: the batch is not wanted any more
+            if self.stopping:  # a signal handler has called `drop`: no record may be delivered
                 break
             self.dispatch()
             if self.ready or self._wakeup.calls:
@@ -92,7 +92,11 @@ class Loop(Engine):
             raise self.not_running()
 
     def close(self) -> None:
-        """Call the exit callbacks, and close everything: see `Engine.close`."""
+        """Call the exit callbacks, and close everything: see `Engine.close`.
+
+        May be called again after an interrupt, and goes on: each callback is taken off the list
+        before it is called.
+        """
         if not self.forked:
             while self.exit_callbacks:
                 callback = self.exit_callbacks.pop(0)
@@ -111,7 +115,7 @@ class Loop(Engine):
         if current.loop is self:
             current.loop = None
 
-    # Exceptions, and other news
+    # Events and exceptions
 
     def report(self, owner: Owner, info: EventInfo, socket: Any = None) -> None:
         """Give ``info`` to the owner's ``event_cb``; without one, log it if it is an error."""
@@ -124,17 +128,17 @@ class Loop(Engine):
             logger.error("%s: %s: %s", owner, type(info).__name__, info)
 
     def call_event_cb(self, event_cb: EventCallback, info: Exception) -> None:
-        """Call an ``event_cb``; what it raises is dealt with as ``catch_app_errors`` says."""
+        """Call an ``event_cb``; its exception is handled as ``catch_app_errors`` says."""
         try:
             event_cb(info)
         except Exception as error:
-            if self._catch_app_errors is True:
+            if self._catch_app_errors is True:  # not given to an event_cb again: no end is in sight
                 logger.exception("exception in an event_cb, which was told %r", info)
             else:
                 self.on_error(error, None)
 
     def on_error(self, error: Exception, owner: Any) -> None:
-        """Deal with what a callback of ``owner`` has raised, as ``catch_app_errors`` says."""
+        """Handle the exception of a callback of ``owner``, as ``catch_app_errors`` says."""
         policy = self._catch_app_errors
         if policy is False:
             raise error
@@ -161,18 +165,18 @@ def start_event_loop(
 ) -> None:
     """Run ``start_fn()`` in a new event loop, then the loop, until nothing is left in it.
 
-    ``catch_app_errors`` says what happens to an exception that a callback raises. ``False``: the
-    loop stops, everything is closed, and this call raises it. ``True``: the logger ``pyasync`` gets
-    it with its traceback, the loop goes on, and the ``event_cb`` of the operation whose callback it
-    was gets a `CallbackError`, if it has one and ``send_errors_to_event_cb`` is set. A function: it
-    is called with the exception, and the loop goes on. The same holds for what an ``event_cb``
-    raises, but that it is not told to an ``event_cb`` again. `KeyboardInterrupt` and `SystemExit`
+    ``catch_app_errors`` is the policy for exceptions of callbacks. ``False``: the loop stops,
+    everything is closed, and this call raises the exception. ``True``: the exception is logged by
+    the logger ``pyasync`` with its traceback, and the loop goes on. If the operation whose callback
+    it was has an ``event_cb``, and ``send_errors_to_event_cb`` is set, that gets a `CallbackError`.
+    A function: it is called with the exception, and the loop goes on. The same holds for exceptions
+    of an ``event_cb``, except that no ``event_cb`` gets them. `KeyboardInterrupt` and `SystemExit`
     always leave the loop.
 
-    ``buffer_writes=False`` makes each write, close and timer a call into C of its own, in place of
-    one an iteration for all: slower, but a profiler then shows each of them by its name.
+    ``buffer_writes=False`` makes each write and close a call into C of its own, in place of one an
+    iteration for all: slower, but a profiler then shows each of them by its name.
 
-    Raises `RuntimeError` if a loop runs in this thread already.
+    Raises `TypeError`, and `RuntimeError` if a loop runs in this thread already.
 
     >>> import pyasync
     >>> pyasync.start_event_loop(lambda: pyasync.delay(lambda: print("later"), time=0.01))
@@ -238,9 +242,9 @@ def event_loop(
 
 
 def exit_event_loop() -> None:
-    """Leave the loop: the running callback returns, what was written is tried once, no more.
+    """Leave the loop when the running callback returns: no other callback is called.
 
-    Nothing else is delivered, and everything is closed. Raises `EventLoopNotRunning`.
+    Pending writes are tried once, and everything is closed. Raises `EventLoopNotRunning`.
     """
     get_loop().drop()
 
@@ -261,7 +265,7 @@ def get_loop() -> Loop:
 def add_event_loop_exit_callback(fn: Callable[[], object]) -> None:
     """Call ``fn()`` when the loop has run for the last time, before its handles are closed.
 
-    What it raises is logged. Raises `EventLoopNotRunning`.
+    Its exception is logged. Raises `TypeError` and `EventLoopNotRunning`.
     """
     if not callable(fn):
         raise TypeError("fn must be callable")
@@ -272,7 +276,7 @@ def call_soon(fn: Callable[[], object]) -> None:
     """Call ``fn()`` after the callbacks of this iteration, in the order of these calls.
 
     Calls that it makes to `call_soon` wait for the next iteration: I/O goes on between them.
-    Raises `EventLoopNotRunning`.
+    Raises `TypeError` and `EventLoopNotRunning`.
     """
     if not callable(fn):
         raise TypeError("fn must be callable")
@@ -294,7 +298,7 @@ def now() -> float:
 
 
 def update_time() -> None:
-    """Read the clock again, after a callback that has taken long (``uv_update_time``).
+    """Read the clock of `now` again, after a callback that has taken long (``uv_update_time``).
 
     Raises `EventLoopNotRunning`.
     """

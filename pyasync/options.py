@@ -1,4 +1,4 @@
-"""What a socket of the callback API was asked to do."""
+"""The options of a socket of the callback API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pyasync.loop import EventCallback, Loop
 
 
 class StreamOptions:
-    """What a client's socket, or all the connections of a server, were asked to do."""
+    """The options of a client's socket, or of all connections of a server: they share one object.
+
+    Whoever changes an option of one connection must copy the object before.
+    """
 
     __slots__ = (
         "allow_half_open",
@@ -62,12 +65,15 @@ class StreamOptions:
         self.read_timeout = require_timeout("read_timeout", read_timeout)
         self.write_timeout = require_timeout("write_timeout", write_timeout)
         self.stream = bool(stream)
-        #: The server whose connections these are.
+        #: The server that accepts the connections, or None.
         self.server: Any = None
-        #: Of a client: what it connects to, and from, how long, and whether it reads on and on.
+        #: Of a client: the host and port to connect to.
         self.remote: tuple[str, int] | None = None
+        #: Of a client: the address and port to connect from.
         self.local_address: tuple[str | None, int] = (None, 0)
+        #: In seconds; None: no limit.
         self.connect_timeout: float | None = None
+        #: False: read no more from the kernel while much data waits in the AsyncStream.
         self.drain_read_buffer = True
         #: Of TLS sockets: a TlsOptions.
         self.tls: Any = None
@@ -78,7 +84,7 @@ class StreamOptions:
         return self.stream or self.read_timeout is not None or self.write_timeout is not None
 
     def copy(self) -> StreamOptions:
-        """Return options of one socket's own, to be changed."""
+        """Return a copy for one socket, to be changed."""
         copy = StreamOptions.__new__(StreamOptions)
         for name in StreamOptions.__slots__:
             setattr(copy, name, getattr(self, name))

@@ -25,8 +25,8 @@ SocketCallback = Callable[["PipeSocket"], object]
 PressureCallback = Callable[["PipeSocket", bool], object]
 Name = Union[str, bytes, "os.PathLike[str]"]
 
-#: When a server's backlog is full, a client tries again after this time, in seconds: the kernel
-#: tells it nothing when there is room (connect(2), EAGAIN).
+#: When a server's backlog is full, a client tries again after this time, in seconds, because the
+#: kernel does not tell when there is room again (connect(2), EAGAIN).
 CONNECT_RETRY = 0.01
 
 
@@ -61,6 +61,7 @@ class PipeServer(Server):
 
     def _remove_file(self) -> None:
         file, self._file = self._file, None
+        # Another server may have replaced the file: removing its file would cut it off.
         if file is not None and _file_at(self._address) == file:
             try:
                 os.unlink(self._address)
@@ -69,7 +70,7 @@ class PipeServer(Server):
 
 
 def _file_at(address: Any) -> tuple[int, int] | None:
-    """Return what identifies the file at a path; None for an abstract name or a missing file."""
+    """Return the file's device and inode; None for an abstract name or a missing file."""
     if isinstance(address, bytes) or not address:
         return None
     try:
@@ -95,13 +96,13 @@ def pipe_server(
     write_timeout: float | None = None,
     linger: float | None = 2.0,
 ) -> PipeServer:
-    """Accept connections at a pipe, and call ``read_cb(socket, data)`` with what arrives.
+    """Accept connections at a pipe, and call ``read_cb(socket, data)`` with data that arrives.
 
-    ``name`` is a path, or, on Linux, an abstract name, which begins with a zero byte. A socket's
-    file that an earlier server has left behind at the path, and that nobody listens at, is
-    replaced. When the server is closed, or its loop ends, it removes the file, unless that is
-    another's by then. With ``fd``, a descriptor bound already, ``name`` is None, and no file is
-    removed. The other keywords are those of `tcp_server`.
+    ``name`` is a path, or, on Linux, an abstract name, which begins with a zero byte (unix(7)). The
+    file of an earlier server, at which nobody listens any more, is replaced. When the server is
+    closed, or its loop ends, it removes its file, unless another server has replaced that. With
+    ``fd``, a descriptor that is bound already, ``name`` is None, and no file is removed. The other
+    keywords are those of `tcp_server`.
 
     Raises `SocketAddressInUse` or another `SocketError` if it cannot listen there, `ValueError`
     (a name that is too long, among others), `TypeError`, and `EventLoopNotRunning`.
@@ -142,10 +143,10 @@ def _path(name: Name) -> str | bytes:
     if not path:
         raise ValueError("the name of a pipe must not be empty")
     encoded = os.fsencode(path)
-    if len(encoded) > 107:
+    if len(encoded) > 107:  # sun_path has 108 bytes with the zero byte at the end: unix(7)
         raise ValueError(f"the name of a pipe must have 107 bytes at most: {path!r}")
-    if encoded[0] != 0 and 0 in encoded:
-        raise ValueError(f"a path must not have zero bytes: {path!r}")  # it would end there
+    if encoded[0] != 0 and 0 in encoded:  # for the kernel the path would end there
+        raise ValueError(f"a path must not have zero bytes: {path!r}")
     return path
 
 
@@ -199,11 +200,12 @@ def pipe_connect(
     pressure_cb: PressureCallback | None = None,
     linger: float | None = 2.0,
 ) -> Any:
-    """Connect to a pipe, and call ``read_cb(socket, data)`` with what arrives.
+    """Connect to a pipe, and call ``read_cb(socket, data)`` with data that arrives.
 
-    ``name`` is a path, or, on Linux, an abstract name, which begins with a zero byte. If there is
-    no such pipe ``event_cb`` gets a `PipeNotFound`; `SocketRefused` if nobody listens there. The
-    keywords are those of `tcp_connect`. Returns a `PipeSocket`, or its `AsyncStream`.
+    ``name`` is a path, or, on Linux, an abstract name, which begins with a zero byte (unix(7)). If
+    there is no such pipe ``event_cb`` gets a `PipeNotFound`, if nobody listens there a
+    `SocketRefused`. The keywords are those of `tcp_connect`. Returns a `PipeSocket`, or its
+    `AsyncStream`. Raises `ValueError`, `TypeError` and `EventLoopNotRunning`.
     """
     loop = get_loop()
     path = _path(name)
@@ -231,7 +233,10 @@ def pipe_connect(
 
 
 class _PipeConnector:
-    """Connects in the loop's next iteration, or when the server's backlog has room."""
+    """Connects in the loop's next iteration, and tries again while the server's backlog is full.
+
+    Python connects, because ``uv_pipe_connect`` knows no abstract names.
+    """
 
     def __init__(self, socket: PipeSocket, path: str | bytes) -> None:
         self._socket = socket

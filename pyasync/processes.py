@@ -24,7 +24,7 @@ ExitCallback = Callable[["Process", int, int], object]
 
 
 class Stdio(enum.Enum):
-    """What a standard stream of a child is, where no more is to be said of it."""
+    """A standard stream of a child that needs no callbacks and no descriptor."""
 
     #: ``/dev/null``.
     IGNORE = "ignore"
@@ -42,11 +42,11 @@ IGNORE, INHERIT, PIPE, STREAM = Stdio
 class StdioPipe:
     """A pipe to a standard stream of a child, and its callbacks.
 
-    ``read_cb(pipe, data)`` gets what the child writes; without one that is read and dropped.
-    ``data`` is the first to be written. ``write_cb(pipe)`` is that of each write that has none of
-    its own. ``event_cb`` is told of the end and of errors, such as a `SocketBrokenPipe`: without
-    one, `spawn`'s is. ``pressure_cb(pipe, paused)``: see `ProcessPipe.set_watermarks`. Raises
-    `TypeError` for what is no function.
+    ``read_cb(pipe, data)`` gets the child's output; without one that is read and dropped. ``data``
+    is written first. ``write_cb(pipe)`` is called for each write that has none of its own.
+    ``event_cb`` gets the end and errors, for example a `SocketBrokenPipe`; without one, that of
+    `spawn` does. For ``pressure_cb(pipe, paused)`` see `ProcessPipe.set_watermarks`. Raises
+    `TypeError` unless the callbacks are functions or None, and the data bytes-like or a string.
     """
 
     _stream = False
@@ -72,9 +72,9 @@ class StdioPipe:
 
 
 class StdioStream(StdioPipe):
-    """A `StdioPipe` with an `AsyncStream` over it: ``read_cb(pipe, stream)`` gets that.
+    """A `StdioPipe` with an `AsyncStream` over it, for ``read_cb(pipe, stream)``.
 
-    What is not read stays in the stream, also with no ``read_cb``.
+    Unread data stays in the stream, also with no ``read_cb``.
     """
 
     _stream = True
@@ -83,10 +83,10 @@ class StdioStream(StdioPipe):
 class ProcessPipe(Stream):
     """The parent's end of a pipe to a standard stream of a child: a stream of one direction.
 
-    `write` to the child's input never blocks. `shutdown` and `close` both end the input when all
-    that was written has been taken, however long the child takes. When nobody has the other end
-    any more, a write makes ``event_cb`` get a `SocketBrokenPipe`. Writing to an output raises that
-    at the call.
+    `write` to the child's input never blocks. `shutdown` and `close` both end the input when the
+    pipe has taken all writes, however long the child needs to read them. When nobody has the other
+    end any more, ``event_cb`` gets a `SocketBrokenPipe` after a write. A write to an output raises
+    that at the call.
     """
 
     __slots__ = ("_write_cb",)
@@ -122,9 +122,10 @@ class ProcessPipe(Stream):
         )
 
     def shutdown(self) -> None:
-        """End the child's input when it has taken all that was written, as `close` does.
+        """End the child's input when the pipe has taken all writes, as `close` does.
 
-        Of an output, and when called again, it does nothing. Raises `SocketClosed` after `close`.
+        For an output, and when called again, it does nothing. Raises `SocketClosed` after `close`
+        of the input.
         """
         if not self._state & SHUT:
             super().shutdown()
@@ -133,10 +134,11 @@ class ProcessPipe(Stream):
 class Process(ChildProcess):
     """A child process, made by `spawn`.
 
-    It keeps the loop running until the child has exited; then it is closed, and `exit_status` and
-    `term_signal` tell how. The pipes are handles of their own: an output lives until its end, when
-    nobody can write to it any more, be it before the exit or after; the input is closed after
-    ``exit_cb`` at the latest, but not of a process that was closed before: see `close`.
+    It keeps the loop running until the child has exited. Then it is closed, and `exit_status` and
+    `term_signal` tell how the child has exited. The pipes are handles of their own. An output lives
+    until its end, when nobody can write to it any more; that may be before the exit or after. The
+    input is closed after ``exit_cb`` at the latest, except of a process that was closed before: see
+    `close`.
     """
 
     __slots__ = ("_exit_cb", "error_output", "input", "output")
@@ -155,8 +157,8 @@ class Process(ChildProcess):
         """Forget the child, which runs on: ``exit_cb`` is not called, its pipes stay open.
 
         They are open after its exit as well: an output until its end, the input until it is closed
-        or broken. So what the child has started can be written to as long as it likes, and the
-        input is the caller's to close. An open input alone does not keep the loop running.
+        or broken. So programs that the child has started can be written to as long as they run, and
+        the caller must close the input. An open input alone does not keep the loop running.
 
         The child is reaped when it exits, by the loop, or, if that has ended, when a child is
         spawned next or a loop begins or ends. Closing twice does nothing.
@@ -168,9 +170,10 @@ class Process(ChildProcess):
             self._exit_cb(self, self.exit_status or 0, self.term_signal or 0)
 
     def _on_closed(self) -> None:
-        """Close the input: few programs that use a pipe would ever do so after the exit.
+        """Close the input after the exit, because few programs do so themselves.
 
-        Not if nobody was told of the exit: then a write would fail for no reason that is known.
+        It is not closed if the process was closed before its exit: the application does not know of
+        the exit, and a write would fail for no visible reason.
         """
         if self.input is not None and self.exit_status is not None:
             self.input.close()
@@ -198,22 +201,22 @@ def spawn(
     encoded as file names are (`os.fsencode`). ``exit_cb(process, exit_status, term_signal)`` is
     called when the child has exited; that may be before or after the ends of its pipes.
 
-    ``input``, ``output`` and ``error_output`` are each `IGNORE` (``/dev/null``, as is None),
+    ``input``, ``output`` and ``error_output`` are each `IGNORE` (``/dev/null``; so is None),
     `INHERIT` (ours), `PIPE`, `STREAM`, a `StdioPipe` or `StdioStream` with callbacks, or a
-    descriptor or an open file to be the child's. What the child has for input is ``process.input``
-    to us, to be written to; the outputs are read. ``event_cb`` is told what happens to pipes that
-    have none of their own. The child gets no other descriptor that is not inheritable (PEP 446),
-    no signal is blocked or ignored in it, but real-time signals that we ignore.
+    descriptor or an open file that the child gets. We write to ``process.input``, and read from
+    ``process.output`` and ``process.error_output``. ``event_cb`` gets the events of pipes that have
+    none of their own. The child inherits no other descriptor unless it is inheritable (PEP 446).
+    No signal is blocked or ignored in the child, except real-time signals that we ignore.
 
-    ``env`` is all of its environment, a mapping; None: it gets ours. ``working_directory`` is
-    where it starts; a relative ``path`` with a slash begins there. With ``uid`` or ``gid`` it runs
-    as that user or group, with no other groups. A ``detached`` child leads a session of its own
-    (setsid(2)), so that our terminal's signals do not reach it; `Handle.unref` lets the loop end
-    before it.
+    ``env`` is the whole environment, a mapping; None: the child gets ours. ``working_directory`` is
+    the directory in which it starts; a relative ``path`` with a slash begins there. With ``uid`` or
+    ``gid`` it runs as that user or group, with no other groups. A ``detached`` child leads a
+    session of its own (setsid(2)), so that our terminal's signals do not reach it; `Handle.unref`
+    lets the loop end before it.
 
     Raises `FilesystemNotFound`, `FilesystemAccess`, `FilesystemPermission` or another
     `FilesystemError`, an `OSError`, if the program cannot be run; `TypeError`, `ValueError` and
-    `EventLoopNotRunning`. uv_spawn (docs.libuv.org) says what else is to be known.
+    `EventLoopNotRunning`. See also uv_spawn (docs.libuv.org).
 
     >>> import pyasync
     >>> def show(pipe, data):
@@ -259,7 +262,7 @@ def spawn(
     return process
 
 
-# What spawn was given
+# The arguments of spawn
 
 
 def _require_stdio(name: str, value: Any) -> StdioPipe | Stdio | int:
@@ -310,7 +313,8 @@ def _do_nothing(pipe: Any, data: Any) -> None:
 def _open(options: StreamOptions, stdio: Any, ours: list[int], fd: int) -> Any:
     """Return the stream of our end of the pipe, which is no longer ours to close."""
     slot = pipe_slot(options.loop, ours, fd)
-    # Of a writing end nothing will be read any more, and to a reading one nothing written.
+    # The pipe has one direction: our end of the input has no data to read, and its end of stream
+    # must not be waited for; our end of an output cannot be written to.
     pipe = ProcessPipe(options, slot, ENDED if fd == 0 else SHUT, stdio._write_cb)
     subject = pipe._subject
     if fd == 0 and subject is not pipe:

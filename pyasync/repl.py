@@ -1,10 +1,10 @@
 """The interactive prompt: ``python -m pyasync``.
 
-The main thread reads lines, as it does in any Python prompt, and the event loop runs in a thread
-of its own meanwhile. To run a statement the main thread borrows the loop, which stands still
-until it gets itself back: so a statement is like a callback of the loop, and Ctrl-C interrupts it
-like any statement of the main thread. (PyPy's line editor may lose a Ctrl-C that is pressed at the
-very moment at which a line ends: then a second one helps.)
+The main thread reads lines, as in any Python prompt, and the event loop runs in a thread of its
+own meanwhile. To run a statement the main thread borrows the loop, whose own thread waits in a
+callback until it is returned. So a statement is like a callback of the loop, nothing else runs at
+the same time, and Ctrl-C interrupts it like any statement of the main thread. (PyPy's line editor
+may lose a Ctrl-C that is pressed at the very moment at which a line ends: press it again.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pyasync
 from pyasync.errors import EventLoopNotRunning
 from pyasync.loop import Loop, current, exit_event_loop, get_loop, start_event_loop
 
-#: How long the end of the prompt waits for the end of the loop, in seconds: longer than the loop
+#: The end of the prompt waits this long for the end of the loop, in seconds: longer than the loop
 #: waits for its threads.
 CLOSE_WAIT = 3.0
 
@@ -36,7 +36,7 @@ class LoopThread:
         self.loop: Loop | None = None
         self._exit: SystemExit | None = None
         self._started = Event()
-        # A daemon: a callback that does not return must not keep the program from its end.
+        # A daemon, because a callback that does not return must not keep the program from ending.
         self._thread = Thread(target=self._run, name="pyasync event loop", daemon=True)
         self._thread.start()
         self._started.wait()
@@ -63,7 +63,7 @@ class LoopThread:
 
         def lend() -> None:
             lent.set()
-            returned.wait()  # at once, if the borrower has given up
+            returned.wait()  # returns at once if the borrower has given up
 
         try:
             loop.call_threadsafe(lend)
@@ -76,13 +76,14 @@ class LoopThread:
                 yield
             finally:
                 current.loop = None
-                if loop.thread is not None:  # as in the child of a fork
+                # None: the statement has forked, this is the child, and the loop is the parent's.
+                if loop.thread is not None:
                     loop.thread = owner
         finally:
             returned.set()
 
     def raise_exit(self) -> None:
-        """When the loop ends, raise the `SystemExit` with which a callback has ended it, if any."""
+        """Wait for the loop's end; if a callback has ended it by a `SystemExit`, raise that."""
         self._thread.join(CLOSE_WAIT)
         if self._exit is not None:
             raise self._exit from None
@@ -112,7 +113,7 @@ class Console(code.InteractiveConsole):
         while True:
             try:
                 with self._loop.borrow():
-                    super().runcode(code)  # which shows all that the statement raises
+                    super().runcode(code)  # shows the statement's exception itself
                 return
             except EventLoopNotRunning:
                 self._loop.raise_exit()
@@ -123,7 +124,7 @@ class Console(code.InteractiveConsole):
         try:
             return super().raw_input(prompt)
         except ValueError:
-            if sys.stdin.closed:  # by exit() in a callback
+            if sys.stdin.closed:  # exit() in a callback closes it
                 self._loop.raise_exit()
             raise
 
@@ -136,16 +137,17 @@ def _show(error: Exception) -> None:
 
 
 def _set_up_readline(names: dict[str, Any]) -> None:
-    """Give the prompt its history and completion, where the readline module is."""
+    """Give the prompt its history and completion, if there is a readline module."""
     try:
         import readline
         import rlcompleter
     except ImportError:
         return
-    # What Python calls for its own prompt: it binds the Tab key, and reads and keeps the history.
+    # Python calls this hook for its own prompt: it binds the Tab key, reads the history, and saves
+    # it at the end.
     hook = getattr(sys, "__interactivehook__", None)
     if hook is not None:
-        # Or Python 3.13 would keep the history of its own prompt, in place of readline's.
+        # Without this, Python 3.13 would save the history of its new prompt, not of readline.
         before = os.environ.get("PYTHON_BASIC_REPL")
         os.environ["PYTHON_BASIC_REPL"] = "1"
         try:

@@ -14,7 +14,7 @@ from pyasync.loop import EventCallback, Loop, get_loop
 class SignalHandler(CHandle):
     """A function that runs in the loop when a signal arrives.
 
-    Closing it lets the signal do again what it did before the loop handled it.
+    Closing it restores the signal's disposition from before the loop handled it.
     """
 
     __slots__ = ("_callback", "signo")
@@ -33,7 +33,7 @@ class SignalHandler(CHandle):
         self._callback = callback
 
     def _on_event(self, kind: int, value: int, data: int) -> None:
-        if self._slot >= 0:
+        if self._slot >= 0:  # a callback of the same batch may have closed it
             self._callback(value)
 
 
@@ -48,13 +48,13 @@ def signal_handler(
 ) -> SignalHandler:
     """Run ``callback(signo)`` in the loop each time the signal arrives.
 
-    ``signo`` is a number from Python's `signal` module. While the handler is open it takes the
-    place of what handled the signal before, also of Python's own handler: with one for SIGINT,
-    Ctrl-C raises no `KeyboardInterrupt`. A loop has one handler for a signal: a second call
-    replaces the first. Signals that arrive close together may be reported once (signal(7)).
+    ``signo`` is a number from Python's `signal` module. While the handler is open it replaces the
+    signal's earlier handler, also Python's own: with a handler for SIGINT, Ctrl-C raises no
+    `KeyboardInterrupt`. A loop has one handler for a signal: a second call replaces the first.
+    Signals that arrive close together may be reported once (signal(7)).
 
-    The handler keeps the loop running; see `Handle.unref`. Raises `ValueError` for a signal that
-    does not exist or cannot be handled, and `EventLoopNotRunning`.
+    The handler keeps the loop running; see `Handle.unref`. Raises `TypeError`, `ValueError` for a
+    signal that does not exist or cannot be handled, and `EventLoopNotRunning`.
     """
     require_callable("callback", callback)
     optional_callable("event_cb", event_cb)
@@ -65,7 +65,7 @@ def signal_handler(
     if slot < 0:
         reason = message(slot) if slot != -1 else "no such signal"
         raise ValueError(f"signal {signo} cannot be handled: {reason}")
-    free_signal_handler(signo)
+    free_signal_handler(signo)  # the first one, after the second has begun: no signal is missed
     return SignalHandler(loop, slot, signo, callback, event_cb)
 
 

@@ -1,4 +1,4 @@
-"""The callback API's streams and servers: what TCP, pipes and TLS have in common."""
+"""The callback API's streams and servers, the common part of TCP, pipes and TLS."""
 
 from __future__ import annotations
 
@@ -54,14 +54,15 @@ class Stream(CoreStream):
         """Send the data, in the order of these calls; it never blocks.
 
         ``data`` is bytes-like, or a string to be sent as UTF-8. ``start`` and ``end`` choose a
-        part of it, in bytes. What one callback writes leaves together, when it has returned;
-        ``force`` sends at once what has been written until now. ``write_cb(socket)`` is called
-        once this write, and all before it, have been handed to the kernel: never inside this call.
-        It is not called if the connection fails first. ``read_cb`` and ``event_cb``, if given,
-        replace the socket's from now on.
+        part of it, in bytes. All writes of one callback leave together, when it has returned;
+        ``force`` sends this write and all earlier ones now. ``write_cb(socket)`` is called once
+        the kernel has taken this write and all before it, never inside this call. It is not called
+        if the connection fails first. ``read_cb`` and ``event_cb``, if given, replace the socket's
+        from now on.
 
         Raises `SocketClosed`, `SocketBrokenPipe` after `shutdown`, `EventLoopNotRunning` after
-        the end of the loop, and `TypeError` for data that is not bytes-like.
+        the end of the loop, `ValueError` unless 0 <= ``start`` <= ``end``, and `TypeError` for data
+        that is not bytes-like.
         """
         loop = self._options.loop
         if self._state & CANNOT_WRITE or loop.thread != get_ident():
@@ -69,14 +70,14 @@ class Stream(CoreStream):
         if type(data) is not bytes or start or end is not None:
             data = as_buffer_slice(data, start, end)
             if len(data) <= loop.inline_limit:
-                data = bytes(data)
+                data = bytes(data)  # it waits in the queue, and a buffer may change meanwhile
         if write_cb is not None and not callable(write_cb):
             require_callable("write_cb", write_cb)
         if read_cb is not None or event_cb is not None:
             self._replace_callbacks(read_cb, event_cb)
         size = len(data)
         if size <= loop.inline_limit and not self._state & CANNOT_WRITE and not force:
-            # As `_write`, without a further call: this is the way of almost every write.
+            # The same as `_write`, without the call: almost every write comes this way.
             if write_cb is None:
                 loop.queue((WRITE, self._slot, size, data, None))
             else:
@@ -95,7 +96,8 @@ class Stream(CoreStream):
 
     def disable(self, *, read: bool = False, write: bool = False) -> None:
         if read and self._state & STREAMING:
-            self._need_extras().stream._resume = None  # from now on it is the caller's to enable
+            # The application pauses by itself now: the stream must not enable reading behind it.
+            self._need_extras().stream._resume = None
         super().disable(read=read, write=write)
 
     def _drop_input(self) -> None:
@@ -103,7 +105,7 @@ class Stream(CoreStream):
         if self._state & STREAMING:
             self._need_extras().stream._end()
 
-    # What the core reports
+    # Reports of the core
 
     def _report_opened(self) -> None:
         if self._options.connect_cb is not None:
@@ -120,10 +122,10 @@ class Stream(CoreStream):
             self._options.read_cb(self, data)
 
     def _limit(self, stream: AsyncStream) -> None:
-        """Read no more from the kernel while much waits in the stream."""
+        """Read no more from the kernel while much data waits in the stream."""
         if stream.buffered > HIGH_WATERMARK and not self._state & (CLOSED | READ_DISABLED):
             self.disable(read=True)
-            stream._resume = self._end_limit
+            stream._resume = self._end_limit  # after disable, which clears it
 
     def _end_limit(self) -> None:
         if not self._state & CLOSED:
@@ -137,7 +139,7 @@ class Stream(CoreStream):
 
     def _end_stream(self, stream: AsyncStream) -> None:
         stream._end()
-        if stream.buffered:  # such as a last line without an end
+        if stream.buffered:  # for example a last line without a newline
             try:
                 self._options.read_cb(self, stream)
             except Exception as error:
@@ -153,7 +155,7 @@ class Stream(CoreStream):
 
     @property
     def _subject(self) -> Any:
-        """What the application knows the stream as."""
+        """The object that the application gets: the AsyncStream, or the stream itself."""
         return self._need_extras().stream if self._state & STREAMING else self
 
     @property

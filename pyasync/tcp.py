@@ -32,7 +32,7 @@ class TcpSocket(Stream, Socket):
 
     @property
     def nodelay(self) -> bool:
-        """Whether small writes leave at once (TCP_NODELAY, tcp(7)): they do unless told not to."""
+        """Whether small writes leave at once (TCP_NODELAY, tcp(7)); True unless set otherwise."""
         with self._socket() as sock:
             return sock.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY) != 0
 
@@ -52,7 +52,7 @@ class TcpSocket(Stream, Socket):
             raise ValueError(f"seconds must be 32767 at most, not {seconds!r}")
         with self._socket() as sock:
             sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_KEEPALIVE, seconds is not None)
-            if seconds is not None:
+            if seconds is not None:  # rounded up, because 0 would be refused
                 sock.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_KEEPIDLE, -int(-seconds // 1))
 
 
@@ -83,25 +83,25 @@ def tcp_server(
     write_timeout: float | None = None,
     linger: float | None = 2.0,
 ) -> TcpServer:
-    """Accept TCP connections at an address, and call ``read_cb(socket, data)`` with what arrives.
+    """Accept TCP connections at an address, and call ``read_cb(socket, data)`` with their data.
 
     With ``stream``, it is ``read_cb(socket, stream)``, and the data waits in an `AsyncStream`.
 
-    ``bind_address`` is a numeric address, or a name, which is looked up at once; None is every
-    address of both families. ``port`` 0 lets the system choose: see `Server.address`. ``fd`` is a
-    descriptor that is bound already, and listens or not: it is duplicated, the caller keeps its
-    own, and the first two arguments are None and 0.
+    ``bind_address`` is a numeric address, or a name, which is looked up at once, in a call that
+    blocks; None is every address of both families. ``port`` 0 lets the system choose: see
+    `Server.address`. ``fd`` is a descriptor that is bound already, and may listen already: it is
+    duplicated, the caller keeps its own, and the first two arguments are None and 0.
 
-    ``connect_cb(socket)`` is called for each new connection. ``event_cb(exception)`` gets the
-    end of a connection (`SocketEOF`), its errors, and those of the server (`SocketAcceptError`).
-    When the peer has ended its side, the connection is closed after ``event_cb``, unless
-    ``allow_half_open`` leaves that to the application.
+    ``connect_cb(socket)`` is called for each new connection, before its first data.
+    ``event_cb(exception)`` gets the end of a connection (`SocketEOF`), its errors, and those of the
+    server (`SocketAcceptError`). When the peer has ended its side, the connection is closed after
+    ``event_cb``, unless ``allow_half_open`` leaves that to the application.
 
-    ``backlog`` is how many connections the system keeps until they are accepted (listen(2)), by
-    default as many as it allows. ``reuse_port`` lets several processes listen at one port
+    ``backlog`` is the number of connections that may wait to be accepted (listen(2)), by default
+    the most that the system allows. ``reuse_port`` lets several processes listen at one port
     (SO_REUSEPORT, socket(7)). With ``max_connections`` open, the server accepts no more until
-    some are closed. For ``pressure_cb`` see `Stream.set_watermarks`, for the timeouts
-    `Stream.set_timeouts`, for ``linger`` `Stream.close`.
+    some are closed. For ``pressure_cb`` see `Stream.set_watermarks`, for the timeouts, in seconds,
+    `Stream.set_timeouts`, for ``linger``, in seconds, `Stream.close`.
 
     Raises `SocketAddressInUse` or another `TcpServerBindError`, `ValueError` and `TypeError` for
     arguments that are wrong, and `EventLoopNotRunning`.
@@ -145,7 +145,7 @@ def make_server(
 ) -> TcpServer:
     """Return a server of the kind: see `tcp_server` for the arguments."""
     require_max_connections(max_connections)
-    options.loop.submit()  # a server that was closed just now may have held the address
+    options.loop.submit()  # the pending close of another server may free the address
     if fd is None:
         require_port(port)
         sock = bind(bind_address, port, reuse_port)
@@ -154,7 +154,7 @@ def make_server(
             raise ValueError("with fd, bind_address must be None and port 0")
         sock = adopt(fd, (sockets.AF_INET, sockets.AF_INET6))
     with sock:
-        # Connections inherit it from the listening socket: tcp(7).
+        # Accepted connections inherit it, which saves a system call for each.
         sock.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, 1)
         try:
             listen(sock, backlog)
@@ -182,20 +182,21 @@ def tcp_connect(
     pressure_cb: PressureCallback | None = None,
     linger: float | None = 2.0,
 ) -> Any:
-    """Connect to a host, and call ``read_cb(socket, data)`` with what arrives.
+    """Connect to a host, and call ``read_cb(socket, data)`` with data that arrives.
 
-    ``host`` is a numeric address or a name. Of a name every address is tried, of both families,
-    the next one 250 ms after the one before or when that has failed (Happy Eyeballs, RFC 8305).
+    ``host`` is a numeric address or a name. All addresses of a name are tried, of both families,
+    each 250 ms after the one before or when that has failed (Happy Eyeballs, RFC 8305).
 
-    ``connect_cb(socket)`` is called when the connection stands. What is written before is kept,
-    and sent then, ``data`` first, for which ``write_cb`` is. ``event_cb(exception)`` gets the end
-    of the connection (`SocketEOF`) and its errors, `SocketRefused` and `DnsError` among them, and
-    `SocketTimeout` after ``connect_timeout`` seconds; an error that names all addresses if none
-    answers. ``local_address`` is an address, or a pair of one and a port, to connect from.
+    ``connect_cb(socket)`` is called when the connection stands. Earlier writes are deferred, and
+    sent then: ``data`` first, whose callback is ``write_cb``. ``event_cb(exception)`` gets the end
+    of the connection (`SocketEOF`) and its errors, for example `SocketRefused` and `DnsError`, and
+    a `SocketTimeout` after ``connect_timeout`` seconds. If no address answers, one error names them
+    all. ``local_address`` is an address, or a pair of an address and a port, to connect from.
 
     With ``stream`` the data waits in an `AsyncStream`, which is returned in place of the socket,
-    and it is ``read_cb(socket, stream)``. Then ``drain_read_buffer=False`` reads no more from the
-    kernel while over 64 KiB wait in the stream. The other keywords are those of `tcp_server`.
+    and the callback is ``read_cb(socket, stream)``. With ``drain_read_buffer=False`` too, no more
+    is read from the kernel while over 64 KiB wait in the stream. The other keywords are those of
+    `tcp_server`.
 
     Raises `ValueError` and `TypeError` for arguments that are wrong, `OSError` if the socket
     cannot be bound to ``local_address``, and `EventLoopNotRunning`.
@@ -242,9 +243,9 @@ def init_tcp_socket(
 ) -> Any:
     """Return a `TcpSocket` that is not connected yet, for `connect_tcp_socket`.
 
-    It can be written to: the data is kept. The keywords are those of `tcp_connect`. With ``fd``,
-    the descriptor of a connected socket, the socket is connected at once: the descriptor is
-    duplicated, and the caller keeps its own.
+    It can be written to: the writes are deferred. The keywords are those of `tcp_connect`. With
+    ``fd``, the descriptor of a connected socket, the socket is connected at once: the descriptor is
+    duplicated, and the caller keeps its own. Raises `ValueError` if it is not connected.
     """
     options = StreamOptions(
         get_loop(),
@@ -298,7 +299,8 @@ def make_client(
             raise ValueError(f"descriptor {fd} is a socket that is not connected") from None
         loop = options.loop
         socket._on_slot(check(lib.pa_open(loop.c, sock.detach(), lib.PA_TCP, True)))
-        # Timers come first in an iteration: connect_cb before what is there to be read.
+        # By a timer, because connect_cb must not run inside this call, but must run before
+        # read_cb: timers come first in an iteration.
         Timer(loop, socket._begin_connected).start()
     return socket._subject
 
@@ -336,7 +338,7 @@ def connect_tcp_socket(
         optional_callable("event_cb", event_cb)
         options.event_cb = event_cb
     socket._before_connecting(host)
-    loop.submit()  # what was closed just now may free a descriptor, or the local address
+    loop.submit()  # a pending close may free a descriptor, or the local address
     if numeric_address(host) is not None:
         socket._on_slot(check(connect(loop, host, port, options.local_address)))
         connector = None

@@ -1,4 +1,4 @@
-"""Other threads: work that is done in them, and notifiers, by which they reach the loop."""
+"""Other threads: work, which runs in them, and notifiers, by which they reach the loop."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pyasync.loop import EventCallback, Loop, get_loop, logger
 
 Result = TypeVar("Result")
 
-#: At the end of a loop, wait this long for functions that run in threads, in seconds.
+#: The end of a loop waits this long for functions that run in threads, in seconds.
 CLOSE_WAIT = 1.0
 
 
 class Work(PythonHandle):
     """A function that runs in another thread. It keeps the loop running until it is over.
 
-    It is closed when its callback is called. See `unref` for a loop that may end before.
+    It is closed when its callback is called. `unref` lets the loop end before.
     """
 
     __slots__ = ("_callback", "_fn", "_future")
@@ -41,6 +41,8 @@ class Work(PythonHandle):
         self._loop = loop
         self._fn = fn
         self._callback = callback
+        # Before it is registered: if no thread can be started, nothing is left behind. The end of
+        # the function cannot be reported before, because the loop's thread is here.
         self._begin()
         super().__init__(loop, event_cb)
 
@@ -49,14 +51,14 @@ class Work(PythonHandle):
         self._future = _pool(self._loop).submit(self._fn, self._on_done)
 
     def _requeue(self) -> None:
-        if self._future.cancel():
+        if self._future.cancel():  # False: a thread has begun it
             self._begin()
 
     def close(self) -> None:
         """Forget the work: its callback is not called. Closing twice does nothing.
 
-        If no thread has begun it the function is not called either: see `cancelled`. What a
-        thread has begun it ends, and the loop does not wait for it.
+        If no thread has begun the function, it is not called either: see `cancelled`. Otherwise the
+        thread completes it, and the loop does not wait for that.
         """
         if self._slot >= 0 and self._enter():
             self._future.cancel()
@@ -77,7 +79,7 @@ class Work(PythonHandle):
         return self.running
 
     def _on_done(self) -> None:
-        """Take notice, in the other thread, that the function has returned or raised."""
+        """Tell the loop, from the other thread, that the function has returned or raised."""
         try:
             self._loop.call_threadsafe(self._finish)
         except EventLoopNotRunning:
@@ -91,7 +93,7 @@ class Work(PythonHandle):
         if error is None:
             self._call(self._callback, self._future.result())
         elif not isinstance(error, Exception):
-            raise error  # SystemExit and KeyboardInterrupt leave the loop, wherever they are from
+            raise error  # SystemExit and KeyboardInterrupt leave the loop from any thread
         elif self._event_cb is not None:
             self._loop.call_event_cb(self._event_cb, error)
         else:
@@ -102,16 +104,17 @@ class WorkerPool:
     """The threads of a loop, which are made when they are needed first."""
 
     def __init__(self) -> None:
-        self._max_workers: int | None = None  # as many as ThreadPoolExecutor thinks right
+        self._max_workers: int | None = None  # the default of ThreadPoolExecutor
         self._executor: ThreadPoolExecutor | None = None
-        #: Those that had another number of workers: they end when nothing runs in them.
+        #: Executors with another number of workers: they end when nothing runs in them.
         self._retired: list[ThreadPoolExecutor] = []
-        #: What waits for a thread, or runs in one, also when it has been closed.
+        #: Functions that wait for a thread or run in one, also of work that was closed.
         self._futures: set[Future[Any]] = set()
 
     def submit(self, fn: Callable[[], Any], on_done: Callable[[], None]) -> Future[Any]:
         """Run ``fn()`` in a thread, then ``on_done()`` there, unless the future is cancelled."""
 
+        # In the thread that has run it, or in the one that has cancelled it.
         def done(future: Future[Any]) -> None:
             self._futures.discard(future)
             if not future.cancelled():
@@ -125,7 +128,7 @@ class WorkerPool:
         return future
 
     def resize(self, max_workers: int) -> None:
-        """Use so many threads for what is submitted from now on."""
+        """Use at most ``max_workers`` threads for functions that are submitted from now on."""
         self._max_workers = max_workers
         if self._executor is not None:
             self._executor.shutdown(wait=False)
@@ -133,7 +136,7 @@ class WorkerPool:
             self._executor = None
 
     def close(self) -> None:
-        """Cancel what has not begun, wait a little for what has, and end the threads."""
+        """Cancel functions that have not begun, wait a little for the others, end the threads."""
         executors = self._retired
         if self._executor is not None:
             executors.append(self._executor)
@@ -170,15 +173,15 @@ def work(
     `Notifier.trigger` and `Loop.stats`.
 
     An exception that ``fn`` raises is given to ``event_cb`` as it is, or logged if there is none;
-    `SystemExit` and `KeyboardInterrupt` leave the loop. What the callback raises is treated as
+    `SystemExit` and `KeyboardInterrupt` leave the loop. An exception of the callback is handled as
     `start_event_loop` says.
 
     The work keeps the loop running until the callback has been called: see `Work.unref` and
-    `Work.close`. When the loop is left otherwise, work that has not begun is cancelled, and what
-    runs is waited for, a second at most; then it is left to its thread, with a `ResourceWarning`,
-    and Python waits for that thread when the program ends.
+    `Work.close`. When the loop is left otherwise, work that has not begun is cancelled, and the
+    loop waits for running work, a second at most. Then that is left to its thread, with a
+    `ResourceWarning`, and Python waits for the thread when the program ends.
 
-    Raises `EventLoopNotRunning`, and `RuntimeError` when no thread can be started.
+    Raises `TypeError`, `EventLoopNotRunning`, and `RuntimeError` when no thread can be started.
 
     >>> import pyasync
     >>> with pyasync.event_loop():
@@ -192,12 +195,12 @@ def work(
 
 
 def set_max_workers(number: int) -> None:
-    """Let the `work` of this thread's loop use at most so many threads from now on.
+    """Let the `work` of this thread's loop use at most ``number`` threads from now on.
 
-    Until this is called it is what `concurrent.futures.ThreadPoolExecutor` takes: 4 more than
-    there are processors, 32 at most. Work that waits for a thread is given to the new ones, in its
-    order; what runs ends where it is, and counts no more. Raises `ValueError` unless the number is
-    1 or more, and `EventLoopNotRunning`.
+    The default is that of `concurrent.futures.ThreadPoolExecutor`: the number of processors and 4,
+    32 at most. Work that waits for a thread is given to the new ones, in its order; running work
+    ends in its old thread, which counts no more. Raises `TypeError`, `ValueError` unless the number
+    is 1 or more, and `EventLoopNotRunning`.
     """
     if not isinstance(number, int):
         raise TypeError(f"number must be an integer, not {type(number).__name__}")
@@ -212,8 +215,8 @@ def set_max_workers(number: int) -> None:
 class Notifier(PythonHandle):
     """A function that runs in the loop after `trigger`, which any thread may call.
 
-    It keeps the loop running, also asleep, until it is freed; see `unref`. `trigger` is for any
-    thread, all else for the loop's.
+    It keeps the loop running, also while that sleeps, until it is freed; see `unref`. `trigger` is
+    for any thread, all other methods for the loop's.
     """
 
     __slots__ = ("_callback", "_single_shot", "_triggered")
@@ -236,9 +239,9 @@ class Notifier(PythonHandle):
     def trigger(self) -> None:
         """Let the callback run in the loop, in its next iteration; from any thread.
 
-        After each call the callback runs, and sees what the thread has done before; calls that
-        come before it runs share that one run (as with libuv's ``uv_async_send``). May also be
-        called by a signal handler of Python's, and by the callback itself: then it runs again.
+        After each call the callback runs, and sees all that the thread has done before the call.
+        Calls that come before it runs share one run (as with libuv's ``uv_async_send``). May also
+        be called by a signal handler of Python's, and by the callback itself: then it runs again.
 
         Raises `NotifierFreed` when the notifier has been freed or its loop has ended. A notifier
         that is freed between this call and the callback is not called.
@@ -252,7 +255,10 @@ class Notifier(PythonHandle):
             self._loop.call_threadsafe(self._run)
         except EventLoopNotRunning as error:
             raise NotifierFreed(str(error)) from None
-        except BaseException:  # of a signal's handler: another thread may count on this call
+        except BaseException:
+            # A signal handler's exception came after _triggered was set, maybe before the call was
+            # queued. Another thread has seen _triggered, and counts on the call: queue it again,
+            # as a second one does nothing.
             with contextlib.suppress(EventLoopNotRunning):
                 self._loop.call_threadsafe(self._run)
             raise
@@ -267,9 +273,9 @@ class Notifier(PythonHandle):
         return self.closed
 
     def _run(self) -> None:
-        # Two threads may both have found that it was not triggered.
+        # Two threads may both have found _triggered unset, and have queued a call each.
         if self._slot >= 0 and self._triggered:
-            self._triggered = False  # first: what is triggered from here on is another call
+            self._triggered = False  # before the callback: a trigger from here on is another run
             if self._single_shot:
                 self.close()
             self._call(self._callback)
@@ -284,8 +290,8 @@ def make_notifier(
     """Return a `Notifier`, whose callback runs in the loop after `Notifier.trigger`.
 
     With ``single_shot`` it is freed when its callback is called, once; a later trigger raises
-    `NotifierFreed`. What the callback raises goes to ``event_cb``, as `start_event_loop` says.
-    Raises `EventLoopNotRunning`.
+    `NotifierFreed`. An exception of the callback is handled as `start_event_loop` says. Raises
+    `TypeError` and `EventLoopNotRunning`.
 
     >>> import pyasync, threading
     >>> with pyasync.event_loop():

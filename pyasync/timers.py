@@ -1,7 +1,7 @@
 """Timers: a delay, an interval, and the event that both are made of.
 
-A pending event is an entry in a list, see `pyasync.deadlines`; there is no libuv handle for each.
-Times are rounded up to libuv's milliseconds, so that none fires early.
+A pending event is an entry in a list, and no libuv handle: see `pyasync._core.deadlines`. Times are
+rounded up to libuv's milliseconds, because no event may fire early.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Event:
     Events due at the same time run in the order in which they were armed; none runs early.
     """
 
-    # Four fields, because programs hold very many of these: see Armable. _options is a pair of
-    # event_cb and whether the event is referenced, where these are not None and True.
+    # Only four fields, because programs hold very many of these: see Armable. _options is
+    # (event_cb, referenced), or None in place of (None, True), which almost all events have.
     __slots__ = ("_bucket", "_callback", "_loop", "_options")
 
     def __init__(
@@ -49,7 +49,7 @@ class Event:
         """Arm the event to run its callback after ``timeout`` seconds; None: as soon as possible.
 
         An event that is armed already is armed anew. Raises `EventFreed`, `EventLoopNotRunning`
-        when its loop has ended, and `ValueError` for a time that is negative or no number.
+        when its loop has ended, and `ValueError` for a time that is negative or NaN.
         """
         self._loop.check_thread()
         if self._callback is None:
@@ -93,7 +93,7 @@ class Event:
         return max(0.0, due / 1000 - monotonic())
 
     def ref(self) -> None:
-        """Let the loop run on while the event is armed: how every event begins."""
+        """Let the event keep the loop running while it is armed, as it does from the start."""
         self._reference(True)
 
     def unref(self) -> None:
@@ -136,8 +136,8 @@ class Interval:
         self._due = monotonic() + time
 
     def _run(self) -> None:
-        # Armed first: the callback may close the interval, or raise. Multiples of the time are
-        # counted from the start, so that nothing drifts; those that have passed are skipped.
+        # Armed before the callback, because that may raise, or close the interval. Due times are
+        # multiples from the start, so that nothing drifts; multiples that have passed are skipped.
         late = monotonic() - self._due
         self._due += self._time * (1 + max(0, late // self._time))
         self._event.add(max(0.0, self._due - monotonic()))
@@ -157,7 +157,7 @@ class Interval:
         return self._event.closed
 
     def ref(self) -> None:
-        """Let the loop run on while the interval is open: how every interval begins."""
+        """Let the interval keep the loop running while it is open, as it does from the start."""
         self._event.ref()
 
     def unref(self) -> None:
@@ -175,8 +175,8 @@ def delay(
 ) -> Event:
     """Run ``callback()`` once, ``time`` seconds from now; None: as soon as possible.
 
-    What the callback raises goes to ``event_cb``, as `start_event_loop` says. Raises `ValueError`
-    for a time that is negative or no number, and `EventLoopNotRunning`.
+    An exception of the callback is handled as `start_event_loop` says. Raises `TypeError`,
+    `ValueError` for a time that is negative or NaN, and `EventLoopNotRunning`.
 
     >>> import pyasync
     >>> with pyasync.event_loop():
@@ -185,7 +185,7 @@ def delay(
     first
     second
     """
-    # As get_loop() and due_in(time), without their calls: programs make very many delays.
+    # The same as get_loop() and due_in(time), without the calls: programs make very many delays.
     loop = current.loop or get_loop()
     event = Event(loop, callback, event_cb)
     if time is None:
@@ -215,8 +215,8 @@ def interval(callback: Callback, *, time: float, event_cb: EventCallback | None 
     """Run ``callback()`` every ``time`` seconds, until the returned `Interval` is closed.
 
     The times are multiples of ``time`` from now: nothing drifts. When the loop falls behind, it
-    runs the callback once, late, and skips what else it has missed. Raises `ValueError` unless
-    ``time`` is a microsecond or more, and `EventLoopNotRunning`.
+    runs the callback once, late, and skips the other times that it has missed. Raises `TypeError`,
+    `ValueError` unless ``time`` is a microsecond or more, and `EventLoopNotRunning`.
 
     >>> import pyasync
     >>> with pyasync.event_loop():

@@ -36,7 +36,7 @@ from pyasync.tcp import (
 
 
 class SslSocket(TlsStream, TcpSocket):
-    """A TLS connection over TCP. It has what a `TcpSocket` has; its data is what TLS carries."""
+    """A TLS connection over TCP: a `TcpSocket` whose data is encrypted on the way."""
 
     __slots__ = ()
 
@@ -52,7 +52,7 @@ class SslServer(TcpServer):
         socket = self._make_connection(slot, address)
         self._loop.register(slot, socket)
         socket._begin()
-        try:
+        try:  # options that do not fit together raise here, and must not end the server
             socket._before_connecting(None)
         except (OSError, ValueError) as error:
             socket._fail_with(tls_error(error))
@@ -91,19 +91,20 @@ def tcp_ssl_server(
     write_timeout: float | None = None,
     linger: float | None = 2.0,
 ) -> TcpServer:
-    """Accept TLS connections at an address, and call ``read_cb(socket, data)`` with what arrives.
+    """Accept TLS connections at an address, and call ``read_cb(socket, data)`` with their data.
 
-    ``ssl_context`` is a server's context with its certificate: client certificates, ALPN, ciphers
-    and versions are its affair. In its place, ``certificate``, ``key`` and ``password`` are what
-    `ssl.SSLContext.load_cert_chain` takes, for a context of `ssl.create_default_context`.
+    ``ssl_context`` is a server's context with its certificate: it also says all about client
+    certificates, ALPN, ciphers and versions. In its place, ``certificate``, ``key`` and
+    ``password`` are the arguments of `ssl.SSLContext.load_cert_chain`, for a context of
+    `ssl.create_default_context`.
 
-    ``connect_cb(socket)`` is called when the handshake is over, with an `SslSocket`. A client for
-    which it is not over after ``handshake_timeout`` seconds, or with which it fails, is closed, and
-    ``event_cb`` gets a `TcpSslError`; the server goes on. For ``shutdown_timeout`` see
+    ``connect_cb(socket)`` is called when the handshake is over, with an `SslSocket`. A connection
+    whose handshake fails, or is not over after ``handshake_timeout`` seconds, is closed, and
+    ``event_cb`` gets a `TcpSslError`; the server goes on. For ``shutdown_timeout``, in seconds, see
     `SslSocket.shutdown`. The other arguments are those of `tcp_server`.
 
-    Raises what `tcp_server` raises, `OSError` for files that cannot be read, and `ssl.SSLError`
-    for what is wrong with them or with the context.
+    Raises the errors of `tcp_server`, `OSError` for files that cannot be read, and `ssl.SSLError`
+    for a wrong certificate, key, password or context.
     """
     if ssl_context is None:
         if certificate is None:
@@ -128,7 +129,7 @@ def tcp_ssl_server(
         write_timeout=write_timeout,
     )
     options.tls = _tls_options(ssl_context, True, None, None, handshake_timeout, shutdown_timeout)
-    TlsState(options.tls)  # what is wrong with the context shows now
+    TlsState(options.tls)  # a wrong context raises now, and not for each connection
     return make_server(
         SslServer, options, bind_address, port, fd, backlog, reuse_port, max_connections
     )
@@ -158,7 +159,7 @@ def tcp_ssl_connect(
     pressure_cb: PressureCallback | None = None,
     linger: float | None = 2.0,
 ) -> Any:
-    """Connect to a host by TLS, and call ``read_cb(socket, data)`` with what arrives.
+    """Connect to a host by TLS, and call ``read_cb(socket, data)`` with data that arrives.
 
     Without an ``ssl_context`` it is `ssl.create_default_context`'s, made once: the server's
     certificate must be signed by an authority that the system trusts, and name the host. The name
@@ -166,14 +167,14 @@ def tcp_ssl_connect(
     by default ``host``. ``session`` is the `SslSocket.session` of an earlier connection with the
     same context, to be resumed if the server still knows it.
 
-    ``connect_cb(socket)`` is called when the handshake is over. ``connect_timeout`` limits what
-    comes before it, ``handshake_timeout`` the handshake itself. ``event_cb`` gets a `TcpSslError`
-    if it takes longer or fails, if what arrives is wrong, or if the peer ends the connection
-    without a close_notify: what was read may then have been cut off. For ``shutdown_timeout``
-    see `SslSocket.shutdown`. The other arguments are those of `tcp_connect`.
+    ``connect_cb(socket)`` is called when the handshake is over. ``connect_timeout`` limits the time
+    until TCP is connected, ``handshake_timeout`` the handshake, both in seconds. ``event_cb`` gets
+    a `TcpSslError` if the handshake fails or takes longer, if a record is wrong, or if the peer
+    ends the connection without a close_notify: then the data may have been cut off. For
+    ``shutdown_timeout`` see `SslSocket.shutdown`. The other arguments are those of `tcp_connect`.
 
-    Returns an `SslSocket`, or its `AsyncStream` with ``stream``. Raises what `tcp_connect`
-    raises, and `ValueError` for a name or session that does not go with the context.
+    Returns an `SslSocket`, or its `AsyncStream` with ``stream``. Raises the errors of
+    `tcp_connect`, and `ValueError` for a name or session that does not go with the context.
     """
     require_port(port)
     socket = init_tcp_ssl_socket(
@@ -226,7 +227,7 @@ def init_tcp_ssl_socket(
 ) -> Any:
     """Return an `SslSocket`, a client's, that is not connected yet, for `connect_tcp_socket`.
 
-    It can be written to: the data is kept. The keywords are those of `tcp_ssl_connect`. With
+    It can be written to: the writes are deferred. The keywords are those of `tcp_ssl_connect`. With
     ``fd``, the descriptor of a connected socket, the handshake begins at once: the descriptor is
     duplicated, and the caller keeps its own.
     """
@@ -274,21 +275,22 @@ def start_tls(
 ) -> Any:
     """Go on with TLS on a connected `TcpSocket`, or its `AsyncStream`; return it.
 
-    The socket becomes an `SslSocket`, the same object, with its data and time limits. What has
-    been written before is sent as it is; what is written from now on is encrypted. What has been
-    read and not been delivered, in the `AsyncStream` or kept back by `disable`, belongs to TLS.
-    So does ``received``: what came in the same piece as the message that agrees on TLS, behind
-    it, which the application hands over here. It is taken for a part of the handshake, so that
-    nobody can slip in plain text to be taken for encrypted (CVE-2011-0411).
+    The socket becomes an `SslSocket`, the same object, with its data and time limits. Earlier
+    writes are sent as plain text, later ones are encrypted. Unread input, in the `AsyncStream` or
+    paused by `disable`, belongs to TLS. So does ``received``: bytes that came in one piece with the
+    message that agrees on TLS, behind it, which the application hands over here. They are taken
+    for a part of the handshake, so that nobody can slip in plain text that would pass for encrypted
+    data (CVE-2011-0411).
 
-    With ``server_side`` it is the server's side, and ``ssl_context`` must have a certificate. Else
-    the context and the ``server_hostname`` are as of `tcp_ssl_connect`, the host being that of
-    `tcp_connect`. ``connect_cb(socket)`` is called when the handshake is over; ``read_cb`` and
-    ``event_cb``, if given, replace the socket's at once. ``socket.disable(read=True)`` counts
-    from the end of the handshake.
+    With ``server_side`` it is the server's side, and ``ssl_context`` must have a certificate.
+    Otherwise the context and the ``server_hostname`` are as of `tcp_ssl_connect`; the default is
+    the host of `tcp_connect`. ``connect_cb(socket)`` is called when the handshake is over;
+    ``read_cb`` and ``event_cb``, if given, replace the socket's at once.
+    ``socket.disable(read=True)`` takes effect at the end of the handshake.
 
-    Raises `SocketClosed`, `ValueError` for a socket that is not connected, or ended, or that
-    speaks TLS already, and what `tcp_ssl_connect` raises.
+    Raises `SocketClosed`, `ValueError` for a socket that is not connected, that the peer has ended,
+    or that speaks TLS already, `SocketBrokenPipe` after `shutdown`, and the errors of
+    `tcp_ssl_connect`.
     """
     subject = socket
     if isinstance(socket, AsyncStream):
@@ -316,7 +318,7 @@ def start_tls(
     with memoryview(received) as view:
         belongs_to_tls = [bytes(view)]
 
-    # Nothing raises from here on.
+    # Nothing raises from here on: a socket that is neither plain nor TLS would be of no use.
     options = socket._options = socket._options.copy()
     options.tls = tls_options
     options.read_cb = read_cb or options.read_cb
@@ -330,7 +332,7 @@ def start_tls(
 
 @cache
 def _default_context() -> ssl.SSLContext:
-    return ssl.create_default_context()  # which reads some hundred certificates
+    return ssl.create_default_context()  # cached, because it reads some hundred certificates
 
 
 def _tls_options(
@@ -346,7 +348,7 @@ def _tls_options(
     if not isinstance(context, ssl.SSLContext):
         raise TypeError(f"ssl_context must be an ssl.SSLContext, not {type(context).__name__}")
     wrong = ssl.PROTOCOL_TLS_CLIENT if server_side else ssl.PROTOCOL_TLS_SERVER
-    if context.protocol == wrong:  # not every Python says so
+    if context.protocol == wrong:  # not every version of Python checks it
         raise ValueError(f"ssl_context is for the other side: {context.protocol!r}")
     if server_hostname is not None and not isinstance(server_hostname, str):
         raise TypeError(f"server_hostname must be a string, not {type(server_hostname).__name__}")

@@ -37,21 +37,21 @@ def udp_socket(
 ) -> UdpSocket:
     """Open a UDP socket, and call ``read_cb(socket, data, address)`` with each datagram.
 
-    ``data`` is `bytes`; ``address`` is that of its sender as the `socket` module has it, ``(host,
-    port)``, of IPv6 ``(host, port, flowinfo, scope_id)``. `UdpSocket.send` takes it. Without
-    ``read_cb`` what arrives is dropped.
+    ``data`` is `bytes`; ``address`` is the sender's in the form of the `socket` module, ``(host,
+    port)``, or of IPv6 ``(host, port, flowinfo, scope_id)``. `UdpSocket.send` takes it. Without a
+    ``read_cb`` datagrams that arrive are dropped.
 
-    ``bind_address`` is a numeric address, or a name, which is looked up at once; None is every
-    address of both families, where the system has both: then the socket is one of IPv6, which
-    knows a sender over IPv4 as ``::ffff:192.0.2.1``. ``port`` 0 lets the system choose: see
-    `UdpSocket.address`. ``reuse_port`` lets several sockets share the port (SO_REUSEPORT,
-    socket(7)): datagrams are spread over them, and those to a multicast group go to all.
-    ``broadcast`` lets the socket send broadcasts (SO_BROADCAST).
+    ``bind_address`` is a numeric address, or a name, which is looked up at once, in a call that
+    blocks; None is every address of both families, where the system has both. Then the socket is
+    one of IPv6, which names a sender over IPv4 ``::ffff:192.0.2.1``. ``port`` 0 lets the system
+    choose: see `UdpSocket.address`. ``reuse_port`` lets several sockets share the port
+    (SO_REUSEPORT, socket(7)): datagrams are spread over them, and those to a multicast group go to
+    all. ``broadcast`` lets the socket send broadcasts (SO_BROADCAST).
 
     ``event_cb(exception)`` gets errors, none of which closes the socket: a `SocketError` for a
     datagram that could not be sent; `SocketRefused` if the peer of a connected socket says that
-    nobody listens; and a `SocketError` with EMSGSIZE in place of a datagram that was cut off,
-    which a datagram of UDP is too short for as long as the system keeps to its limits.
+    nobody listens; and a `SocketError` with EMSGSIZE in place of a datagram that was cut off. The
+    buffer is larger than any datagram of UDP, so the last should not happen.
 
     Raises `SocketAddressInUse` or another `TcpServerBindError`, `ValueError` and `TypeError` for
     arguments that are wrong, and `EventLoopNotRunning`.
@@ -73,7 +73,7 @@ def udp_socket(
     optional_callable("read_cb", read_cb)
     optional_callable("event_cb", event_cb)
     require_port(port)
-    loop.submit()  # a socket that was closed just now may have held the address
+    loop.submit()  # the pending close of another socket may free the address
     sock = bind(bind_address, port, reuse_port, sockets.SOCK_DGRAM)
     with sock:
         sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_BROADCAST, broadcast)

@@ -1,4 +1,4 @@
-"""Pollers and idlers: callbacks for descriptors of others, and for each iteration."""
+"""Pollers and idlers: callbacks for the application's descriptors, and for each iteration."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ DISCONNECT: int = lib.UV_DISCONNECT
 class Poller(CHandle):
     """A function that runs when a descriptor can be read or written, until the poller is closed.
 
-    The poller has a duplicate of the descriptor: the open file, or the connection, stays open
-    until the poller is closed too.
+    The poller has a duplicate of the descriptor, because libuv aborts when a descriptor is closed
+    while it polls it. So the open file, or the connection, stays open until the poller is closed
+    too.
     """
 
     __slots__ = ("_callback", "_disconnected", "_events")
@@ -40,7 +41,7 @@ class Poller(CHandle):
         self._disconnected = False
 
     def modify(self, *, readable: bool | None = None, writable: bool | None = None) -> None:
-        """Change what is waited for; None leaves it as it is.
+        """Change the events to wait for; None leaves one as it is.
 
         A poller that waits for neither is open, but does not keep the loop running. Raises
         `HandleClosed`.
@@ -57,9 +58,9 @@ class Poller(CHandle):
     def disconnected(self) -> bool:
         """Whether the peer has hung up, as far as the callback knows.
 
-        It is noticed while the poller waits to read, when all that came before it has been read
-        or, of a socket, at once. Then the descriptor stays readable: a read gives the rest, and
-        the end or the error.
+        A hang-up is noticed while the poller waits to read: of a socket at once, of others when all
+        data before it has been read. Then the descriptor stays readable: a read gives the rest, and
+        then the end or the error.
         """
         return self._disconnected
 
@@ -87,14 +88,15 @@ def poll(
 
     ``fd`` is a number, or an object that has a ``fileno()``, such as a socket; it may be anything
     that epoll(7) takes: sockets, pipes, terminals, eventfd, pidfd and others. ``readable`` and
-    ``writable`` say what is waited for; `Poller.modify` changes it. The callback runs each time
-    the loop polls and finds the descriptor ready, so until it has read what is there, or waits
-    for less: most descriptors are writable most of the time. It should not count on more than one
-    read or write, which may block if the descriptor is not non-blocking; that is left as it was.
+    ``writable`` are the events to wait for; `Poller.modify` changes them. The callback runs each
+    time that the loop polls and finds the descriptor ready: again and again, until all input is
+    read or the poller waits for less. Most descriptors are writable most of the time. The callback
+    should make one read or write only, because a second may block, unless the descriptor is
+    non-blocking; its mode is left as it was.
 
     An end of file, a hang-up (see `Poller.disconnected`) and an error of the descriptor are
-    reported as readable, or as writable where only that is waited for: the next read or write
-    tells what it was.
+    reported as readable, or as writable if the poller waits for that only: the next read or write
+    tells which it was.
 
     The poller has a duplicate of the descriptor. So two pollers of one descriptor are independent
     of each other, and the descriptor may be closed before the poller. The open file then stays
@@ -165,13 +167,13 @@ class Idler(CHandle):
 def idle(callback: Callable[[], object], *, event_cb: EventCallback | None = None) -> Idler:
     """Run ``callback()`` once in each iteration of the loop, until the returned `Idler` is closed.
 
-    It does not wait for idleness (libuv's ``uv_idle_t`` has its name from what it does to the
-    poll): it runs also when there is other work, which it never keeps waiting. But while there is
-    an idler the loop does not sleep, and takes all of a processor: see `delay` and `call_soon` for
-    what must run once.
+    It does not wait for idleness, in spite of its name, which is libuv's (``uv_idle_t``): it runs
+    also when there is other work, which it never keeps waiting. While there is an idler the loop
+    does not sleep, and takes all of a processor: for a function that must run once see `delay` and
+    `call_soon`.
 
-    The idler keeps the loop running; see `Handle.unref`. What the callback raises goes to
-    ``event_cb``, as `start_event_loop` says. Raises `EventLoopNotRunning`.
+    The idler keeps the loop running; see `Handle.unref`. An exception of the callback is handled as
+    `start_event_loop` says. Raises `TypeError` and `EventLoopNotRunning`.
 
     >>> import pyasync
     >>> with pyasync.event_loop():
