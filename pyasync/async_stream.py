@@ -280,6 +280,7 @@ class AsyncStream(io.BufferedIOBase):
         """Remove and return the next ``count`` bytes; the caller knows that as many wait."""
         data, chunks = self._next(count), self._chunks
         self._position += count
+        # Only whole chunks are removed: to cut the first one would copy its rest at each read.
         while chunks and self._head + len(chunks[0]) <= self._position:
             self._head += len(chunks.popleft())
         if self._fed - self._position <= LOW_WATERMARK:
@@ -305,6 +306,8 @@ class AsyncStream(io.BufferedIOBase):
 
     def _find_last_newline(self) -> bool:
         """Search the data since the last search; return whether a whole line waits."""
+        # Backwards, and no further than the last search has come: that part has no newline that
+        # was not found.
         searched, self._searched = max(self._searched, self._position), self._fed
         end = self._fed
         for chunk in reversed(self._chunks):

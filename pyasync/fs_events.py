@@ -107,6 +107,7 @@ def fs_watch(
     loop = get_loop()
     encoded, given = c_string("path", path), os.fspath(path)
     if encoded:  # "" is an error, not the working directory
+        # Absolute, because C looks the path up again later, in another working directory maybe.
         try:
             encoded = os.path.join(os.getcwdb(), encoded)
         except OSError as error:

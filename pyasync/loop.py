@@ -132,7 +132,8 @@ class Loop(Engine):
         try:
             event_cb(info)
         except Exception as error:
-            if self._catch_app_errors is True:  # not given to an event_cb again: no end is in sight
+            # Not given to an event_cb: it would be called for its own exception, without end.
+            if self._catch_app_errors is True:
                 logger.exception("exception in an event_cb, which was told %r", info)
             else:
                 self.on_error(error, None)

@@ -121,7 +121,7 @@ def pipe_server(
         read_timeout=read_timeout,
         write_timeout=write_timeout,
     )
-    loop.submit()
+    loop.submit()  # the pending close of another server may free the name
     if fd is None:
         if name is None:
             raise TypeError("a name is needed, or a descriptor")
@@ -156,6 +156,7 @@ def _bind(path: str | bytes) -> sockets.socket:
         try:
             sock.bind(path)
         except OSError as error:
+            # A socket's file outlives its server (unix(7)): only a connect tells.
             if error.errno != errno.EADDRINUSE or not _is_stale(path):
                 raise
             os.unlink(path)
@@ -171,7 +172,7 @@ def _is_stale(path: str | bytes) -> bool:
     if path[:1] in ("\0", b"\0") or not stat.S_ISSOCK(os.stat(path).st_mode):
         return False
     with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
-        probe.setblocking(False)
+        probe.setblocking(False)  # a full backlog is EAGAIN: somebody listens
         return probe.connect_ex(path) == errno.ECONNREFUSED
 
 

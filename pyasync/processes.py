@@ -238,6 +238,7 @@ def spawn(
         _require_stdio("output", output),
         _require_stdio("error_output", error_output),
     ]
+    # Before the child is started: a wrong argument must not leave one behind.
     options = [
         _pipe_options(loop, stdio, event_cb) if isinstance(stdio, StdioPipe) else None
         for stdio in wanted

@@ -67,7 +67,7 @@ class LoopThread:
 
         try:
             loop.call_threadsafe(lend)
-            while not lent.wait(0.1):
+            while not lent.wait(0.1):  # the loop may end with the call still queued
                 if not self._thread.is_alive():
                     raise EventLoopNotRunning("the event loop has ended")
             owner = loop.thread

@@ -293,7 +293,7 @@ def make_client(
         socket._before_connecting(None)
         sock = adopt(fd, (sockets.AF_INET, sockets.AF_INET6))
         try:
-            sock.getpeername()
+            sock.getpeername()  # ENOTCONN
         except OSError:
             sock.close()
             raise ValueError(f"descriptor {fd} is a socket that is not connected") from None
@@ -321,7 +321,7 @@ def connect_tcp_socket(
     """Connect a socket of `init_tcp_socket`, as `tcp_connect` does; return it.
 
     ``event_cb``, if given, replaces the socket's. Raises `ValueError` if the socket has been
-    connected before, and what `tcp_connect` raises.
+    connected before, and the errors of `tcp_connect`.
     """
     subject = socket
     if isinstance(socket, AsyncStream):
@@ -337,14 +337,14 @@ def connect_tcp_socket(
     if event_cb is not None:
         optional_callable("event_cb", event_cb)
         options.event_cb = event_cb
-    socket._before_connecting(host)
+    socket._before_connecting(host)  # before anything is opened: TLS may refuse its options
     loop.submit()  # a pending close may free a descriptor, or the local address
     if numeric_address(host) is not None:
         socket._on_slot(check(connect(loop, host, port, options.local_address)))
         connector = None
     else:
         connector = Connector(socket, host, port, options.local_address)
-    options.remote = (host, port)
+    options.remote = (host, port)  # last: after an error the call may be made again
     if connector is not None or options.connect_timeout is not None:
         socket._connect_to(connector, options.connect_timeout)
     return subject

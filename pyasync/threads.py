@@ -87,7 +87,7 @@ class Work(PythonHandle):
 
     def _finish(self) -> None:
         if self._slot < 0:
-            return
+            return  # closed after the thread had queued this call
         super().close()
         error = self._future.exception()
         if error is None:
@@ -114,7 +114,7 @@ class WorkerPool:
     def submit(self, fn: Callable[[], Any], on_done: Callable[[], None]) -> Future[Any]:
         """Run ``fn()`` in a thread, then ``on_done()`` there, unless the future is cancelled."""
 
-        # In the thread that has run it, or in the one that has cancelled it.
+        # Runs in the worker's thread, in the one that cancels, or in this one if fn is over already.
         def done(future: Future[Any]) -> None:
             self._futures.discard(future)
             if not future.cancelled():
@@ -131,7 +131,7 @@ class WorkerPool:
         """Use at most ``max_workers`` threads for functions that are submitted from now on."""
         self._max_workers = max_workers
         if self._executor is not None:
-            self._executor.shutdown(wait=False)
+            self._executor.shutdown(wait=False)  # its threads complete what they have begun
             self._retired.append(self._executor)
             self._executor = None
 

@@ -66,7 +66,7 @@ class Event:
     def free(self) -> None:
         """Disarm the event for good. Freeing twice does nothing."""
         loop = self._loop
-        if loop.thread is not None:
+        if loop.thread is not None:  # after the loop's end any thread may free it
             loop.check_thread()
             loop.deadlines.disarm(self)
         self._callback = None

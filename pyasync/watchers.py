@@ -70,8 +70,8 @@ class Poller(CHandle):
             return
         if value & DISCONNECT:
             self._disconnected = True
-            value |= READABLE
-        value &= self._events
+            value |= READABLE  # a read tells the end or the error
+        value &= self._events  # the record may be older than a call of modify
         if value:
             self._callback(bool(value & READABLE), bool(value & WRITABLE))
 

@@ -232,6 +232,7 @@ class Connector:
             self._try_next()
             return
         self.close()
+        # Here the slot gets another object: its records go to the socket from now on.
         self.socket._on_slot(attempt.slot)
         self.socket._begin_connected()
 
@@ -249,7 +250,7 @@ class Attempt:
         connector.loop.register(slot, self)
 
     def close(self) -> None:
-        self.connector.loop.queue((lib.PA_CLOSE, self.slot, 1, b"", None))
+        self.connector.loop.queue((lib.PA_CLOSE, self.slot, 1, b"", None))  # 1: nothing to flush
 
     def _on_event(self, kind: int, value: int, data: int) -> None:
         if kind == lib.PA_CONNECTED:

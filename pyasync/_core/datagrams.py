@@ -135,7 +135,7 @@ class DatagramSocket(SocketHandle, CHandle):
         if target is None:
             target = self._target(address)
         if type(data) is not bytes:
-            data = bytes(as_buffer_slice(data))
+            data = bytes(as_buffer_slice(data))  # to be joined with the header
         if len(data) > MAX_SIZE[V4]:
             self._check_size(len(data), target)
         if write_cb is not None:
@@ -374,7 +374,7 @@ class DatagramSocket(SocketHandle, CHandle):
     def _on_read(self, arena: Any, start: int, end: int) -> None:
         """Take a header, the sender's address, and the datagram behind it."""
         read_cb = self._read_cb
-        if read_cb is None or self._slot < 0:
+        if read_cb is None or self._slot < 0:  # closed by a callback of the same batch
             return
         data = start + self._header_size
         header = arena[start:data]

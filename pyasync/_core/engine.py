@@ -271,6 +271,7 @@ class Engine:
         self._wakeup.close(self)  # before the memory that a wake-up uses is freed
         self.thread = None
         self.stopping = True
+        # Copies, because a signal handler or a __del__ may change them in the middle.
         for handle in [*self.objects, *(h for kind in self.python_handles.values() for h in kind)]:
             if handle is not None:
                 handle._on_loop_end()

@@ -109,4 +109,5 @@ class Listener(CHandle, DescriptorHandle):
         """Report that no connection can be accepted for now: for an API to override."""
 
     def _accept_again(self) -> None:
+        # 0 more connections: C polls again, and its limit is as before.
         self._loop.queue((lib.PA_ACCEPT, self._slot, 0, b"", None))

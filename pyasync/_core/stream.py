@@ -257,8 +257,8 @@ class Stream(DescriptorHandle):
             extras.blocked_callbacks.clear()
             extras.drop_deferred()
         if extras.connector is not None and extras.deferred:
-            self._on_lingering()  # connect, send, then close
-        elif self._slot < 0:
+            self._on_lingering()  # connect, send, then close: within the limit of a close
+        elif self._slot < 0:  # nothing to send, or nowhere to send it
             if extras.connector is not None:
                 extras.connector.close()
             extras.drop_deferred()
@@ -279,9 +279,9 @@ class Stream(DescriptorHandle):
         if self._state & SHUT:
             return
         if self._state & WRITE_DISABLED and self._slot >= 0:
-            self._flush_deferred()
+            self._flush_deferred()  # nothing can be written behind a shutdown
         self._state |= SHUT
-        if self._slot >= 0:
+        if self._slot >= 0:  # otherwise _catch_up does it
             self._loop.queue((lib.PA_SHUTDOWN, self._slot, 0, b"", None))
         if self._state & ENDED:
             self.close()
@@ -335,6 +335,7 @@ class Stream(DescriptorHandle):
 
     def _defer_write(self, data: Any, write_cb: WriteCallback | None, force: bool) -> None:
         extras = self._need_extras()
+        # A copy, because the application may change its buffer before it is sent.
         extras.deferred.append((bytes(data), write_cb))
         extras.deferred_size += len(data)
         self._check_pressure()
@@ -356,6 +357,7 @@ class Stream(DescriptorHandle):
 
     def _deliver_paused_input(self) -> None:
         items = self._need_extras().paused_input
+        # Checked for each, because a callback may close the stream, or disable reading again.
         while items and not self._state & (CLOSED | READ_DISABLED) and not self._loop.stopping:
             item = items.popleft()
             try:
@@ -365,7 +367,7 @@ class Stream(DescriptorHandle):
                     self._on_end(*item)
             except Exception as error:
                 self._loop.on_error(error, self)
-        if not items:
+        if not items:  # only now may new data pass: before, it queues behind the paused input
             self._state &= ~PAUSED_INPUT
 
     # Timeouts
@@ -444,7 +446,7 @@ class Stream(DescriptorHandle):
         self._state |= ENDED
         self._stop_read_timeout()
         self._report_end()
-        if self._loop.stopping:
+        if self._loop.stopping:  # the callback has left the loop, which closes everything
             return
         if not self._options.allow_half_open or self._state & SHUT:
             self.close()
@@ -469,7 +471,7 @@ class Stream(DescriptorHandle):
         if self._options.write_timeout is not None and not self._state & CLOSED:
             extras = self._need_extras()
             if extras.write_timeout is not None:
-                extras.write_timeout.size += size
+                extras.write_timeout.size += size  # or it would hide that the peer takes data
             else:
                 self._start_write_timeout()
         self._check_pressure()
@@ -481,13 +483,13 @@ class Stream(DescriptorHandle):
         try:
             if has_callback and not self._state & FAILED:
                 call_blocked_callback(self, self._need_extras().blocked_callbacks)
-        finally:
+        finally:  # also after an exception of write_cb: no other record may follow
             self._check_pressure()
 
     def _on_lingering(self) -> None:
         """Limit a close that cannot end at once, because it flushes or waits for the peer's end."""
         extras, seconds = self._need_extras(), self._options.linger
-        if seconds is not None and extras.linger is None:
+        if seconds is not None and extras.linger is None:  # it may have begun while connecting
             extras.linger = Linger(self, seconds)
 
     def _on_connected(self, status: int) -> None:
@@ -499,7 +501,7 @@ class Stream(DescriptorHandle):
             if self._extras.linger is not None:
                 self._extras.linger.stop()
                 self._extras.linger = None
-        if self._state & LIMITED:
+        if self._state & LIMITED:  # only now, as the descriptor counts until it is closed
             self._options.server._connection_closed()
         self._report_closed()
 

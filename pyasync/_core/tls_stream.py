@@ -61,7 +61,7 @@ BARRIER: tuple[Any, None] = (None, None)
 
 
 class TlsStream(Socket):
-    """A stream over TLS: its data is what TLS carries."""
+    """A stream over TLS."""
 
     __slots__ = ()
 
@@ -72,7 +72,7 @@ class TlsStream(Socket):
         super().__init__(options, slot, state | ENCRYPTED | CONNECTING)
         self._need_extras()
 
-    # What TLS has agreed upon
+    # Results of the handshake
 
     @property
     def ssl_object(self) -> Any:
@@ -113,6 +113,7 @@ class TlsStream(Socket):
 
     def _defer_write(self, data: Any, write_cb: WriteCallback | None, force: bool) -> None:
         extras, size = self._extras, len(data)
+        # A copy of anything but bytes: the application may change its buffer before it is sent.
         extras.deferred.append((data if type(data) is bytes else bytes(data), write_cb))
         extras.deferred_size += size
         if not self._may_send():
@@ -326,6 +327,7 @@ class TlsStream(Socket):
         tls = self._extras.tls
         if tls.phase == BROKEN:
             return  # it was the alert; deferred writes and callbacks were dropped
+        # All of them, or encrypted data would pile up in C behind a slow peer.
         if tls.blocked and not self._blocked_size():
             tls.blocked = False
             tls.answers_size = 0
@@ -508,7 +510,7 @@ class TlsStream(Socket):
             return
         self._state |= SHUT
         self._flush_deferred()
-        if self._state & ENDED:
+        if self._state & ENDED:  # both sides are over
             self.close()
 
     def close(self, *, force: bool = False) -> None:
@@ -559,7 +561,7 @@ class TlsStream(Socket):
                 self._write_encrypted(tls.outgoing.read(), None)
             if not self._state & CLOSED:
                 loop.queue((lib.PA_SHUTDOWN, self._slot, 0, b"", None))
-                self._limit_shutdown()
+                self._limit_shutdown()  # a peer need not answer a close_notify, nor ever end
         if self._state & CLOSED and tls.phase != HANDSHAKE:
             tls.phase = PHASE_CLOSED
             loop.queue((lib.PA_CLOSE, self._slot, 0, b"", None))
