@@ -114,7 +114,7 @@ class WorkerPool:
     def submit(self, fn: Callable[[], Any], on_done: Callable[[], None]) -> Future[Any]:
         """Run ``fn()`` in a thread, then ``on_done()`` there, unless the future is cancelled."""
 
-        # Runs in the worker's thread, in the one that cancels, or in this one if fn is over already.
+        # Runs in the worker's thread, in the one that cancels, or in this one if fn is over.
         def done(future: Future[Any]) -> None:
             self._futures.discard(future)
             if not future.cancelled():
