@@ -149,7 +149,8 @@ class Loop(Engine):
             except Exception:
                 logger.exception("exception in catch_app_errors, which was told %r", error)
             return
-        logger.error("exception in a callback", exc_info=error)
+        whose = "a callback" if owner is None else f"a callback of {owner!r}"
+        logger.error("exception in %s", whose, exc_info=error)
         event_cb = owner._event_cb if owner is not None else None
         if event_cb is not None and self._send_errors_to_event_cb:
             told = CallbackError(error, owner)

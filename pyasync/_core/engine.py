@@ -101,7 +101,6 @@ HANDLE_KINDS = {
     lib.PA_STDIO: "stdio",
 }
 
-_pa_run = lib.pa_run
 _RECORD = Struct("iiqq")  # pa_event
 _RECORD_SIZE = _RECORD.size
 _iter_records = _RECORD.iter_unpack
@@ -128,6 +127,7 @@ class Engine:
         "_crossings",
         "_ended",
         "_in_flight",
+        "_pa_run",
         "_place",
         "_records",
         "_signals",
@@ -239,6 +239,7 @@ class Engine:
         if error != 0:
             raise OSError(-error, message(error))
         self.c = self._place[0]
+        self._pa_run = lib.pa_run  # looked up once: an attribute of lib costs as much as a call
         self._arena = ffi.buffer(lib.pa_arena(self.c), lib.pa_arena_size())
 
     def enter(self) -> None:
@@ -561,7 +562,7 @@ class Engine:
                 wait = wait and timeout > 0
                 limit = due_in(timeout)
                 due = limit if due < 0 else min(due, limit)
-            count = self._batch = _pa_run(
+            count = self._batch = self._pa_run(
                 self.c, wait, due, deadlines.armed > deadlines.unreferenced, *operations
             )
             self._alive = count != -1  # the complement of 0: nothing is referenced, and no event

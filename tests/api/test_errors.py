@@ -672,8 +672,11 @@ def no_listener_in_time(event_cb):
     listener = closed_at_the_end(socket.socket(socket.AF_UNIX))
     listener.bind(f"\0{uuid.uuid4()}")
     listener.listen(0)
-    client = closed_at_the_end(socket.socket(socket.AF_UNIX))
-    client.connect(listener.getsockname())
+    with contextlib.suppress(BlockingIOError):  # there is no more room
+        while True:
+            client = closed_at_the_end(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            client.connect(listener.getsockname())
     pyasync.pipe_connect(listener.getsockname(), nothing, connect_timeout=0.01, event_cb=event_cb)
 
 

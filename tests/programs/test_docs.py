@@ -11,9 +11,9 @@ import pytest
 import pyasync
 
 MODULES = ["pyasync"] + [
-    f"pyasync.{module.name}"
-    for module in pkgutil.iter_modules(pyasync.__path__)
-    if module.name not in ("_libuv", "__main__")
+    module.name
+    for module in pkgutil.walk_packages(pyasync.__path__, "pyasync.")
+    if module.name not in ("pyasync._libuv", "pyasync.__main__")
 ]
 
 
