@@ -476,10 +476,10 @@ class Engine:
         """
         if self._in_flight:
             size, callbacks = self._in_flight
-            if callbacks:
-                # One statement: a repetition must not add the callbacks twice, because C counts
-                # each write once.
-                self._written, self._in_flight = self._written + callbacks, (size, ())
+            # A repetition must not add the callbacks twice, because C counts each write once. Each
+            # is an object of its own, so the last one tells.
+            if callbacks and not (self._written and self._written[-1] is callbacks[-1]):
+                self._written = self._written + callbacks
             self.operations[:size] = self._in_flight = ()
         if self.crossing == POLLING and self._written:
             self._alive = True
