@@ -6,11 +6,16 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 import pyasync
+
+# Programs that tests start look for modules in the current folder first. There the tree would hide
+# the package that is tested, where that is an installed one.
+os.chdir(Path(__file__).parent)
 
 # A shell that runs the tests in the background may ignore SIGINT, and children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -123,12 +123,10 @@ def tree(tmp_path):
     return tmp_path
 
 
-def run_python(*arguments, cwd):
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("PYTHONPATH", "PYTHONSAFEPATH", "LD_PRELOAD")
-    }
+def run_python(*arguments, cwd, without=("LD_PRELOAD",)):
+    """Run Python as a shell would that has not set these variables."""
+    unwanted = ("PYTHONPATH", "PYTHONSAFEPATH", *without)
+    environment = {name: value for name, value in os.environ.items() if name not in unwanted}
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
@@ -163,7 +161,9 @@ def test_a_tree_in_which_nothing_is_built_says_so_and_what_to_do(tree, arguments
     ],
 )
 def test_the_options_that_the_message_names_find_the_installed_package(tree, option):
-    done = run_python(option, "-c", "import pyasync; print(pyasync.__file__)", cwd=tree)
+    # An extension that is built with sanitizers needs their libraries in the process.
+    program = "import pyasync; print(pyasync.__file__)"
+    done = run_python(option, "-c", program, cwd=tree, without=())
     assert (done.stdout.strip(), done.stderr) == (pyasync.__file__, "")
 
 
@@ -187,3 +187,12 @@ def test_an_extension_that_misses_a_module_says_which(tree):
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last == "ModuleNotFoundError: No module named '_cffi_backend_of_nobody'"
+
+
+def test_programs_that_tests_start_have_the_package_that_is_tested():
+    """Also where that is installed, and the tree has none or one that is built otherwise."""
+    program = "import pyasync; print(pyasync.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout.strip() == pyasync.__file__
