@@ -139,28 +139,26 @@ def draw_curves(workload, summaries, options, axes):
 
 
 def draw_stack(title, variants, axes):
-    scale = {
-        name: 1e6 / costs.requests if costs.requests else 1 for name, costs in variants.items()
-    }
+    first = next(iter(variants.values()))
     left = dict.fromkeys(variants, 0.0)
-    for part, color in zip(next(iter(variants.values())).parts, PARTS):
-        widths = {
-            name: max(0.0, costs.parts[part]) * scale[name] for name, costs in variants.items()
-        }
-        axes.barh(list(left), list(widths.values()), left=list(left.values()), label=part,
-                  color=color, height=0.65)  # fmt: skip
+    for part, color in zip(first["parts"], PARTS):
+        widths = [
+            max(0.0, costs["parts"][part]) * (1e6 / costs["requests"] if costs["requests"] else 1)
+            for costs in variants.values()
+        ]
+        axes.barh(list(left), widths, left=list(left.values()), label=part, color=color,
+                  height=0.65)  # fmt: skip
         for row, (name, costs) in enumerate(variants.items()):
-            share = costs.parts[part] / costs.total
+            share = costs["shares"][part]
             if share > 0.05:
-                axes.text(left[name] + widths[name] / 2, row, f"{share:.0%}", ha="center",
+                axes.text(left[name] + widths[row] / 2, row, f"{share:.0%}", ha="center",
                           va="center", color="white", fontsize=8)  # fmt: skip
-            left[name] += widths[name]
+            left[name] += widths[row]
     for row, value in enumerate(left.values()):
         axes.text(value * 1.01, row, short(value), va="center", fontsize=8)
     axes.invert_yaxis()
     axes.set_title(f"{title}: where the CPU time goes", fontsize=9, loc="left")
-    unit = "µs for each" if next(iter(variants.values())).requests else "s"
-    axes.set_xlabel(f"CPU {unit}", fontsize=8)
+    axes.set_xlabel(f"CPU {'µs for each' if first['requests'] else 's'}", fontsize=8)
     axes.legend(fontsize=7, frameon=False, ncols=len(PARTS), loc="upper left",
                 bbox_to_anchor=(0, -0.25))  # fmt: skip
 
