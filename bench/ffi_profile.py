@@ -199,7 +199,7 @@ def observe(name, watched, unbuffered, options):
 def count_crossings(counts):
     """Put a counter before each function of C's, where there is no profiler that names them.
 
-    The package's modules have them as attributes of `lib`, and in dictionaries.
+    The package's modules have them as attributes of `lib`, in dictionaries, and as globals.
     """
 
     def counting(function):
@@ -214,13 +214,18 @@ def count_crossings(counts):
         return counted
 
     counting_lib = SimpleNamespace(**{name: counting(getattr(lib, name)) for name in dir(lib)})
-    modules = [module for name, module in sys.modules.items() if name.startswith("pyasync.")]
+    # In Python: lib itself is listed, too.
+    modules = [
+        module
+        for name, module in sys.modules.items()
+        if name.startswith("pyasync.") and "_libuv" not in name
+    ]
     for module in modules:
         for name, value in list(vars(module).items()):
-            if value is lib:
-                setattr(module, name, counting_lib)
-            elif isinstance(value, dict) and not name.startswith("__"):
+            if isinstance(value, dict) and not name.startswith("__"):
                 value.update({key: counting(function) for key, function in value.items()})
+            else:
+                setattr(module, name, counting_lib if value is lib else counting(value))
 
 
 # What is printed
