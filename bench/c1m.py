@@ -30,7 +30,7 @@ from typing import NamedTuple
 import common
 import http_delay
 from common import CONNECTIONS_PER_ADDRESS, LOAD, MIB, private_bytes, progress
-from workers import STOP_SIGNALS, Reports, Workers, describe_exit
+from workers import STOP_SIGNALS, Workers, describe_exit
 
 FIRST_SOURCE = ipaddress.IPv4Address("127.1.0.0")
 SPARE_DELAY = 15.0  # seconds
@@ -197,7 +197,6 @@ class Run:
         self.options = options
         self.clients = []
         self.pids = []  # of the servers
-        self.reports = Reports(options.processes, http_delay.Snapshot())
         self.result = {"processes": options.processes}
 
     def run(self):
@@ -215,7 +214,8 @@ class Run:
         # SIGTERM is like Ctrl-C: all processes end, and then this one.
         for signo in STOP_SIGNALS:
             signal.signal(signo, signal.default_int_handler)
-        workers = Workers([partial(http_delay.run_server, server)] * options.processes)
+        targets = [partial(http_delay.run_server, server)] * options.processes
+        workers = Workers(targets, http_delay.Snapshot())
         try:
             messages = workers.messages()
             self.connect(messages)
@@ -236,7 +236,7 @@ class Run:
             for _ in workers.messages():
                 pass
             progress("")
-        self.finish(time.monotonic() - began)
+        self.finish(workers.total(), time.monotonic() - began)
 
     # What happens, in order
 
@@ -333,8 +333,7 @@ class Run:
         if died:
             raise Failure(f"{died} clients died; {replies:,} good answers")
 
-    def finish(self, seconds):
-        total = self.reports.total()
+    def finish(self, total, seconds):
         per_request = (total.user + total.system) * 1e6 / max(1, total.finished)
         self.result.update(seconds=seconds, cpu_us_per_request=per_request)
         self.say(
@@ -352,8 +351,8 @@ class Run:
         """The sum of the servers' reports, once a second, when each has reported."""
         for pid, kind, value in messages:
             self.check(pid, kind, value, ending)
-            if kind == "counters" and self.reports.add(pid, value):
-                yield self.reports.total()
+            if kind == "counters" and value:
+                yield value
 
     def check(self, pid, kind, value, ending=False):
         """Raise Failure if something has ended that should not, or lasts too long."""

@@ -85,9 +85,9 @@ def serve(options, send):
         )
         for signo in STOP_SIGNALS:
             pyasync.signal_handler(signo, on_signal)
-        watch = Watch(lambda: finished, send)
+        report = watch(lambda: finished, send)
         send("listening", server.address)
-    watch.report()
+    report()
 
 
 class Snapshot(NamedTuple):
@@ -106,33 +106,35 @@ class Snapshot(NamedTuple):
         return Snapshot(*map(add, self, other))
 
 
-class Watch:
-    """Looks at the loop that runs, and at this process, ten times a second."""
+def watch(finished, send):
+    """Look at the loop that runs, and at this process, ten times a second.
 
-    def __init__(self, finished, send):
-        self._finished, self._send = finished, send
-        self._loop = pyasync.current_loop()
-        self._peak = 0
-        self._usage = resource.getrusage(resource.RUSAGE_SELF)
-        # By themselves these keep no loop running.
-        pyasync.interval(self._look, time=0.1).unref()
-        pyasync.interval(self.report, time=1).unref()
+    Returns what sends a Snapshot, as is done every second.
+    """
 
-    def _look(self):
-        self._peak = max(self._peak, self._loop.stats().incoming_tcp_connections)
+    def look():
+        nonlocal peak
+        peak = max(peak, loop.stats().incoming_tcp_connections)
 
-    def report(self):
-        stats, usage = self._loop.stats(), resource.getrusage(resource.RUSAGE_SELF)
+    def report():
+        stats, usage = loop.stats(), resource.getrusage(resource.RUSAGE_SELF)
         snapshot = Snapshot(
             stats.incoming_tcp_connections,
             stats.outgoing_tcp_connections,
-            self._finished(),
-            self._peak,
-            usage.ru_utime - self._usage.ru_utime,
-            usage.ru_stime - self._usage.ru_stime,
+            finished(),
+            peak,
+            usage.ru_utime - before.ru_utime,
+            usage.ru_stime - before.ru_stime,
             usage.ru_maxrss * 1024,
         )
-        self._send("counters", snapshot)
+        send("counters", snapshot)
+
+    loop, peak = pyasync.current_loop(), 0
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    # By themselves these keep no loop running.
+    pyasync.interval(look, time=0.1).unref()
+    pyasync.interval(report, time=1).unref()
+    return report
 
 
 # The processes
@@ -149,7 +151,7 @@ def main():
             file=sys.stderr,
         )
         return 2
-    console = Console(options.workers, Snapshot(), as_json=options.json)
+    console = Console(as_json=options.json)
     console.print(
         "limits",
         "open files: {open_files:,} (before: {open_files_before:,})",
@@ -158,13 +160,13 @@ def main():
     )
     load = Load(options)
     try:
-        status = (run_here if options.workers == 1 else run_workers)(options, console, load)
+        status, total = (run_here if options.workers == 1 else run_workers)(options, console, load)
     except OSError as error:  # the port is in use, most likely
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:
         load.stop()
-    print_summary(console)
+    print_summary(console, total)
     return status or load.status
 
 
@@ -195,9 +197,14 @@ def run_server(options, send):
 
 
 def run_here(options, console, load):
+    """Run the server in this process. Returns the exit status, and the counters at the end."""
+    total = Snapshot()
+
     def send(kind, value):
+        nonlocal total
         if kind == "counters":
-            print_counters(console, os.getpid(), value, options)
+            total = value
+            print_counters(console, total, options)
             return
         print_listening(console, value, options)
         if options.page is not None:
@@ -208,14 +215,14 @@ def run_here(options, console, load):
             load.start(value)
 
     run_server(options, send)
-    return 0
+    return 0, total
 
 
 def run_workers(options, console, load):
-    """Run several processes on one port."""
+    """Run several processes on one port. Returns the exit status, and their counters."""
     with reserve_port(options.host, options.port) as reservation:
         options.port = reservation.getsockname()[1]
-        workers = Workers([functools.partial(run_server, options)] * options.workers)
+        workers = Workers([functools.partial(run_server, options)] * options.workers, Snapshot())
         signals = []
         listening = status = 0
 
@@ -238,15 +245,15 @@ def run_workers(options, console, load):
                     print_listening(console, value, options)
                     if options.load:
                         load.start(value)
-            elif kind == "counters":
-                print_counters(console, pid, value, options)
-            else:
-                died = value if len(signals) < 2 else None
-                console.worker_ended(f"worker {pid}", died)
-                status = 1 if died else status
+            elif kind == "counters" and value:
+                print_counters(console, value, options)
+            elif kind == "ended":
+                if value and len(signals) < 2:
+                    common.say(f"worker {pid} {value}")
+                    status = 1
                 if listening < options.workers:  # they will never be all
                     workers.send_signal(signal.SIGTERM)
-    return 128 + signals[1] if len(signals) > 1 else status
+    return 128 + signals[1] if len(signals) > 1 else status, workers.total()
 
 
 def reserve_port(host, port):
@@ -352,10 +359,8 @@ def print_page(console, address):
     console.print("page", "page at {url}", url=url)
 
 
-def print_counters(console, pid, snapshot, options):
-    """Take the report of one process; print a line when all have reported."""
-    if console.add(pid, snapshot) and options.stats:
-        total = console.total()
+def print_counters(console, total, options):
+    if options.stats:
         console.print(
             "counters",
             "incoming: {incoming:,}  outgoing: {outgoing:,}  finished: {finished:,}"
@@ -365,8 +370,7 @@ def print_counters(console, pid, snapshot, options):
         )
 
 
-def print_summary(console):
-    total = console.total()
+def print_summary(console, total):
     cpu = total.user + total.system
     console.print(
         "summary",

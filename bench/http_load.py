@@ -111,7 +111,7 @@ class LoadClient:
         self.tally.open = len(self.open)
         self.tally.replies = len(self.latencies)
         self.tally.seconds = perf_counter() - self.began
-        self.send("tally", self.tally)
+        self.send("counters", self.tally)
 
     # The requests
 
@@ -206,19 +206,19 @@ def main():
         )
     ]
     in_place = sys.stdout.isatty() and not options.lines and not options.json
-    console = Console(processes, Tally(Counter()), as_json=options.json, in_place=in_place)
-    workers = Workers([client.run for client in clients])
+    console = Console(as_json=options.json, in_place=in_place)
+    workers = Workers([client.run for client in clients], Tally())
     for signo in STOP_SIGNALS:
         signal.signal(signo, lambda signo, frame: workers.send_signal(signo))
     latencies = array("d")
     for pid, kind, value in workers.messages():
-        if kind == "tally":
-            print_tally(console, pid, value)
-        elif kind == "latencies":
+        if kind == "latencies":
             latencies.extend(value)
-        else:
-            console.worker_ended(f"process {pid}", value)
-    total = console.total()
+        elif kind == "counters" and value:
+            print_tally(console, value)
+        elif kind == "ended" and value:
+            common.say(f"process {pid} {value}")
+    total = workers.total()
     how = {"processes": processes, "source_addresses": len(sources)}
     print_result(console, total, options.num_conns, latencies, **how)
     return 1 if total.replies < options.num_conns else 0
@@ -256,20 +256,18 @@ def source_addresses(server, connections):
     return [str(first + i) for i in range(count)]
 
 
-def print_tally(console, pid, tally):
-    """Take the report of one process; print a line when all have reported."""
-    if console.add(pid, tally):
-        total = console.total()
-        fields = {name: getattr(total, name) for name in ("started", "open", "replies")}
-        console.print(
-            "load",
-            "client: started: {started:,}  open: {open:,}  replies: {replies:,}"
-            "  errors: {errors:,}  rate: {rate:,.0f} req/s",
-            progress=True,
-            errors=sum(total.errors.values()),
-            rate=console.rate(total.replies),
-            **fields,
-        )
+def print_tally(console, total):
+    console.print(
+        "load",
+        "client: started: {started:,}  open: {open:,}  replies: {replies:,}"
+        "  errors: {errors:,}  rate: {rate:,.0f} req/s",
+        progress=True,
+        started=total.started,
+        open=total.open,
+        replies=total.replies,
+        errors=sum(total.errors.values()),
+        rate=console.rate(total.replies),
+    )
 
 
 def print_result(console, total, connections, latencies, **more):
