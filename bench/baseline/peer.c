@@ -22,11 +22,9 @@ static void check(int status, const char* what) {
   }
 }
 
-/* User and system time of this process, in seconds. */
+/* User and system time of this process. */
 static double cpu_seconds(void) {
-  struct timespec time;
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
-  return time.tv_sec + time.tv_nsec / 1e9;
+  return seconds_of(CLOCK_PROCESS_CPUTIME_ID);
 }
 
 static void on_alloc(uv_handle_t* handle, size_t size, uv_buf_t* buf) {
@@ -35,14 +33,6 @@ static void on_alloc(uv_handle_t* handle, size_t size, uv_buf_t* buf) {
 
 static void on_close_free(uv_handle_t* handle) {
   free(handle);
-}
-
-/* Not calloc: what a connection or a timer takes is measured. */
-static void* reserve(size_t size) {
-  void* memory = malloc(size);
-  if (memory == NULL)
-    die("malloc");
-  return memory;
 }
 
 static void serve(const struct sockaddr_in* address) {
@@ -66,7 +56,7 @@ static void serve_tcp(uv_connection_cb on_connection) {
 
 /* The connection is at the beginning of so many bytes. */
 static void* accept_connection(uv_stream_t* server, int status, size_t size) {
-  uv_tcp_t* tcp = reserve(size);
+  uv_tcp_t* tcp = allocate(size);
   check(status, "accept");
   check(uv_tcp_init(server->loop, tcp), "tcp");
   check(uv_accept(server, (uv_stream_t*) tcp), "accept");
@@ -158,7 +148,7 @@ static void on_echo_read(uv_stream_t* stream, ssize_t size,
     return;
   if (sent < 0)
     sent = 0;
-  pending = reserve(sizeof *pending + size - sent);
+  pending = allocate(sizeof *pending + size - sent);
   memcpy(pending->data, buf->base + sent, size - sent);
   rest = uv_buf_init(pending->data, (unsigned) (size - sent));
   check(uv_write(&pending->write, stream, &rest, 1, on_echo_write), "write");
@@ -217,7 +207,7 @@ static void on_timer(uv_timer_t* timer) {
 }
 
 static uv_timer_t* start_timer(uint64_t ms) {
-  uv_timer_t* timer = reserve(sizeof *timer);
+  uv_timer_t* timer = allocate(sizeof *timer);
   check(uv_timer_init(uv_default_loop(), timer), "timer");
   check(uv_timer_start(timer, on_timer, ms, 0), "timer");
   return timer;
@@ -313,7 +303,7 @@ static void on_connect(uv_connect_t* request, int status) {
 }
 
 static void start_connection(void) {
-  client_t* client = reserve(sizeof *client);
+  client_t* client = allocate(sizeof *client);
   check(uv_tcp_init(uv_default_loop(), &client->tcp), "tcp");
   check(uv_tcp_connect(&client->request, &client->tcp,
                        (struct sockaddr*) &server_address, on_connect),
