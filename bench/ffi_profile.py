@@ -101,32 +101,17 @@ def parse_options():
 # The runs
 
 
-def serve_echo(options, send):
-    """Send back what comes, until a signal ends the server."""
-
-    def on_event(event):
-        if isinstance(event, pyasync.EventError):
-            print("error:", event, file=sys.stderr)
-
-    with pyasync.event_loop(buffer_writes=not options.unbuffered):
-        server = pyasync.tcp_server(
-            options.host, options.port, lambda socket, data: socket.write(data), event_cb=on_event
-        )
-        pyasync.signal_handler(signal.SIGTERM, lambda signo: pyasync.exit_event_loop())
-        send("listening", server.address)
-
-
 class Workload(NamedTuple):
-    """A server, which the load of the same name is put on."""
+    """What the server of http_delay.py does, which the load of the same name is put on."""
 
     title: str
     unit: str
-    serve: object
+    on_data: object = None
 
 
 WORKLOADS = {
-    "http": Workload("http_delay: a connection for each request", "request", http_delay.serve),
-    "echo": Workload("echo: messages of 1 KiB", "message", serve_echo),
+    "http": Workload("http_delay: a connection for each request", "request"),
+    "echo": Workload("echo: messages of 1 KiB", "message", lambda socket, data: socket.write(data)),
 }
 
 
@@ -178,7 +163,7 @@ def observe(name, watched, unbuffered, options):
         count_crossings(counts)
     elif watched:
         profiler.enable()
-    WORKLOADS[name].serve(http_delay.parse_options(words), send)
+    http_delay.serve(http_delay.parse_options(words), send, WORKLOADS[name].on_data)
     profiler.disable()
     after = resource.getrusage(resource.RUSAGE_SELF)
     client, loop, stats, before = start
@@ -243,7 +228,7 @@ FORMATS = {"error of the sum": "{:+.1%}", "crossings, unwatched": "{:,.3f}      
 def text(calibration, results):
     yield from report(calibration)
     for name, variants in results.items():
-        workload = WORKLOADS.get(name, Workload("the time in the loop", "", None))
+        workload = WORKLOADS.get(name, Workload("the time in the loop", ""))
         yield ""
         yield f"{name}: {workload.title}"
         yield from aligned(shares(variants, workload.unit))

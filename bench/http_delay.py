@@ -38,11 +38,11 @@ UNEVENNESS = 1.25
 # The server
 
 
-def serve(options, send):
-    """Run the server until a signal ends it. It reports with `send(kind, value)`.
+def serve(options, send, on_data=None):
+    """Run the server, or one that does `on_data(socket, data)`, until a signal ends it.
 
-    "listening", with the address, comes once, in the loop; "counters" with a Snapshot every
-    second, and after the end.
+    It reports with `send(kind, value)`: "listening", with the address, once, in the loop;
+    "counters", with a Snapshot, every second and after the end.
     """
     delay = options.delay
     listen = pyasync.tcp_server
@@ -78,7 +78,7 @@ def serve(options, send):
         server = listen(
             options.host,
             options.port,
-            on_request,
+            on_data or on_request,
             event_cb=on_event,
             backlog=options.backlog,
             reuse_port=options.workers > 1,
