@@ -7,9 +7,8 @@ each the lowest of several rounds: what disturbs a round only makes it slower.
 
 import cProfile
 import hashlib
-import importlib.util
+import importlib
 import sys
-from pathlib import Path
 from struct import Struct
 from time import perf_counter_ns
 from timeit import Timer
@@ -57,16 +56,16 @@ def load_module():
     """Compile the module, unless that was done before, and import it."""
     text = DECLARATIONS + SOURCE + sys.version
     name = f"ffi_calibration_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    path = next(CACHE.glob(f"{name}.*.so"), None)
-    if path is None:
+    sys.path.append(str(CACHE))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
         builder = FFI()
         builder.cdef(DECLARATIONS)
         builder.set_source(name, SOURCE, extra_compile_args=["-O2"])
-        path = Path(builder.compile(tmpdir=str(CACHE)))
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+        builder.compile(tmpdir=str(CACHE))
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
 
 
 def calibrate():
