@@ -245,19 +245,17 @@ class Run:
         self.connecting = time.monotonic()
         source = FIRST_SOURCE
         for port, share in zip(ports, common.shares(self.options.connections, len(ports))):
-            self.clients.append(self.start_client(port, share, source))
+            rate = self.options.rate * share / self.options.connections
+            words = ["-r", rate, "-t", self.options.delay + 60, "-a", source, "-n", share]
+            client = subprocess.Popen(
+                [str(word) for word in (LOAD, *words, "http", port, share)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # a Ctrl-C at the terminal is for this process alone
+            )
+            self.clients.append(client)
             source += 1 + share // CONNECTIONS_PER_ADDRESS  # as many as it connects from
-
-    def start_client(self, port, share, source):
-        rate = self.options.rate * share / self.options.connections
-        words = ["-r", rate, "-t", self.options.delay + 60, "-a", source, "-n", share]
-        return subprocess.Popen(
-            [str(word) for word in (LOAD, *words, "http", port, share)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # a Ctrl-C at the terminal is for this process, which ends it
-        )
 
     def hold(self, messages):
         """Wait until every connection is there, and read memory."""

@@ -152,12 +152,8 @@ def main():
         )
         return 2
     console = Console(as_json=options.json)
-    console.print(
-        "limits",
-        "open files: {open_files:,} (before: {open_files_before:,})",
-        open_files=limit,
-        open_files_before=limit_before,
-    )
+    fields = {"open_files": limit, "open_files_before": limit_before}
+    console.print("limits", "open files: {open_files:,} (before: {open_files_before:,})", **fields)
     load = Load(options)
     try:
         status, total = (run_here if options.workers == 1 else run_workers)(options, console, load)
@@ -208,7 +204,7 @@ def run_here(options, console, load):
             return
         print_listening(console, value, options)
         if options.page is not None:
-            print_page(console, serve_page(options))
+            console.print("page", "page at {url}", url=serve_page(options))
         if options.load:
             # Before the client: it may end at once.
             pyasync.signal_handler(signal.SIGCHLD, lambda signo: load.stop_server_at_end())
@@ -266,11 +262,12 @@ def reserve_port(host, port):
 
 
 def serve_page(options):
-    """Serve the page of examples/stats_page.py in this loop. Returns its address."""
+    """Serve the page of examples/stats_page.py in this loop. Returns its URL."""
     sys.path.append(str(BENCH.parent / "examples"))
     from stats_page import StatsPage
 
-    return StatsPage(options.host, options.page).address
+    host, port = StatsPage(options.host, options.page).address
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 class Load:
@@ -349,14 +346,8 @@ def parse_options(words=None):
 
 def print_listening(console, address, options):
     host, port = address[:2]
-    fields = {"host": host, "port": port, "pid": os.getpid(), "processes": options.workers}
-    console.print("listening", "listening on {host}:{port}", **fields)
-
-
-def print_page(console, address):
-    host, port = address
-    url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
-    console.print("page", "page at {url}", url=url)
+    more = {"pid": os.getpid(), "processes": options.workers}
+    console.print("listening", "listening on {host}:{port}", host=host, port=port, **more)
 
 
 def print_counters(console, total, options):
