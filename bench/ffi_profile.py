@@ -199,13 +199,9 @@ def count_crossings(counts):
         return counted
 
     counting_lib = SimpleNamespace(**{name: counting(getattr(lib, name)) for name in dir(lib)})
-    # In Python: lib itself is listed, too.
-    modules = [
-        module
-        for name, module in sys.modules.items()
-        if name.startswith("pyasync.") and "_libuv" not in name
-    ]
-    for module in modules:
+    for module_name, module in sys.modules.items():
+        if not module_name.startswith("pyasync.") or "_libuv" in module_name:  # lib is one, too
+            continue
         for name, value in list(vars(module).items()):
             if isinstance(value, dict) and not name.startswith("__"):
                 value.update({key: counting(function) for key, function in value.items()})

@@ -62,6 +62,7 @@ class Tally:
     replies: int = 0
     seconds: float = 0.0
     connecting_seconds: float = 0.0  # until the last connection was established
+    latencies: array = field(default_factory=lambda: array("d"))  # only at the end
 
     def __add__(self, other):
         """Return what two processes have done, side by side."""
@@ -96,7 +97,7 @@ class LoadClient:
         self.latencies = array("d")  # of the good answers, in seconds
 
     def run(self, send):
-        """Run the load, and report a tally every second, and at the end with the latencies."""
+        """Run the load, and report the tally every second, and at the end with the latencies."""
         self.send = send
         self.began = perf_counter()
         with pyasync.event_loop():
@@ -104,8 +105,8 @@ class LoadClient:
                 pyasync.signal_handler(signo, self.on_signal).unref()
             pyasync.interval(self.on_second, time=1).unref()
             self.ticker = pyasync.interval(self.on_tick, time=TICK)
+        self.tally.latencies = self.latencies
         self.report()
-        send("latencies", self.latencies)
 
     def report(self):
         self.tally.open = len(self.open)
@@ -210,17 +211,14 @@ def main():
     workers = Workers([client.run for client in clients], Tally())
     for signo in STOP_SIGNALS:
         signal.signal(signo, lambda signo, frame: workers.send_signal(signo))
-    latencies = array("d")
     for pid, kind, value in workers.messages():
-        if kind == "latencies":
-            latencies.extend(value)
-        elif kind == "counters" and value:
+        if kind == "counters" and value:
             print_tally(console, value)
         elif kind == "ended" and value:
             common.say(f"process {pid} {value}")
     total = workers.total()
     how = {"processes": processes, "source_addresses": len(sources)}
-    print_result(console, total, options.num_conns, latencies, **how)
+    print_result(console, total, options.num_conns, **how)
     return 1 if total.replies < options.num_conns else 0
 
 
@@ -270,9 +268,9 @@ def print_tally(console, total):
     )
 
 
-def print_result(console, total, connections, latencies, **more):
+def print_result(console, total, connections, **more):
     errors = ", ".join(f"{kind} {count:,}" for kind, count in total.errors.items())
-    latency = {name: value * 1e3 for name, value in percentiles(latencies).items()}
+    latency = {name: value * 1e3 for name, value in percentiles(total.latencies).items()}
     shown = "  ".join(f"{name} {value:,.2f}" for name, value in latency.items())
     console.print(
         "load-summary",
