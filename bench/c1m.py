@@ -30,7 +30,7 @@ from typing import NamedTuple
 import common
 import http_delay
 from common import CONNECTIONS_PER_ADDRESS, LOAD, MIB, private_bytes, progress
-from workers import STOP_SIGNALS, Reports, Workers, describe_exit
+from workers import STOP_SIGNALS, Workers, describe_exit
 
 FIRST_SOURCE = ipaddress.IPv4Address("127.1.0.0")
 SPARE_DELAY = 15.0  # seconds
@@ -53,10 +53,10 @@ class Failure(Exception):
 
 def main():
     options = parse_options()
-    limit, _ = common.raise_open_files_limit()
+    files, _ = common.raise_open_files_limit()
     # A tenth of the descriptors stays free.
-    most = int((limit - common.RESERVED_FILES) * 0.9)
-    options.per_process = min(options.per_process or limit, most)
+    most = int((files - common.RESERVED_FILES) * 0.9)
+    options.per_process = min(options.per_process or most, most)
     options.processes = math.ceil(options.connections / options.per_process)
     if options.delay is None:
         options.delay = 1.2 * options.connections / options.rate + SPARE_DELAY
@@ -95,34 +95,26 @@ def parse_options():
 def in_the_way(options):
     """Why the machine cannot hold so many connections, or not in the time: reasons."""
     connections, processes = options.connections, options.processes
-    used, _, most = numbers("/proc/sys/fs/file-nr")
+    used, _, most = numbers("fs/file-nr")
     files = 2 * connections + 64 * processes
     if files > most - used:
         yield (
             f"fs.file-max is {most:,}, {used:,} are in use, and {files:,} are needed:"
             f" sysctl fs.file-max={files + used + 10_000}"
         )
-    watches = Path("/proc/sys/fs/epoll/max_user_watches")
-    if watches.exists() and numbers(watches)[0] < 2 * connections:
+    if limit("fs/epoll/max_user_watches") < 2 * connections:
         yield f"fs.epoll.max_user_watches is below {2 * connections:,}"
-    memory = connections * BYTES_PER_CONNECTION + processes * BYTES_PER_PROCESS
-    available = meminfo()["MemAvailable"]
-    if memory > available:
-        yield (
-            f"{available // MIB:,} MiB of memory are available, and about {memory // MIB:,}"
-            " MiB are needed"
-        )
-    low, high = numbers("/proc/sys/net/ipv4/ip_local_port_range")
+    needed = (connections * BYTES_PER_CONNECTION + processes * BYTES_PER_PROCESS) // MIB
+    available = meminfo()["MemAvailable"] // MIB
+    if needed > available:
+        yield f"{available:,} MiB of memory are available, and about {needed:,} MiB are needed"
+    low, high = numbers("net/ipv4/ip_local_port_range")
     if (high - low + 1) // 2 < min(CONNECTIONS_PER_ADDRESS, connections):
-        yield (
-            f"net.ipv4.ip_local_port_range is {low}-{high}: an address needs"
-            f" {2 * CONNECTIONS_PER_ADDRESS:,} ports"
-        )
-    tracked = Path("/proc/sys/net/netfilter/nf_conntrack_max")
-    if tracked.exists() and numbers(tracked)[0] < connections and tracks_connections():
+        ports = 2 * CONNECTIONS_PER_ADDRESS
+        yield f"net.ipv4.ip_local_port_range is {low}-{high}: an address needs {ports:,} ports"
+    if limit("net/netfilter/nf_conntrack_max") < connections and tracks_connections():
         yield f"net.netfilter.nf_conntrack_max is below {connections:,}"
-    most_processes = min(numbers("/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"))
-    if 2 * processes > most_processes:
+    if 2 * processes > min(limit("kernel/pid_max"), limit("kernel/threads-max")):
         yield f"{2 * processes:,} processes are needed: the open files of each are few"
     connecting = connections / options.rate
     if options.delay + connecting + END_SECONDS > options.limit:
@@ -138,11 +130,17 @@ def tracks_connections():
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()),
     ):
-        return numbers("/proc/sys/net/netfilter/nf_conntrack_count")[0] > 0
+        return limit("net/netfilter/nf_conntrack_count") > 0
 
 
-def numbers(*paths):
-    return [int(word) for path in paths for word in Path(path).read_text().split()]
+def numbers(name):
+    """The numbers in a file of /proc/sys."""
+    return [int(word) for word in Path("/proc/sys", name).read_text().split()]
+
+
+def limit(name):
+    """The number in a file of /proc/sys; without the file there is no limit."""
+    return numbers(name)[0] if Path("/proc/sys", name).exists() else math.inf
 
 
 def meminfo():
@@ -158,22 +156,15 @@ class Memory(NamedTuple):
     kernel: dict  # by name: its slabs, and of them some caches where these may be read
     sockets: str  # what /proc/net/sockstat says of TCP
 
-    @classmethod
-    def now(cls):
-        info = meminfo()
-        lines = Path("/proc/net/sockstat").read_text().splitlines()
-        sockets = next(line for line in lines if line.startswith("TCP:"))
-        kernel = {
-            "slab": info["Slab"],
-            "socket buffers": int(sockets.split()[-1]) * 4096,
-            "page tables": info["PageTables"],
-            **dict(slabs()),
-        }
-        free = info["MemFree"] + info["Buffers"] + info["Cached"]
-        return cls(info["MemTotal"] - free, kernel, sockets)
 
-    def kernel_since(self, before):
-        return {name: size - before.kernel.get(name, 0) for name, size in self.kernel.items()}
+def memory_now():
+    info = meminfo()
+    lines = Path("/proc/net/sockstat").read_text().splitlines()
+    sockets = next(line for line in lines if line.startswith("TCP:"))
+    buffers = int(sockets.split()[-1]) * 4096  # in pages
+    kernel = {"slab": info["Slab"], "socket buffers": buffers, "page tables": info["PageTables"]}
+    used = info["MemTotal"] - info["MemFree"] - info["Buffers"] - info["Cached"]
+    return Memory(used, {**kernel, **dict(slabs())}, sockets)
 
 
 def slabs():
@@ -197,7 +188,6 @@ class Run:
         self.options = options
         self.clients = []
         self.pids = []  # of the servers
-        self.reports = Reports(options.processes, http_delay.Snapshot())
         self.result = {"processes": options.processes}
 
     def run(self):
@@ -208,14 +198,15 @@ class Run:
         )
         began = time.monotonic()
         self.deadline = began + options.limit
-        self.before = Memory.now()
+        self.before = memory_now()
         gc.collect()
         gc.freeze()  # the collector must not write to pages that the servers share
         server = http_delay.parse_options(["--port=0", f"--delay={options.delay}"])
         # SIGTERM is like Ctrl-C: all processes end, and then this one.
         for signo in STOP_SIGNALS:
             signal.signal(signo, signal.default_int_handler)
-        workers = Workers([partial(http_delay.run_server, server)] * options.processes)
+        targets = [partial(http_delay.run_server, server)] * options.processes
+        workers = Workers(targets, http_delay.Snapshot())
         try:
             messages = workers.messages()
             self.connect(messages)
@@ -236,7 +227,7 @@ class Run:
             for _ in workers.messages():
                 pass
             progress("")
-        self.finish(time.monotonic() - began)
+        self.finish(workers.total(), time.monotonic() - began)
 
     # What happens, in order
 
@@ -249,24 +240,22 @@ class Run:
             if kind == "listening":
                 self.pids.append(pid)
                 ports.append(value[1])
-        self.idle = Memory.now()
+        self.idle = memory_now()
         self.idle_private = sum(map(private_bytes, self.pids))
         self.connecting = time.monotonic()
         source = FIRST_SOURCE
         for port, share in zip(ports, common.shares(self.options.connections, len(ports))):
-            self.clients.append(self.start_client(port, share, source))
+            rate = self.options.rate * share / self.options.connections
+            words = ["-r", rate, "-t", self.options.delay + 60, "-a", source, "-n", share]
+            client = subprocess.Popen(
+                [str(word) for word in (LOAD, *words, "http", port, share)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # a Ctrl-C at the terminal is for this process alone
+            )
+            self.clients.append(client)
             source += 1 + share // CONNECTIONS_PER_ADDRESS  # as many as it connects from
-
-    def start_client(self, port, share, source):
-        rate = self.options.rate * share / self.options.connections
-        words = ["-r", rate, "-t", self.options.delay + 60, "-a", source, "-n", share]
-        return subprocess.Popen(
-            [str(word) for word in (LOAD, *words, "http", port, share)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # a Ctrl-C at the terminal is for this process, which ends it
-        )
 
     def hold(self, messages):
         """Wait until every connection is there, and read memory."""
@@ -282,7 +271,7 @@ class Run:
             if total.incoming == self.options.connections:
                 break
         seconds = time.monotonic() - self.connecting
-        held = Memory.now()
+        held = memory_now()
         server = sum(map(private_bytes, self.pids)) - self.idle_private
         client = sum(private_bytes(client.pid) for client in self.clients)
         self.say(f"held at once: {held_at_once:,}, after {seconds:,.0f} s, none answered yet")
@@ -295,7 +284,8 @@ class Run:
     def memory(self, held, server, client):
         """Bytes for each connection, and of an idle server."""
         count = self.options.connections
-        rows = held.kernel_since(self.idle)
+        before = self.idle.kernel
+        rows = {name: size - before.get(name, 0) for name, size in held.kernel.items()}
         kernel = rows["slab"] + max(0, rows["socket buffers"])
         idle, used = self.idle_private / len(self.pids), held.used - self.before.used
         self.say(f"kernel: {held.sockets}")
@@ -333,8 +323,7 @@ class Run:
         if died:
             raise Failure(f"{died} clients died; {replies:,} good answers")
 
-    def finish(self, seconds):
-        total = self.reports.total()
+    def finish(self, total, seconds):
         per_request = (total.user + total.system) * 1e6 / max(1, total.finished)
         self.result.update(seconds=seconds, cpu_us_per_request=per_request)
         self.say(
@@ -352,8 +341,8 @@ class Run:
         """The sum of the servers' reports, once a second, when each has reported."""
         for pid, kind, value in messages:
             self.check(pid, kind, value, ending)
-            if kind == "counters" and self.reports.add(pid, value):
-                yield self.reports.total()
+            if kind == "counters" and value:
+                yield value
 
     def check(self, pid, kind, value, ending=False):
         """Raise Failure if something has ended that should not, or lasts too long."""

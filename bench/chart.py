@@ -87,21 +87,19 @@ def draw_bars(heading, summary, axes):
     figure = next(iter(next(iter(summary.values()))))
     found = [figures[figure] for figures in summary.values()]
     medians = [one["median"] for one in found]
-    above = [one["max"] - one["median"] for one in found]
-    axes.barh(
+    spread = [[one["median"] - one["min"] for one in found],
+              [one["max"] - one["median"] for one in found]]  # fmt: skip
+    bars = axes.barh(
         list(summary),
         medians,
-        xerr=[[one["median"] - one["min"] for one in found], above],
+        xerr=spread,
         color=[COLORS.get(name, OTHERS) for name in summary],
         height=0.72,
         error_kw={"ecolor": "#555555", "elinewidth": 0.8},
     )
-    right = max(max(abs(value) + error for value, error in zip(medians, above)), 1e-9)
-    for row, (median, error) in enumerate(zip(medians, above)):
-        axes.text(max(0.0, median) + error + right * 0.015, row, short(median), va="center",
-                  fontsize=8)  # fmt: skip
+    axes.bar_label(bars, map(short, medians), padding=2, fontsize=8)
+    axes.margins(x=0.18)  # for the last label
     axes.invert_yaxis()
-    axes.set_xlim(min(0.0, *medians), right * 1.18)
     axes.set_title(textwrap.fill(heading, 52), fontsize=9, loc="left")
     better = "more is better" if figure.endswith("/s") else "less is better"
     axes.set_xlabel(f"{figure} ({better})", fontsize=8)
@@ -139,28 +137,22 @@ def draw_curves(workload, summaries, options, axes):
 
 
 def draw_stack(title, variants, axes):
-    scale = {
-        name: 1e6 / costs.requests if costs.requests else 1 for name, costs in variants.items()
-    }
-    left = dict.fromkeys(variants, 0.0)
-    for part, color in zip(next(iter(variants.values())).parts, PARTS):
-        widths = {
-            name: max(0.0, costs.parts[part]) * scale[name] for name, costs in variants.items()
-        }
-        axes.barh(list(left), list(widths.values()), left=list(left.values()), label=part,
-                  color=color, height=0.65)  # fmt: skip
-        for row, (name, costs) in enumerate(variants.items()):
-            share = costs.parts[part] / costs.total
-            if share > 0.05:
-                axes.text(left[name] + widths[name] / 2, row, f"{share:.0%}", ha="center",
-                          va="center", color="white", fontsize=8)  # fmt: skip
-            left[name] += widths[name]
-    for row, value in enumerate(left.values()):
-        axes.text(value * 1.01, row, short(value), va="center", fontsize=8)
+    first = next(iter(variants.values()))
+    ends = [0.0] * len(variants)
+    for part, color in zip(first["parts"], PARTS):
+        widths = [
+            max(0.0, costs["parts"][part]) * (1e6 / costs["requests"] if costs["requests"] else 1)
+            for costs in variants.values()
+        ]
+        bars = axes.barh(list(variants), widths, left=ends, label=part, color=color, height=0.65)
+        shares = [costs["shares"][part] for costs in variants.values()]
+        labels = [f"{share:.0%}" if share > 0.05 else "" for share in shares]
+        axes.bar_label(bars, labels, label_type="center", color="white", fontsize=8)
+        ends = [end + width for end, width in zip(ends, widths)]
+    axes.bar_label(bars, map(short, ends), padding=3, fontsize=8)
     axes.invert_yaxis()
     axes.set_title(f"{title}: where the CPU time goes", fontsize=9, loc="left")
-    unit = "µs for each" if next(iter(variants.values())).requests else "s"
-    axes.set_xlabel(f"CPU {unit}", fontsize=8)
+    axes.set_xlabel(f"CPU {'µs for each' if first['requests'] else 's'}", fontsize=8)
     axes.legend(fontsize=7, frameon=False, ncols=len(PARTS), loc="upper left",
                 bbox_to_anchor=(0, -0.25))  # fmt: skip
 

@@ -20,7 +20,7 @@ BENCH = Path(__file__).resolve().parent
 BASELINE = BENCH / "baseline"
 LOAD = BASELINE / "load"
 
-MIB = 1 << 20
+KIB, MIB = 1 << 10, 1 << 20
 PR_SET_PDEATHSIG = 1  # prctl(2)
 LIBC = ctypes.CDLL(None)
 

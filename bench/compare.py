@@ -140,33 +140,25 @@ def case_table(summary):
     compared, *others = (figure for figure in some if figure != "ratios")
     rows = [["", compared, "lowest-highest", *(f"÷ {name}" for name in some["ratios"]), *others]]
     for name, figures in summary.items():
-        main = figures[compared]
-        rows.append(
-            [
-                name,
-                number(main["median"]),
-                f"{number(main['min'])}-{number(main['max'])}",
-                *(f"{ratio:.2f}" for ratio in figures["ratios"].values()),
-                *(number(figures[other]["median"]) for other in others),
-            ]
-        )
+        main, ratios = figures[compared], figures["ratios"].values()
+        row = [name, number(main["median"]), f"{number(main['min'])}-{number(main['max'])}"]
+        row += [f"{ratio:.2f}" for ratio in ratios]
+        row += [number(figures[other]["median"]) for other in others]
+        rows.append(row)
     return aligned(rows)
 
 
 def curve_table(workload, summaries):
     """A column for each point of the curve: only the figure that is compared."""
-    names = list(dict.fromkeys(name for summary in summaries.values() for name in summary))
-    figures = [figure for summary in summaries.values() for figures in summary.values()
-               for figure in figures]  # fmt: skip
-    yield f"  {figures[0] if figures else 'nothing'}, by {workload.curve}"
-    rows = [["", *summaries]]
-    for name in names:
-        medians = [
-            number(next(iter(summary[name].values()))["median"]) if name in summary else "-"
-            for summary in summaries.values()
-        ]
-        rows.append([name, *medians])
-    yield from aligned(rows)
+    compared, rows = "nothing", {}
+    for title, summary in summaries.items():
+        for name, figures in summary.items():
+            compared, spread = next(iter(figures.items()))
+            rows.setdefault(name, {})[title] = number(spread["median"])
+    yield f"  {compared}, by {workload.curve}"
+    table = [[name, *(medians.get(title, "-") for title in summaries)]
+             for name, medians in rows.items()]  # fmt: skip
+    yield from aligned([["", *summaries], *table])
 
 
 def number(value):

@@ -7,43 +7,36 @@ each the lowest of several rounds: what disturbs a round only makes it slower.
 
 import cProfile
 import hashlib
-import importlib.util
+import importlib
 import sys
-from pathlib import Path
 from struct import Struct
 from time import perf_counter_ns
 from timeit import Timer
 
 from cffi import FFI
-from common import BENCH
+from common import BENCH, KIB
 
 CACHE = BENCH.parent / "build" / "ffi-calibration"
 PYPY = sys.implementation.name == "pypy"
 
 ROUNDS = 15
 REPEATS = 20_000  # in a round
-KIB = 1024
 RECORD = Struct("iiqq")  # pa_event
 
-# The arguments are of the types that pyasync passes most.
-PARAMETERS = {
-    0: "void",
-    1: "void *loop",
-    2: "void *loop, int slot",
-    3: "void *loop, int slot, int64_t value",
-    4: "void *loop, int slot, int64_t value, const char *data",
-    8: "void *loop, const int64_t *operations, int count, const char *payload, int slot,"
-    " const char *data, size_t size, int callback",
-}
+# Of a call with up to four arguments, and of one with eight: the types that pyasync passes most.
+FEW = ["void *loop", "int slot", "int64_t value", "const char *data"]
+MANY = ["void *loop", "const int64_t *operations", "int count", "const char *payload", "int slot",
+        "const char *data", "size_t size", "int callback"]  # fmt: skip
 # Functions to profile: as many as a program calls by turns, which the profiler looks up in a tree.
-MANY = range(40)
+BY_TURNS = range(40)
 EMPTY = {
-    **{f"pa_empty{count}": parameters for count, parameters in PARAMETERS.items()},
-    **{f"pa_one_of_many{i}": "void" for i in MANY},
+    **{f"pa_empty{len(types)}": types for types in (*(FEW[:i] for i in range(5)), MANY)},
+    **{f"pa_by_turns{i}": [] for i in BY_TURNS},
 }
+PROTOTYPES = [f"void {name}({', '.join(types) or 'void'})" for name, types in EMPTY.items()]
 CALLBACK = "void pa_called(int slot, int64_t value, int64_t data);"
 DECLARATIONS = f'extern "Python" {CALLBACK}\nvoid pa_call_in(int times);\n' + "\n".join(
-    f"void {name}({parameters});" for name, parameters in EMPTY.items()
+    f"{prototype};" for prototype in PROTOTYPES
 )
 # A compiler that sees through the functions would leave out the calls.
 SOURCE = f"""
@@ -55,8 +48,7 @@ static void pa_call_in(int times) {{
     pa_called(i & 63, i, i);
 }}
 """ + "\n".join(
-    f'__attribute__((noinline)) static void {name}({parameters}) {{ __asm__(""); }}'
-    for name, parameters in EMPTY.items()
+    f'__attribute__((noinline)) static {prototype} {{ __asm__(""); }}' for prototype in PROTOTYPES
 )
 
 
@@ -64,36 +56,41 @@ def load_module():
     """Compile the module, unless that was done before, and import it."""
     text = DECLARATIONS + SOURCE + sys.version
     name = f"ffi_calibration_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    path = next(CACHE.glob(f"{name}.*.so"), None)
-    if path is None:
+    sys.path.append(str(CACHE))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
         builder = FFI()
         builder.cdef(DECLARATIONS)
         builder.set_source(name, SOURCE, extra_compile_args=["-O2"])
-        path = Path(builder.compile(tmpdir=str(CACHE)))
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+        builder.compile(tmpdir=str(CACHE))
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
 
 
 def calibrate():
     """Measure everything. Returns nanoseconds by name, and by number of arguments for calls."""
     module = load_module()
     ffi, lib = module.ffi, module.lib
-    pointer, operations, data = ffi.new("char[8]"), ffi.new("int64_t[3]"), b"data"
-    arguments = {
-        **{count: (pointer, 1, 2, data)[:count] for count in range(5)},
-        8: (pointer, operations, 1, data, 1, data, 4, 1),
-    }
+    pointer, data = ffi.new("char[8]"), b"data"
+    few, many = (pointer, 1, 2, data), (pointer, ffi.new("int64_t[3]"), 1, data, 1, data, 4, 1)
     calls = {
-        count: call_time(getattr(lib, f"pa_empty{count}"), given)
-        for count, given in arguments.items()
+        len(given): call_time(getattr(lib, f"pa_empty{len(given)}"), given)
+        for given in (*(few[:i] for i in range(5)), many)
     }
-    result = {"call_out": calls}
-    result["call_in"], result["record"] = calibrate_events(ffi, lib)
-    result["copy"], result["copy_1k"] = (copy_time(ffi, size) for size in (1, KIB))
+    call_in, record = calibrate_events(ffi, lib)
+    result = {
+        "call_out": calls,
+        "call_in": call_in,
+        "record": record,
+        "copy": copy_time(ffi, 1),
+        "copy_1k": copy_time(ffi, KIB),
+    }
     if not PYPY:
-        result["profiler"] = calibrate_profiler(lib, calls[0])
+        result["profiler"] = {
+            "python": calibrate_profiler([eval("lambda: None") for _ in BY_TURNS], 0.0),
+            "c": calibrate_profiler([getattr(lib, f"pa_by_turns{i}") for i in BY_TURNS], calls[0]),
+        }
     return result
 
 
@@ -171,21 +168,16 @@ def copy_time(ffi, size):
     return max(0.0, copies - nothing)
 
 
-def calibrate_profiler(lib, call_cost):
-    """What cProfile adds to one call: to the caller's own time, and to the callee's.
+def calibrate_profiler(functions, inside):
+    """What cProfile adds to a call of these: to the caller's own time, and to the callee's.
 
-    Returns these two by kind, for functions in Python and in C.
+    `inside` is what the callee's own time is without it.
     """
-    in_python = [eval("lambda: None") for _ in MANY]
-    in_c = [getattr(lib, f"pa_one_of_many{i}") for i in MANY]
-    result = {}
-    for kind, functions, inside in (("python", in_python, 0.0), ("c", in_c, call_cost)):
-        names = {"functions": functions, "at_once": len(functions)}
-        plain = time_each("for function in functions: function()", **names)
-        of_all, of_callees = (min(times) for times in zip(*map(profile, [functions] * ROUNDS)))
-        in_callee = max(0.0, of_callees - inside)
-        result[kind] = (max(0.0, of_all - plain - in_callee), in_callee)
-    return result
+    count = len(functions)
+    plain = time_each("for call in functions: call()", at_once=count, functions=functions)
+    of_all, of_callees = (min(times) for times in zip(*map(profile, [functions] * ROUNDS)))
+    in_callee = max(0.0, of_callees - inside)
+    return max(0.0, of_all - plain - in_callee), in_callee
 
 
 def profile(functions):
@@ -199,29 +191,27 @@ def profile(functions):
     rounds = REPEATS // len(functions)
     profiler = cProfile.Profile()
     profiler.runcall(call_by_turns)
-    times = [
-        (entry.callcount == rounds, entry.inlinetime * 1e9 / REPEATS)
-        for entry in profiler.getstats()
-    ]
-    return sum(time for _, time in times), sum(time for called, time in times if called)
+    entries = profiler.getstats()
+    return tuple(
+        sum(entry.inlinetime for entry in counted) * 1e9 / REPEATS
+        for counted in (entries, [entry for entry in entries if entry.callcount == rounds])
+    )
 
 
 def report(calibration):
     """Say what was measured, as lines of text."""
     calls = calibration["call_out"]
-    yield "calibration, in ns"
-    yield "  a call out, with 0 1 2 3 4 8 arguments     " + " ".join(
-        f"{cost:.0f}" for cost in calls.values()
-    )
-    yield f'  a call in through extern "Python" *        {calibration["call_in"]:.0f}'
-    yield f"  a queue record unpacked and dispatched *   {calibration['record']:.0f}"
-    yield (
-        f"  a copy of 1 byte, of 1 KiB                 {calibration['copy']:.0f}"
-        f" {calibration['copy_1k']:.0f}"
-    )
+    rows = {
+        f"a call out, with {' '.join(map(str, calls))} arguments": calls.values(),
+        'a call in through extern "Python" *': [calibration["call_in"]],
+        "a queue record unpacked and dispatched *": [calibration["record"]],
+        "a copy of 1 byte, of 1 KiB": [calibration["copy"], calibration["copy_1k"]],
+    }
     if "profiler" in calibration:
-        python, c = (sum(calibration["profiler"][kind]) for kind in ("python", "c"))
-        yield f"  cProfile, for a call of Python, of C       {python:.0f} {c:.0f}"
+        rows["cProfile, for a call of Python, of C"] = map(sum, calibration["profiler"].values())
+    yield "calibration, in ns"
+    for name, figures in rows.items():
+        yield f"  {name:42} {' '.join(f'{figure:.0f}' for figure in figures)}"
     yield "  * to the object that it is for, whose own call is not counted"
 
 

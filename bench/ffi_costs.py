@@ -2,10 +2,10 @@
 
 import pstats
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass, field, replace
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
-from ffi_calibration import KIB, call_cost
+from common import KIB
+from ffi_calibration import call_cost
 
 import pyasync
 from pyasync._ffi import ffi, lib
@@ -36,41 +36,35 @@ class Observation(NamedTuple):
         return self.user + self.system
 
 
-class Crossing(NamedTuple):
-    """One function of C's, or another way of crossing."""
+def crossing(name, calls, cost, in_c=None):
+    """One function of C's, or another way of crossing: what it took in all, in seconds of CPU.
 
-    name: str
-    calls: int
-    cost: float  # seconds of CPU that crossing took, in all
-    in_c: Optional[float] = None  # and that was spent on the other side
+    `in_c` is what was spent on the other side.
+    """
+    return {"name": name, "calls": calls, "cost": cost, "in_c": in_c}
 
 
-@dataclass(eq=False)  # each is itself alone
-class Costs:
-    """Where the time of some requests went, in seconds of CPU."""
+def costs(requests, parts, crossings, *, plain=None, measured=None, system=None, computed=False):
+    """Where the time of some requests went, in seconds of CPU, as --json has it.
 
-    requests: int  # 0: unknown
-    parts: dict
-    crossings: list
-    measured: Optional[float] = None  # the CPU time without a profiler, by the kernel's accounting
-    system: Optional[float] = None  # of it, that in the kernel
-    counted: Optional[float] = None  # calls into C for a request then, by the loop's counter
-    computed: bool = False
-    total: float = field(init=False)
-
-    def __post_init__(self):
-        self.total = sum(self.parts.values())
-        self.crossings = sorted(self.crossings, key=lambda row: -row.cost)
-
-    @property
-    def residual(self):
-        """How much more the parts add up to than was measured, as a share of the latter."""
-        return None if self.measured is None else self.total / self.measured - 1
-
-    def as_dict(self):
-        shares = {name: seconds / self.total for name, seconds in self.parts.items()}
-        crossings = [{**row._asdict(), "share": row.cost / self.total} for row in self.crossings]
-        return {**asdict(self), "crossings": crossings, "shares": shares, "residual": self.residual}
+    `requests` are 0 if their number is not known. `measured` is the CPU time without a profiler,
+    by the kernel's accounting, and `system` is that in the kernel. The loop's own counter, of the
+    run that nothing watched, says how many crossings a request took.
+    """
+    total = sum(parts.values())
+    crossings = sorted(crossings, key=lambda row: -row["cost"])
+    return {
+        "requests": requests,
+        "parts": parts,
+        "shares": {name: seconds / total for name, seconds in parts.items()},
+        "total": total,
+        "crossings": [{**row, "share": row["cost"] / total} for row in crossings],
+        "measured": measured,
+        "system": system,
+        "residual": None if measured is None else total / measured - 1,
+        "counted": plain and plain.stats.crossings / plain.requests,
+        "computed": computed,
+    }
 
 
 def read_profile(path):
@@ -83,44 +77,32 @@ def read_profile(path):
         raise ValueError(f"{path} is not a file that cProfile has written") from None
 
 
-def analyze_run(watched, plain, calibration):
-    """Return the Costs that two runs show: one that was watched, and one that was not."""
-    if watched.counts:
-        return analyze_counts(watched, plain, calibration)
-    scale = watched.requests / plain.requests
-    return replace(
-        analyze_profile(watched.profile, calibration, observed=watched),
-        measured=plain.cpu * scale,
-        system=plain.system * scale,
-        counted=plain.stats.crossings / plain.requests,
-    )
+def analyze_profile(profile, calibration, *, observed=None, plain=None, cpu=None):
+    """Return the costs that a profile shows.
 
-
-def analyze_profile(profile, calibration, *, observed=None, cpu=None):
-    """Return the Costs that a profile shows, of a run that was observed, or used so much CPU."""
+    It is of a run that was observed, and then repeated with no profiler (`plain`); or of a
+    program that used so much CPU, if that is known.
+    """
     package, roots = find_loop(profile)
-    profiler = {
-        kind: [cost / 1e9 for cost in pair] for kind, pair in calibration["profiler"].items()
-    }
 
     def part(function, caller=None):
         file, _, name = function
-        if file == "~":
-            if name.startswith(CROSSING) or CFFI in name:
-                return name
-            return part(caller) if caller and caller[0] != "~" else APPLICATION
-        return PYASYNC if file.startswith(package) else APPLICATION
+        if file != "~":
+            return PYASYNC if file.startswith(package) else APPLICATION
+        if name.startswith(CROSSING) or CFFI in name:
+            return name
+        return part(caller) if caller and caller[0] != "~" else APPLICATION
 
     # The profiler's own time is in the caller's, and to a lesser degree in the function's.
-    own_time, overhead, calls = defaultdict(float), defaultdict(float), defaultdict(int)
+    own_time, overhead, calls = defaultdict(float), defaultdict(float), Counter()
     own_time[PYASYNC] += sum(profile[root][2] for root in roots)
     for caller, function, count, seconds in calls_within(profile, roots):
         callee = part(function, caller)
-        in_caller, in_callee = profiler["c" if function[0] == "~" else "python"]
+        in_caller, in_callee = calibration["profiler"]["c" if function[0] == "~" else "python"]
         own_time[callee] += seconds
         calls[callee] += count
-        overhead[callee] += count * in_callee
-        overhead[part(caller)] += count * in_caller
+        overhead[callee] += count * in_callee / 1e9
+        overhead[part(caller)] += count * in_caller / 1e9
 
     # cProfile's clock goes on while the loop sleeps, and while others have the processor.
     busy, asleep = 1.0, 0.0
@@ -130,25 +112,37 @@ def analyze_profile(profile, calibration, *, observed=None, cpu=None):
     elif cpu is not None:
         asleep = max(0.0, sum(entry[2] for entry in profile.values()) - cpu)
     own_time[RUN] = max(0.0, own_time[RUN] - asleep)
-    cpu_time = {name: time * busy - overhead[name] for name, time in own_time.items()}
+    cpu_time = Counter({name: time * busy - overhead[name] for name, time in own_time.items()})
 
     rows, in_c = rows_inward(observed, calibration) if observed else [], 0.0
-    inward = sum(row.cost for row in rows)
-    for name in calls:
+    inward = sum(row["cost"] for row in rows)
+    for name, count in calls.items():
         if name.startswith(CROSSING):
             function = name[len(CROSSING) : -1]
-            cost = calls[name] * call_cost(calibration, argument_count(function)) / 1e9
+            cost = count * cost_by_name(calibration, function)
             in_c += cpu_time[name] - cost
-            rows.append(Crossing(function, calls[name], cost, max(0.0, cpu_time[name] - cost)))
+            rows.append(crossing(function, count, cost, max(0.0, cpu_time[name] - cost)))
         elif CFFI in name:
-            rows.append(Crossing(f"ffi.{name.split(chr(39))[1]}", calls[name], cpu_time[name]))
+            rows.append(crossing(f"ffi.{name.split(chr(39))[1]}", count, cpu_time[name]))
     parts = {
         SLEEP if observed is None and cpu is None else KERNEL: in_c,
-        FFI: sum(row.cost for row in rows),
+        FFI: sum(row["cost"] for row in rows),
         PYASYNC: cpu_time[PYASYNC] - inward,
-        APPLICATION: cpu_time.get(APPLICATION, 0.0),
+        APPLICATION: cpu_time[APPLICATION],
     }
-    return Costs(observed.requests if observed else 0, parts, rows)
+    if observed is None:
+        return costs(0, parts, rows)
+    measured, system = (
+        seconds * observed.requests / plain.requests for seconds in (plain.cpu, plain.system)
+    )
+    return costs(observed.requests, parts, rows, plain=plain, measured=measured, system=system)
+
+
+def analyze_run(watched, plain, calibration):
+    """Return the costs that two runs show: one that was watched, and one that was not."""
+    if not watched.counts:
+        return analyze_profile(watched.profile, calibration, observed=watched, plain=plain)
+    return analyze_counts(watched, plain, calibration)
 
 
 def analyze_counts(counted, plain, calibration):
@@ -156,12 +150,24 @@ def analyze_counts(counted, plain, calibration):
     scale = plain.requests / counted.requests
     rows = rows_inward(plain, calibration)
     for name, count in counted.counts.items():
-        cost = call_cost(calibration, argument_count(name)) / 1e9
-        rows.append(Crossing(name, round(count * scale), count * scale * cost))
-    crossing = sum(row.cost for row in rows)
-    parts = {KERNEL_ALONE: plain.system, FFI: crossing, REST: plain.user - crossing}
+        cost = count * scale * cost_by_name(calibration, name)
+        rows.append(crossing(name, round(count * scale), cost))
+    crossings = sum(row["cost"] for row in rows)
+    parts = {KERNEL_ALONE: plain.system, FFI: crossings, REST: plain.user - crossings}
     # The sum is what was measured: there is no second figure to compare it with.
-    return Costs(plain.requests, parts, rows, counted=plain.stats.crossings / plain.requests)
+    return costs(plain.requests, parts, rows, plain=plain)
+
+
+def with_callbacks(found, calibration):
+    """Return what it would cost if C called Python for each event, with all else as it is."""
+    rows = [
+        crossing(CALLS_IN, row["calls"], row["calls"] * calibration["call_in"] / 1e9)
+        if row["name"] == RECORDS
+        else row
+        for row in found["crossings"]
+    ]
+    parts = {**found["parts"], FFI: sum(row["cost"] for row in rows)}
+    return costs(found["requests"], parts, rows, computed=True)
 
 
 def rows_inward(observed, calibration):
@@ -170,28 +176,18 @@ def rows_inward(observed, calibration):
     size = observed.stats.bytes_read / requests
     copy = calibration["copy"] + (calibration["copy_1k"] - calibration["copy"]) * size / KIB
     return [
-        Crossing(RECORDS, events, events * calibration["record"] / 1e9),
-        Crossing(COPIES, requests, requests * copy / 1e9),
+        crossing(RECORDS, events, events * calibration["record"] / 1e9),
+        crossing(COPIES, requests, requests * copy / 1e9),
     ]
 
 
-def with_callbacks(costs, calibration):
-    """Return what it would cost if C called Python for each event, with all else as it is."""
-    rows, more = [], 0.0
-    for row in costs.crossings:
-        if row.name == RECORDS:
-            more = row.calls * calibration["call_in"] / 1e9 - row.cost
-            row = Crossing(CALLS_IN, row.calls, row.cost + more)
-        rows.append(row)
-    parts = {**costs.parts, FFI: costs.parts[FFI] + more}
-    return Costs(costs.requests, parts, rows, computed=True)
-
-
-def argument_count(name):
+def cost_by_name(calibration, function):
+    """What a call of a function of the extension's costs, in seconds: by how many arguments."""
     try:
-        return len(ffi.typeof(getattr(lib, name)).args)
+        arguments = len(ffi.typeof(getattr(lib, function)).args)
     except AttributeError:  # a profile of another version
-        return 3
+        arguments = 3
+    return call_cost(calibration, arguments) / 1e9
 
 
 def find_loop(profile):
@@ -217,16 +213,16 @@ def find_loop(profile):
 
 
 def calls_within(profile, roots):
-    """Return (caller, function, calls, own time) of all calls under `roots`."""
+    """Yield (caller, function, calls, own time) of all calls under `roots`."""
     callees = defaultdict(list)
     for function, (_, _, _, _, callers) in profile.items():
         for caller, (calls, _, seconds, _) in callers.items():
-            callees[caller].append((caller, function, calls, seconds))
-    found, reached, ahead = [], set(roots), list(roots)
+            callees[caller].append((function, calls, seconds))
+    reached, ahead = set(roots), list(roots)
     while ahead:
-        for call in callees[ahead.pop()]:
-            found.append(call)
-            if call[1] not in reached:
-                reached.add(call[1])
-                ahead.append(call[1])
-    return found
+        caller = ahead.pop()
+        for function, calls, seconds in callees[caller]:
+            yield caller, function, calls, seconds
+            if function not in reached:
+                reached.add(function)
+                ahead.append(function)

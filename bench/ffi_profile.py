@@ -27,6 +27,7 @@ import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import chart
@@ -41,9 +42,6 @@ from pyasync._ffi import lib
 
 VARIANTS = {"buffered": False, "unbuffered": True}
 
-#: How a run is watched.
-PLAIN, PROFILED, COUNTED = "plain", "profiled", "counted"
-
 
 def main():
     options = parse_options()
@@ -53,18 +51,14 @@ def main():
         progress("calibrating")
         calibration = calibrate()
         if given:
-            costs = analyze_profile(given, calibration, cpu=options.cpu)
-            results = {options.profile.name: {"profile": costs}}
+            found = analyze_profile(given, calibration, cpu=options.cpu)
+            results = {options.profile.name: {"profile": found}}
         else:
             common.compile_baseline("load")
             results = {name: measure(name, calibration, options) for name in options.workloads}
         progress("")
         if options.json:
-            found = {
-                name: {variant: costs.as_dict() for variant, costs in variants.items()}
-                for name, variants in results.items()
-            }
-            found = {"machine": here, "calibration": calibration, "results": found}
+            found = {"machine": here, "calibration": calibration, "results": results}
             print(json.dumps(found, indent=2))
         else:
             print(common.in_words(here), "", *text(calibration, results), sep="\n")
@@ -107,97 +101,80 @@ def parse_options():
 # The runs
 
 
-def serve_echo(options, send):
-    """Send back what comes, until a signal ends the server."""
-
-    def on_event(event):
-        if isinstance(event, pyasync.EventError):
-            print("error:", event, file=sys.stderr)
-
-    with pyasync.event_loop(buffer_writes=not options.unbuffered):
-        server = pyasync.tcp_server(
-            options.host, options.port, lambda socket, data: socket.write(data), event_cb=on_event
-        )
-        pyasync.signal_handler(signal.SIGTERM, lambda signo: pyasync.exit_event_loop())
-        send("listening", server.address)
-
-
 class Workload(NamedTuple):
-    """A server, which the load of the same name is put on."""
+    """What the server of http_delay.py does, which the load of the same name is put on."""
 
     title: str
     unit: str
-    serve: object
+    on_data: object = None
 
 
 WORKLOADS = {
-    "http": Workload("http_delay: a connection for each request", "request", http_delay.serve),
-    "echo": Workload("echo: messages of 1 KiB", "message", serve_echo),
+    "http": Workload("http_delay: a connection for each request", "request"),
+    "echo": Workload("echo: messages of 1 KiB", "message", lambda socket, data: socket.write(data)),
 }
 
 
 def measure(name, calibration, options):
-    """Run a workload in each variant, some rounds in turn. Returns Costs by variant."""
-    observed = {variant: ([], []) for variant in VARIANTS}
+    """Run a workload in each variant, some rounds in turn. Returns costs by variant."""
+    observed = {(variant, watched): [] for variant in VARIANTS for watched in (False, True)}
     for number in range(options.rounds):
-        for variant, unbuffered in VARIANTS.items():
-            for runs, mode in zip(observed[variant], (PLAIN, COUNTED if PYPY else PROFILED)):
-                progress(f"{name} {number + 1}/{options.rounds}: {variant}, {mode}")
-                # In a process of its own, which starts as this one is.
-                fork = multiprocessing.get_context("fork")
-                with ProcessPoolExecutor(1, mp_context=fork) as pool:
-                    runs.append(pool.submit(observe, name, mode, unbuffered, options).result())
+        for (variant, watched), runs in observed.items():
+            how = "watched" if watched else "unwatched"
+            progress(f"{name} {number + 1}/{options.rounds}: {variant}, {how}")
+            # In a process of its own, which starts as this one is.
+            fork = multiprocessing.get_context("fork")
+            with ProcessPoolExecutor(1, mp_context=fork) as pool:
+                run = pool.submit(observe, name, watched, VARIANTS[variant], options)
+                runs.append(run.result())
     costs = {}
-    for variant, (plain, watched) in observed.items():
+    for variant in VARIANTS:
         # What else the machine does only adds to a run.
-        plain, watched = (min(runs, key=lambda run: run.cpu) for runs in (plain, watched))
+        plain, watched = (
+            min(observed[variant, watched], key=lambda run: run.cpu) for watched in (False, True)
+        )
         costs[variant] = analyze_run(watched, plain, calibration)
     costs["callbacks"] = with_callbacks(costs["unbuffered"], calibration)
     return costs
 
 
-def observe(name, mode, unbuffered, options):
+def observe(name, watched, unbuffered, options):
     """Run a server under load, and end it with the load. Returns an Observation."""
     common.raise_open_files_limit()
-    client = loop = stats = usage = None
+    start = []
 
     def send(kind, address):
-        nonlocal client, loop, stats, usage
         if kind == "listening":
-            # Before the client: it may end at once.
-            pyasync.signal_handler(signal.SIGCHLD, on_child_ended).unref()
-            words = ["-n", options.requests, name, address[1], options.concurrency]
+            # Before the client, the only child: it may end at once.
+            pyasync.signal_handler(signal.SIGCHLD, end_server).unref()
+            words = [common.LOAD, "-n", options.requests, name, address[1], options.concurrency]
             client = subprocess.Popen(
-                [str(word) for word in (common.LOAD, *words)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                map(str, words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
             )
             loop = pyasync.current_loop()
-            stats, usage = loop.stats(), resource.getrusage(resource.RUSAGE_SELF)
+            start.extend((client, loop, loop.stats(), resource.getrusage(resource.RUSAGE_SELF)))
 
-    def on_child_ended(signo):
-        if client.poll() is not None:
-            os.kill(os.getpid(), signal.SIGTERM)
+    def end_server(signo):
+        os.kill(os.getpid(), signal.SIGTERM)
 
     words = ["--port=0", "--delay=0", *(["--unbuffered"] if unbuffered else [])]
-    counts = Counter()
-    if mode == COUNTED:
+    counts, profiler = Counter(), cProfile.Profile()
+    if watched and PYPY:
         count_crossings(counts)
-    profiler = cProfile.Profile()
-    if mode == PROFILED:
+    elif watched:
         profiler.enable()
-    WORKLOADS[name].serve(http_delay.parse_options(words), send)
+    http_delay.serve(http_delay.parse_options(words), send, WORKLOADS[name].on_data)
     profiler.disable()
     after = resource.getrusage(resource.RUSAGE_SELF)
-    with client.stdout as output:
-        found = output.read().splitlines()
-    if client.wait() != 0:
+    client, loop, stats, before = start
+    output, _ = client.communicate()
+    if client.returncode != 0:
         raise RuntimeError(f"the load on {name} has failed")
     profiler.create_stats()
     return Observation(
-        json.loads(found[-1])["done"],
-        after.ru_utime - usage.ru_utime,
-        after.ru_stime - usage.ru_stime,
+        json.loads(output.splitlines()[-1])["done"],
+        after.ru_utime - before.ru_utime,
+        after.ru_stime - before.ru_stime,
         loop.stats() - stats,
         counts,
         profiler.stats,
@@ -207,14 +184,8 @@ def observe(name, mode, unbuffered, options):
 def count_crossings(counts):
     """Put a counter before each function of C's, where there is no profiler that names them.
 
-    The package's modules have them as attributes of `lib`, and in dictionaries.
+    The package's modules have them as attributes of `lib`, in dictionaries, and as globals.
     """
-
-    class CountingLib:
-        def __getattr__(self, name):
-            value = counting(getattr(lib, name))
-            setattr(self, name, value)
-            return value
 
     def counting(function):
         name = getattr(function, "__name__", "")
@@ -227,28 +198,38 @@ def count_crossings(counts):
 
         return counted
 
-    counting_lib = CountingLib()
-    modules = [module for name, module in sys.modules.items() if name.startswith("pyasync.")]
-    for module in modules:
+    counting_lib = SimpleNamespace(**{name: counting(getattr(lib, name)) for name in dir(lib)})
+    for module_name, module in sys.modules.items():
+        if not module_name.startswith("pyasync.") or "_libuv" in module_name:  # lib is one, too
+            continue
         for name, value in list(vars(module).items()):
-            if value is lib:
-                setattr(module, name, counting_lib)
-            elif isinstance(value, dict) and not name.startswith("__"):
+            if isinstance(value, dict) and not name.startswith("__"):
                 value.update({key: counting(function) for key, function in value.items()})
+            else:
+                setattr(module, name, counting_lib if value is lib else counting(value))
 
 
 # What is printed
+
+MEASURED = {
+    "sum": "total",
+    "without the profiler": "measured",
+    "  of it in the kernel": "system",
+    "error of the sum": "residual",
+    "crossings, unwatched": "counted",
+}
+FORMATS = {"error of the sum": "{:+.1%}", "crossings, unwatched": "{:,.3f}        "}
 
 
 def text(calibration, results):
     yield from report(calibration)
     for name, variants in results.items():
-        workload = WORKLOADS.get(name, Workload("the time in the loop", "", None))
+        workload = WORKLOADS.get(name, Workload("the time in the loop", ""))
         yield ""
         yield f"{name}: {workload.title}"
         yield from aligned(shares(variants, workload.unit))
         for variant, costs in variants.items():
-            if not costs.computed:
+            if not costs["computed"]:
                 yield ""
                 yield from aligned(crossings(variant, costs, workload.unit))
 
@@ -256,40 +237,37 @@ def text(calibration, results):
 def shares(variants, unit):
     """A row for each part, with its time and its share of the sum; then what else was measured."""
 
-    def row(title, show, what):
-        values = {costs: what(costs) for costs in variants.values()}
-        cells = ["-" if item[1] is None else show(*item) for item in values.items()]
-        if set(cells) != {"-"}:
-            yield [title, *cells]
-
-    def part(costs, seconds):
-        time = seconds * 1e6 / costs.requests if costs.requests else seconds
-        return f"{time:,.{2 if unit else 3}f} {seconds / costs.total:7.1%}"
+    def cell(name, costs, value):
+        if value is None:
+            return "-"
+        if name in FORMATS:
+            return FORMATS[name].format(value)
+        time = value * 1e6 / costs["requests"] if costs["requests"] else value
+        return f"{time:,.{2 if unit else 3}f} {value / costs['total']:7.1%}"
 
     yield [f"µs/{unit}, share" if unit else "seconds, share", *variants]
-    for name in next(iter(variants.values())).parts:
-        yield from row(name, part, lambda costs, name=name: costs.parts[name])
-    yield from row("sum", part, lambda costs: costs.total)
-    yield from row("without the profiler", part, lambda costs: costs.measured)
-    yield from row("  of it in the kernel", part, lambda costs: costs.system)
-    yield from row("error of the sum", lambda costs, value: f"{value:+.1%}",
-                   lambda costs: costs.residual)  # fmt: skip
-    yield from row("crossings, unwatched", lambda costs, value: f"{value:,.3f} {'':7}",
-                   lambda costs: costs.counted)  # fmt: skip
+    found = list(variants.values())
+    rows = {name: [costs["parts"][name] for costs in found] for name in found[0]["parts"]}
+    rows.update({name: [costs[key] for costs in found] for name, key in MEASURED.items()})
+    for name, values in rows.items():
+        if set(values) != {None}:
+            yield [name, *(cell(name, costs, value) for costs, value in zip(found, values))]
 
 
 def crossings(variant, costs, unit):
     """A row for each crossing, but for those that are only made at the beginning or the end."""
+    requests = costs["requests"]
     calls = f"calls/{unit}" if unit else "calls"
     yield [f"crossings, {variant}", calls, "ns/call", "share", "then in C, ns"]
-    for row in costs.crossings:
-        if row.calls >= costs.requests / 1000:
+    for row in costs["crossings"]:
+        count, in_c = row["calls"], row["in_c"]
+        if count >= requests / 1000:
             yield [
-                f"  {row.name}",
-                f"{row.calls / costs.requests:,.3f}" if costs.requests else f"{row.calls:,}",
-                f"{row.cost * 1e9 / row.calls:,.0f}",
-                f"{row.cost / costs.total:.2%}",
-                "" if row.in_c is None else f"{row.in_c * 1e9 / row.calls:,.0f}",
+                f"  {row['name']}",
+                f"{count / requests:,.3f}" if requests else f"{count:,}",
+                f"{row['cost'] * 1e9 / count:,.0f}",
+                f"{row['share']:.2%}",
+                "" if in_c is None else f"{in_c * 1e9 / count:,.0f}",
             ]
 
 

@@ -38,11 +38,11 @@ UNEVENNESS = 1.25
 # The server
 
 
-def serve(options, send):
-    """Run the server until a signal ends it. It reports with `send(kind, value)`.
+def serve(options, send, on_data=None):
+    """Run the server, or one that does `on_data(socket, data)`, until a signal ends it.
 
-    "listening", with the address, comes once, in the loop; "counters" with a Snapshot every
-    second, and after the end.
+    It reports with `send(kind, value)`: "listening", with the address, once, in the loop;
+    "counters", with a Snapshot, every second and after the end.
     """
     delay = options.delay
     listen = pyasync.tcp_server
@@ -78,16 +78,16 @@ def serve(options, send):
         server = listen(
             options.host,
             options.port,
-            on_request,
+            on_data or on_request,
             event_cb=on_event,
             backlog=options.backlog,
             reuse_port=options.workers > 1,
         )
         for signo in STOP_SIGNALS:
             pyasync.signal_handler(signo, on_signal)
-        watch = Watch(lambda: finished, send)
+        report = watch(lambda: finished, send)
         send("listening", server.address)
-    watch.report()
+    report()
 
 
 class Snapshot(NamedTuple):
@@ -106,33 +106,35 @@ class Snapshot(NamedTuple):
         return Snapshot(*map(add, self, other))
 
 
-class Watch:
-    """Looks at the loop that runs, and at this process, ten times a second."""
+def watch(finished, send):
+    """Look at the loop that runs, and at this process, ten times a second.
 
-    def __init__(self, finished, send):
-        self._finished, self._send = finished, send
-        self._loop = pyasync.current_loop()
-        self._peak = 0
-        self._usage = resource.getrusage(resource.RUSAGE_SELF)
-        # By themselves these keep no loop running.
-        pyasync.interval(self._look, time=0.1).unref()
-        pyasync.interval(self.report, time=1).unref()
+    Returns what sends a Snapshot, as is done every second.
+    """
 
-    def _look(self):
-        self._peak = max(self._peak, self._loop.stats().incoming_tcp_connections)
+    def look():
+        nonlocal peak
+        peak = max(peak, loop.stats().incoming_tcp_connections)
 
-    def report(self):
-        stats, usage = self._loop.stats(), resource.getrusage(resource.RUSAGE_SELF)
+    def report():
+        stats, usage = loop.stats(), resource.getrusage(resource.RUSAGE_SELF)
         snapshot = Snapshot(
             stats.incoming_tcp_connections,
             stats.outgoing_tcp_connections,
-            self._finished(),
-            self._peak,
-            usage.ru_utime - self._usage.ru_utime,
-            usage.ru_stime - self._usage.ru_stime,
+            finished(),
+            peak,
+            usage.ru_utime - before.ru_utime,
+            usage.ru_stime - before.ru_stime,
             usage.ru_maxrss * 1024,
         )
-        self._send("counters", snapshot)
+        send("counters", snapshot)
+
+    loop, peak = pyasync.current_loop(), 0
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    # By themselves these keep no loop running.
+    pyasync.interval(look, time=0.1).unref()
+    pyasync.interval(report, time=1).unref()
+    return report
 
 
 # The processes
@@ -149,22 +151,18 @@ def main():
             file=sys.stderr,
         )
         return 2
-    console = Console(options.workers, Snapshot(), as_json=options.json)
-    console.print(
-        "limits",
-        "open files: {open_files:,} (before: {open_files_before:,})",
-        open_files=limit,
-        open_files_before=limit_before,
-    )
+    console = Console(as_json=options.json)
+    fields = {"open_files": limit, "open_files_before": limit_before}
+    console.print("limits", "open files: {open_files:,} (before: {open_files_before:,})", **fields)
     load = Load(options)
     try:
-        status = (run_here if options.workers == 1 else run_workers)(options, console, load)
+        status, total = (run_here if options.workers == 1 else run_workers)(options, console, load)
     except OSError as error:  # the port is in use, most likely
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:
         load.stop()
-    print_summary(console)
+    print_summary(console, total)
     return status or load.status
 
 
@@ -195,27 +193,32 @@ def run_server(options, send):
 
 
 def run_here(options, console, load):
+    """Run the server in this process. Returns the exit status, and the counters at the end."""
+    total = Snapshot()
+
     def send(kind, value):
+        nonlocal total
         if kind == "counters":
-            print_counters(console, os.getpid(), value, options)
+            total = value
+            print_counters(console, total, options)
             return
         print_listening(console, value, options)
         if options.page is not None:
-            print_page(console, serve_page(options))
+            console.print("page", "page at {url}", url=serve_page(options))
         if options.load:
             # Before the client: it may end at once.
             pyasync.signal_handler(signal.SIGCHLD, lambda signo: load.stop_server_at_end())
             load.start(value)
 
     run_server(options, send)
-    return 0
+    return 0, total
 
 
 def run_workers(options, console, load):
-    """Run several processes on one port."""
+    """Run several processes on one port. Returns the exit status, and their counters."""
     with reserve_port(options.host, options.port) as reservation:
         options.port = reservation.getsockname()[1]
-        workers = Workers([functools.partial(run_server, options)] * options.workers)
+        workers = Workers([functools.partial(run_server, options)] * options.workers, Snapshot())
         signals = []
         listening = status = 0
 
@@ -238,15 +241,15 @@ def run_workers(options, console, load):
                     print_listening(console, value, options)
                     if options.load:
                         load.start(value)
-            elif kind == "counters":
-                print_counters(console, pid, value, options)
-            else:
-                died = value if len(signals) < 2 else None
-                console.worker_ended(f"worker {pid}", died)
-                status = 1 if died else status
+            elif kind == "counters" and value:
+                print_counters(console, value, options)
+            elif kind == "ended":
+                if value and len(signals) < 2:
+                    common.say(f"worker {pid} {value}")
+                    status = 1
                 if listening < options.workers:  # they will never be all
                     workers.send_signal(signal.SIGTERM)
-    return 128 + signals[1] if len(signals) > 1 else status
+    return 128 + signals[1] if len(signals) > 1 else status, workers.total()
 
 
 def reserve_port(host, port):
@@ -259,11 +262,12 @@ def reserve_port(host, port):
 
 
 def serve_page(options):
-    """Serve the page of examples/stats_page.py in this loop. Returns its address."""
+    """Serve the page of examples/stats_page.py in this loop. Returns its URL."""
     sys.path.append(str(BENCH.parent / "examples"))
     from stats_page import StatsPage
 
-    return StatsPage(options.host, options.page).address
+    host, port = StatsPage(options.host, options.page).address
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 class Load:
@@ -342,20 +346,12 @@ def parse_options(words=None):
 
 def print_listening(console, address, options):
     host, port = address[:2]
-    fields = {"host": host, "port": port, "pid": os.getpid(), "processes": options.workers}
-    console.print("listening", "listening on {host}:{port}", **fields)
+    more = {"pid": os.getpid(), "processes": options.workers}
+    console.print("listening", "listening on {host}:{port}", host=host, port=port, **more)
 
 
-def print_page(console, address):
-    host, port = address
-    url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
-    console.print("page", "page at {url}", url=url)
-
-
-def print_counters(console, pid, snapshot, options):
-    """Take the report of one process; print a line when all have reported."""
-    if console.add(pid, snapshot) and options.stats:
-        total = console.total()
+def print_counters(console, total, options):
+    if options.stats:
         console.print(
             "counters",
             "incoming: {incoming:,}  outgoing: {outgoing:,}  finished: {finished:,}"
@@ -365,8 +361,7 @@ def print_counters(console, pid, snapshot, options):
         )
 
 
-def print_summary(console):
-    total = console.total()
+def print_summary(console, total):
     cpu = total.user + total.system
     console.print(
         "summary",

@@ -62,6 +62,7 @@ class Tally:
     replies: int = 0
     seconds: float = 0.0
     connecting_seconds: float = 0.0  # until the last connection was established
+    latencies: array = field(default_factory=lambda: array("d"))  # only at the end
 
     def __add__(self, other):
         """Return what two processes have done, side by side."""
@@ -96,7 +97,7 @@ class LoadClient:
         self.latencies = array("d")  # of the good answers, in seconds
 
     def run(self, send):
-        """Run the load, and report a tally every second, and at the end with the latencies."""
+        """Run the load, and report the tally every second, and at the end with the latencies."""
         self.send = send
         self.began = perf_counter()
         with pyasync.event_loop():
@@ -104,14 +105,14 @@ class LoadClient:
                 pyasync.signal_handler(signo, self.on_signal).unref()
             pyasync.interval(self.on_second, time=1).unref()
             self.ticker = pyasync.interval(self.on_tick, time=TICK)
+        self.tally.latencies = self.latencies
         self.report()
-        send("latencies", self.latencies)
 
     def report(self):
         self.tally.open = len(self.open)
         self.tally.replies = len(self.latencies)
         self.tally.seconds = perf_counter() - self.began
-        self.send("tally", self.tally)
+        self.send("counters", self.tally)
 
     # The requests
 
@@ -206,21 +207,18 @@ def main():
         )
     ]
     in_place = sys.stdout.isatty() and not options.lines and not options.json
-    console = Console(processes, Tally(Counter()), as_json=options.json, in_place=in_place)
-    workers = Workers([client.run for client in clients])
+    console = Console(as_json=options.json, in_place=in_place)
+    workers = Workers([client.run for client in clients], Tally())
     for signo in STOP_SIGNALS:
         signal.signal(signo, lambda signo, frame: workers.send_signal(signo))
-    latencies = array("d")
     for pid, kind, value in workers.messages():
-        if kind == "tally":
-            print_tally(console, pid, value)
-        elif kind == "latencies":
-            latencies.extend(value)
-        else:
-            console.worker_ended(f"process {pid}", value)
-    total = console.total()
+        if kind == "counters" and value:
+            print_tally(console, value)
+        elif kind == "ended" and value:
+            common.say(f"process {pid} {value}")
+    total = workers.total()
     how = {"processes": processes, "source_addresses": len(sources)}
-    print_result(console, total, options.num_conns, latencies, **how)
+    print_result(console, total, options.num_conns, **how)
     return 1 if total.replies < options.num_conns else 0
 
 
@@ -256,25 +254,23 @@ def source_addresses(server, connections):
     return [str(first + i) for i in range(count)]
 
 
-def print_tally(console, pid, tally):
-    """Take the report of one process; print a line when all have reported."""
-    if console.add(pid, tally):
-        total = console.total()
-        fields = {name: getattr(total, name) for name in ("started", "open", "replies")}
-        console.print(
-            "load",
-            "client: started: {started:,}  open: {open:,}  replies: {replies:,}"
-            "  errors: {errors:,}  rate: {rate:,.0f} req/s",
-            progress=True,
-            errors=sum(total.errors.values()),
-            rate=console.rate(total.replies),
-            **fields,
-        )
+def print_tally(console, total):
+    console.print(
+        "load",
+        "client: started: {started:,}  open: {open:,}  replies: {replies:,}"
+        "  errors: {errors:,}  rate: {rate:,.0f} req/s",
+        progress=True,
+        started=total.started,
+        open=total.open,
+        replies=total.replies,
+        errors=sum(total.errors.values()),
+        rate=console.rate(total.replies),
+    )
 
 
-def print_result(console, total, connections, latencies, **more):
+def print_result(console, total, connections, **more):
     errors = ", ".join(f"{kind} {count:,}" for kind, count in total.errors.items())
-    latency = {name: value * 1e3 for name, value in percentiles(latencies).items()}
+    latency = {name: value * 1e3 for name, value in percentiles(total.latencies).items()}
     shown = "  ".join(f"{name} {value:,.2f}" for name, value in latency.items())
     console.print(
         "load-summary",

@@ -5,7 +5,6 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import sys
 import time
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -14,15 +13,17 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Workers:
     """One forked process for each of `targets`, running `target(send)`.
 
-    `send(kind, value)` reports to the parent. Each process leads a process group of its own, so
-    that a Ctrl-C at the terminal reaches only the parent, which forwards it. A worker whose
-    parent is gone ends at its next report.
+    `send(kind, value)` reports to the parent; what comes as "counters" can be added to `zero`.
+    Each process leads a process group of its own, so that a Ctrl-C at the terminal reaches only
+    the parent, which forwards it. A worker whose parent is gone ends at its next report.
 
     The workers must be made before an event loop: a loop does not survive a fork.
     """
 
-    def __init__(self, targets):
+    def __init__(self, targets, zero):
         context = multiprocessing.get_context("fork")
+        self._zero = zero
+        self._latest = {}  # counters by process id
         self._processes = {}  # by the pipe that each reports on
         for target in targets:
             receiver, sender = context.Pipe(duplex=False)
@@ -47,8 +48,11 @@ class Workers:
     def messages(self):
         """Yield `(pid, kind, value)` as the reports come, until the last worker has ended.
 
-        The last message of each is `(pid, "ended", outcome)`: None, or in words how it failed.
+        The value of "counters" is the total of all workers when each has reported, and None
+        until then. The last message of each is `(pid, "ended", outcome)`: None, or in words how
+        it failed.
         """
+        reported = 0
         while self._processes:
             for receiver in multiprocessing.connection.wait(list(self._processes)):
                 process = self._processes[receiver]
@@ -59,7 +63,17 @@ class Workers:
                     receiver.close()
                     process.join()
                     kind, value = "ended", describe_exit(process.exitcode)
+                if kind == "counters":
+                    self._latest[process.pid] = value
+                    reported += 1
+                    value = None
+                    if reported >= len(self._processes):
+                        reported, value = 0, self.total()
                 yield process.pid, kind, value
+
+    def total(self):
+        """The sum of the latest counters of all workers, also of those that have ended."""
+        return sum(self._latest.values(), self._zero)
 
     def send_signal(self, signo):
         """Send a signal to every worker that has not ended."""
@@ -74,37 +88,10 @@ def describe_exit(status):
     return f"ended with exit status {status}" if status else None
 
 
-class Reports:
-    """The latest report of each of several processes, and their sum."""
+class Console:
+    """Prints what happens: as text, or a JSON object a line."""
 
-    def __init__(self, processes, zero):
-        self._running = processes
-        self._latest = {}
-        self._zero = zero
-        self._since_round = 0
-
-    def add(self, pid, report):
-        """Take a report. Returns whether it completes a round: as many as there are processes."""
-        self._latest[pid] = report
-        self._since_round += 1
-        if self._since_round < self._running:
-            return False
-        self._since_round = 0
-        return True
-
-    def ended(self):
-        """Expect no more reports of one process; those that it has made count on."""
-        self._running -= 1
-
-    def total(self):
-        return sum(self._latest.values(), self._zero)
-
-
-class Console(Reports):
-    """Prints what all the processes report, as one: as text, or a JSON object a line."""
-
-    def __init__(self, processes, zero, *, as_json, in_place=False):
-        super().__init__(processes, zero)
+    def __init__(self, *, as_json, in_place=False):
         self._as_json = as_json
         self._in_place = in_place  # whether a line of progress replaces the one before
         self._count, self._time = 0, time.monotonic()  # at the last line of progress
@@ -122,9 +109,3 @@ class Console(Reports):
         rate = (count - self._count) / (now - self._time)
         self._count, self._time = count, now
         return rate
-
-    def worker_ended(self, name, outcome):
-        """Expect nothing more of one process; say how it died, if it did."""
-        self.ended()
-        if outcome:
-            print(f"{name} {outcome}", file=sys.stderr, flush=True)

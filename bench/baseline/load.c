@@ -49,11 +49,12 @@ typedef struct {
 
 static struct sockaddr_in server;
 static in_addr_t first_source = INADDR_LOOPBACK;
-static int epoll_fd, kept, stalled_ms = 60000;
-/* At once, the first connections would overflow the listener's backlog, and a
- * refused SYN is sent again only a second later. */
-static double rate = 8000;
-static long most, limit;
+static int epoll_fd, kept;
+static long most;
+
+/* By letter. A rate, since at once the first connections would overflow the
+ * listener's backlog, and a refused SYN is sent again only a second later. */
+static double options[128] = {['s'] = 1024, ['r'] = 8000, ['t'] = 60};
 
 static const char *message = "", *expected = "";
 static size_t message_size, expected_size;
@@ -77,7 +78,7 @@ static void count_good(double latency) {
 }
 
 static int may_start(void) {
-  return limit == 0 || started < limit;
+  return options['n'] == 0 || started < options['n'];
 }
 
 /* What of the message is not sent, since the connection is not there yet or the
@@ -188,7 +189,7 @@ static void on_event(const struct epoll_event* event) {
  * has ended; on kept connections, where it never does, only the former. */
 static void run(double seconds) {
   static struct epoll_event events[MAX_EVENTS];
-  double first = now(), began = first, time, ramp;
+  double first = now(), began = first, rate = options['r'], time, ramp;
   int i, count, over, opening;
   for (;;) {
     time = now();
@@ -199,14 +200,14 @@ static void run(double seconds) {
     over = !may_start() || (seconds > 0 && time >= began + seconds);
     while (!over && open_now < most && open_now < ramp && may_start())
       open_connection();
-    if (over && (under_way == 0 || (kept && limit == 0)))
+    if (over && (under_way == 0 || (kept && options['n'] == 0)))
       return;
     count = epoll_wait(epoll_fd, events, MAX_EVENTS,
-                       opening && !over ? 1 + (int) (1000 / rate) : stalled_ms);
+                       1000 * (opening && !over ? 1 / rate : options['t']) + 1);
     if (count < 0 && errno != EINTR)
       die("epoll_wait");
     if (count == 0 && (over || !opening)) {
-      fprintf(stderr, "no answer for %d s\n", stalled_ms / 1000);
+      fprintf(stderr, "no answer for %g s\n", options['t']);
       lost += under_way;
       return;
     }
@@ -278,54 +279,43 @@ static void print_result(double seconds) {
   fflush(stdout);
 }
 
-static void make_message(size_t size) {
+static void make_message(void) {
+  size_t i, size = options['s'];
   char* bytes = allocate(size);
-  size_t i;
   for (i = 0; i < size; i++)
     bytes[i] = (char) (i * 31 + i / 251);
   message = expected = bytes;
   message_size = expected_size = size;
 }
 
-static int usage(const char* program) {
+static void usage(void) {
   fprintf(stderr,
-          "usage: %s [-w SECONDS] [-d SECONDS] [-n NUMBER] [-s SIZE] [-r RATE]\n"
-          "       [-t SECONDS] [-a ADDRESS] http|accept|echo|udp PORT "
-          "CONNECTIONS\n",
-          program);
-  return 2;
+          "usage: load [-w SECONDS] [-d SECONDS] [-n NUMBER] [-s SIZE]\n"
+          "            [-r RATE] [-t SECONDS] [-a ADDRESS]\n"
+          "            http|accept|echo|udp PORT CONNECTIONS\n");
+  exit(2);
 }
 
 int main(int argc, char** argv) {
-  double warm_up = 0, seconds = 0, began;
   struct in_addr address;
-  size_t size = 1024;
   void (*load)(double) = run;
   const char* kind;
+  double began;
   int option;
 
   while ((option = getopt(argc, argv, "w:d:n:s:r:t:a:")) != -1) {
-    if (option == 'w')
-      warm_up = atof(optarg);
-    else if (option == 'd')
-      seconds = atof(optarg);
-    else if (option == 'n')
-      limit = atol(optarg);
-    else if (option == 's')
-      size = atol(optarg);
-    else if (option == 'r')
-      rate = atof(optarg);
-    else if (option == 't')
-      stalled_ms = (int) (atof(optarg) * 1000);
-    else if (option == 'a' && inet_aton(optarg, &address))
+    if (option == '?' || (option == 'a' && !inet_aton(optarg, &address)))
+      usage();
+    if (option == 'a')
       first_source = ntohl(address.s_addr);
     else
-      return usage(argv[0]);
+      options[option] = atof(optarg);
   }
   argv += optind;
-  if (argc - optind != 3 || (most = atol(argv[2])) < 1 || size < 1 ||
-      (seconds <= 0 && limit <= 0) || rate <= 0 || stalled_ms <= 0)
-    return usage("load");
+  if (argc - optind != 3 || (most = atol(argv[2])) < 1 || options['s'] < 1 ||
+      (options['d'] <= 0 && options['n'] <= 0) || options['r'] <= 0 ||
+      options['t'] <= 0)
+    usage();
   kind = argv[0];
   if (strcmp(kind, "http") == 0) {
     message = REQUEST;
@@ -334,12 +324,13 @@ int main(int argc, char** argv) {
     expected_size = sizeof RESPONSE - 1;
   } else if (strcmp(kind, "echo") == 0) {
     kept = 1;
-    make_message(size);
-  } else if (strcmp(kind, "udp") == 0 && most <= MAX_DATAGRAMS && seconds > 0) {
+    make_message();
+  } else if (strcmp(kind, "udp") == 0 && most <= MAX_DATAGRAMS &&
+             options['d'] > 0) {
     load = run_udp;
-    make_message(size);
+    make_message();
   } else if (strcmp(kind, "accept") != 0) {
-    return usage("load");
+    usage();
   }
   prctl(PR_SET_PDEATHSIG, SIGTERM); /* who is killed must not leave its load */
   raise_open_files_limit();
@@ -350,14 +341,14 @@ int main(int argc, char** argv) {
   if (epoll_fd < 0)
     die("epoll_create1");
 
-  if (warm_up > 0)
-    load(warm_up);
+  if (options['w'] > 0)
+    load(options['w']);
   done = 0;
   started = under_way; /* these will be counted */
   puts("begin");
   fflush(stdout);
   began = now();
-  load(seconds);
+  load(options['d']);
   print_result(now() - began);
   while (getchar() != EOF) {
   }

@@ -15,6 +15,8 @@
 
 static char input[256 * 1024];
 
+#define CHECK(call) check(call, #call)
+
 static void check(int status, const char* what) {
   if (status < 0) {
     fprintf(stderr, "%s: %s\n", what, uv_strerror(status));
@@ -22,11 +24,9 @@ static void check(int status, const char* what) {
   }
 }
 
-/* User and system time of this process, in seconds. */
+/* User and system time of this process. */
 static double cpu_seconds(void) {
-  struct timespec time;
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
-  return time.tv_sec + time.tv_nsec / 1e9;
+  return seconds_of(CLOCK_PROCESS_CPUTIME_ID);
 }
 
 static void on_alloc(uv_handle_t* handle, size_t size, uv_buf_t* buf) {
@@ -35,14 +35,6 @@ static void on_alloc(uv_handle_t* handle, size_t size, uv_buf_t* buf) {
 
 static void on_close_free(uv_handle_t* handle) {
   free(handle);
-}
-
-/* Not calloc: what a connection or a timer takes is measured. */
-static void* reserve(size_t size) {
-  void* memory = malloc(size);
-  if (memory == NULL)
-    die("malloc");
-  return memory;
 }
 
 static void serve(const struct sockaddr_in* address) {
@@ -55,21 +47,19 @@ static void serve_tcp(uv_connection_cb on_connection) {
   static uv_tcp_t listener;
   struct sockaddr_in address = loopback("0");
   int size = sizeof address;
-  check(uv_tcp_init(uv_default_loop(), &listener), "tcp");
-  check(uv_tcp_bind(&listener, (struct sockaddr*) &address, 0), "bind");
-  check(uv_listen((uv_stream_t*) &listener, SOMAXCONN, on_connection),
-        "listen");
-  check(uv_tcp_getsockname(&listener, (struct sockaddr*) &address, &size),
-        "getsockname");
+  CHECK(uv_tcp_init(uv_default_loop(), &listener));
+  CHECK(uv_tcp_bind(&listener, (struct sockaddr*) &address, 0));
+  CHECK(uv_listen((uv_stream_t*) &listener, SOMAXCONN, on_connection));
+  CHECK(uv_tcp_getsockname(&listener, (struct sockaddr*) &address, &size));
   serve(&address);
 }
 
 /* The connection is at the beginning of so many bytes. */
 static void* accept_connection(uv_stream_t* server, int status, size_t size) {
-  uv_tcp_t* tcp = reserve(size);
+  uv_tcp_t* tcp = allocate(size);
   check(status, "accept");
-  check(uv_tcp_init(server->loop, tcp), "tcp");
-  check(uv_accept(server, (uv_stream_t*) tcp), "accept");
+  CHECK(uv_tcp_init(server->loop, tcp));
+  CHECK(uv_accept(server, (uv_stream_t*) tcp));
   return tcp;
 }
 
@@ -124,11 +114,10 @@ static void on_http_read(uv_stream_t* stream, ssize_t size,
 
 static void on_http_connection(uv_stream_t* server, int status) {
   http_t* connection = accept_connection(server, status, sizeof *connection);
-  check(uv_timer_init(server->loop, &connection->timer), "timer");
+  CHECK(uv_timer_init(server->loop, &connection->timer));
   connection->tcp.data = connection->timer.data = connection;
   connection->handles = 2;
-  check(uv_read_start((uv_stream_t*) connection, on_alloc, on_http_read),
-        "read");
+  CHECK(uv_read_start((uv_stream_t*) connection, on_alloc, on_http_read));
 }
 
 static void http(char** words) {
@@ -158,17 +147,16 @@ static void on_echo_read(uv_stream_t* stream, ssize_t size,
     return;
   if (sent < 0)
     sent = 0;
-  pending = reserve(sizeof *pending + size - sent);
+  pending = allocate(sizeof *pending + size - sent);
   memcpy(pending->data, buf->base + sent, size - sent);
   rest = uv_buf_init(pending->data, (unsigned) (size - sent));
-  check(uv_write(&pending->write, stream, &rest, 1, on_echo_write), "write");
+  CHECK(uv_write(&pending->write, stream, &rest, 1, on_echo_write));
 }
 
 static void on_echo_connection(uv_stream_t* server, int status) {
   uv_tcp_t* connection = accept_connection(server, status, sizeof *connection);
   uv_tcp_nodelay(connection, 1);
-  check(uv_read_start((uv_stream_t*) connection, on_alloc, on_echo_read),
-        "read");
+  CHECK(uv_read_start((uv_stream_t*) connection, on_alloc, on_echo_read));
 }
 
 static void echo(char** words) {
@@ -199,11 +187,10 @@ static void udp(char** words) {
   uv_udp_t socket;
   struct sockaddr_in address = loopback("0");
   int size = sizeof address;
-  check(uv_udp_init(uv_default_loop(), &socket), "udp");
-  check(uv_udp_bind(&socket, (struct sockaddr*) &address, 0), "bind");
-  check(uv_udp_recv_start(&socket, on_alloc, on_datagram), "receive");
-  check(uv_udp_getsockname(&socket, (struct sockaddr*) &address, &size),
-        "getsockname");
+  CHECK(uv_udp_init(uv_default_loop(), &socket));
+  CHECK(uv_udp_bind(&socket, (struct sockaddr*) &address, 0));
+  CHECK(uv_udp_recv_start(&socket, on_alloc, on_datagram));
+  CHECK(uv_udp_getsockname(&socket, (struct sockaddr*) &address, &size));
   serve(&address);
 }
 
@@ -214,13 +201,6 @@ static long fired;
 static void on_timer(uv_timer_t* timer) {
   fired++;
   uv_close((uv_handle_t*) timer, on_close_free);
-}
-
-static uv_timer_t* start_timer(uint64_t ms) {
-  uv_timer_t* timer = reserve(sizeof *timer);
-  check(uv_timer_init(uv_default_loop(), timer), "timer");
-  check(uv_timer_start(timer, on_timer, ms, 0), "timer");
-  return timer;
 }
 
 /* In bytes: the pages that only this process has. */
@@ -247,8 +227,11 @@ static void timers(char** words) {
   memset(timers, 1, count * sizeof *timers); /* the application's, not counted */
   before = private_memory();
   began = cpu_seconds();
-  for (i = 0; i < count; i++)
-    timers[i] = start_timer((uint64_t) (spread_ms * i / count));
+  for (i = 0; i < count; i++) {
+    timers[i] = allocate(sizeof *timers[i]);
+    CHECK(uv_timer_init(uv_default_loop(), timers[i]));
+    CHECK(uv_timer_start(timers[i], on_timer, spread_ms * i / count, 0));
+  }
   if (pending) {
     printf("{\"bytes\": %.2f}\n", (private_memory() - before) / count);
     return;
@@ -309,15 +292,14 @@ static void on_client_read(uv_stream_t* stream, ssize_t size,
 
 static void on_connect(uv_connect_t* request, int status) {
   check(status, "connect");
-  check(uv_read_start(request->handle, on_alloc, on_client_read), "read");
+  CHECK(uv_read_start(request->handle, on_alloc, on_client_read));
 }
 
 static void start_connection(void) {
-  client_t* client = reserve(sizeof *client);
-  check(uv_tcp_init(uv_default_loop(), &client->tcp), "tcp");
-  check(uv_tcp_connect(&client->request, &client->tcp,
-                       (struct sockaddr*) &server_address, on_connect),
-        "connect");
+  client_t* client = allocate(sizeof *client);
+  CHECK(uv_tcp_init(uv_default_loop(), &client->tcp));
+  CHECK(uv_tcp_connect(&client->request, &client->tcp,
+                       (struct sockaddr*) &server_address, on_connect));
 }
 
 static void connect_only(char** words) {
@@ -354,9 +336,9 @@ static void notify(void* argument) {
 static void wakeups(char** words) {
   uv_thread_t thread;
   start_counting(words[0]);
-  check(uv_sem_init(&answered, 0), "semaphore");
-  check(uv_async_init(uv_default_loop(), &notifier, on_wakeup), "async");
-  check(uv_thread_create(&thread, notify, NULL), "thread");
+  CHECK(uv_sem_init(&answered, 0));
+  CHECK(uv_async_init(uv_default_loop(), &notifier, on_wakeup));
+  CHECK(uv_thread_create(&thread, notify, NULL));
   uv_run(uv_default_loop(), UV_RUN_DEFAULT);
   uv_thread_join(&thread);
   print_counted();

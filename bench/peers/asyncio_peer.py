@@ -33,16 +33,23 @@ def serve(protocol, **options):
     forever(start)
 
 
-class DelayProtocol(asyncio.Protocol):
-    """One connection: waits, answers, closes."""
-
-    __slots__ = ("delay", "transport")
-
-    def __init__(self, delay):
-        self.delay = delay
+class EchoProtocol(asyncio.Protocol):
+    __slots__ = ("transport",)
 
     def connection_made(self, transport):
         self.transport = transport
+
+    def data_received(self, data):
+        self.transport.write(data)
+
+
+class DelayProtocol(EchoProtocol):
+    """One connection: waits, answers, closes."""
+
+    __slots__ = ("delay",)
+
+    def __init__(self, delay):
+        self.delay = delay
 
     def data_received(self, data):
         if self.delay:
@@ -58,16 +65,6 @@ class DelayProtocol(asyncio.Protocol):
 
 def http(delay):
     serve(lambda: DelayProtocol(delay))
-
-
-class EchoProtocol(asyncio.Protocol):
-    __slots__ = ("transport",)
-
-    def connection_made(self, transport):
-        self.transport = transport
-
-    def data_received(self, data):
-        self.transport.write(data)
 
 
 def echo():

@@ -10,8 +10,6 @@ import importlib
 import inspect
 from typing import Any, Callable, NamedTuple
 
-KIB, MIB = 1 << 10, 1 << 20
-
 
 class Case(NamedTuple):
     """One way of running a workload."""

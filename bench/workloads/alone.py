@@ -5,9 +5,10 @@ import os
 import socket
 import threading
 
+from common import KIB, MIB
 from contenders import run
 
-from workloads import KIB, MIB, Case, points, workload
+from workloads import Case, points, workload
 
 
 def timer_cost(contender, options, mode, count):

@@ -2,10 +2,10 @@
 
 import os
 
-from common import BASELINE
+from common import BASELINE, KIB
 from contenders import Contender, cost, load, rates, run, running
 
-from workloads import KIB, Case, points, workload
+from workloads import Case, points, workload
 
 CONNECTIONS = points(1, 10, 100, 1_000, 10_000)
 

@@ -6,10 +6,10 @@ import socket
 import tempfile
 import time
 
-from common import Cpu, make_certificate, private_bytes, trusting_context
+from common import KIB, MIB, Cpu, make_certificate, private_bytes, trusting_context
 from contenders import cpu_figures, running
 
-from workloads import KIB, MIB, Case, workload
+from workloads import Case, workload
 
 PEERS = ("uvloop", "asyncio")  # that speak TLS
 IDLE_BEFORE, IDLE = 100, 500
