@@ -282,9 +282,12 @@ static void on_signal_poll(uv_poll_t *poll, int status, int events) {
 }
 
 int pa_watch_signals(pa_loop *loop, int fd) {
-  int error = uv_poll_init(&loop->uv, &loop->signal_poll, fd);
+  int error;
 
   loop->counters->crossings++;
+  if (uv_is_active((uv_handle_t *) &loop->signal_poll))
+    return 0;
+  error = uv_poll_init(&loop->uv, &loop->signal_poll, fd);
   if (error == 0) {
     uv_unref((uv_handle_t *) &loop->signal_poll);
     error = uv_poll_start(&loop->signal_poll, UV_READABLE, on_signal_poll);

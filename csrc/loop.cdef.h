@@ -163,7 +163,7 @@ void pa_wakeup(pa_loop *loop);
  * referenced, because something that only Python knows of may wake it. */
 void pa_keep_alive(pa_loop *loop, int on);
 /* Wakes the loop when fd has data. Python writes to fd's other end at a signal:
- * see signal.set_wakeup_fd. */
+ * see signal.set_wakeup_fd. A second call does nothing. */
 int pa_watch_signals(pa_loop *loop, int fd);
 uint64_t pa_now(pa_loop *loop);
 void pa_update_time(pa_loop *loop);

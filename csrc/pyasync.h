@@ -138,7 +138,8 @@ struct pa_loop {
   int in_pa_run;
   int in_uv_run;
   int closing;
-  int write_error;  /* of the last write that failed, for pa_write */
+  int write_error;  /* of the last write that failed, for pa_write; */
+  int write_error_slot;  /* and whose it was */
 
   pa_queue events;  /* the batch of this iteration: Python walks it now */
   pa_queue late;    /* records pushed meanwhile: they begin the next batch */

@@ -124,6 +124,7 @@ static void write_failed(pa_loop *loop, int slot, int error) {
 
   entry->flags |= PA_BROKEN;
   loop->write_error = error;
+  loop->write_error_slot = slot;
   if ((entry->flags & PA_READY) && !(entry->flags & PA_CLOSING))
     entry->error = (uint8_t) -error;
   else
@@ -523,7 +524,7 @@ int64_t pa_write_state(pa_loop *loop, int slot) {
   if (entry->handle == NULL || entry->kind == PA_UDP)
     return 0;
   if (entry->flags & PA_BROKEN)
-    return loop->write_error;
+    return slot == loop->write_error_slot ? loop->write_error : UV_EPIPE;
   return (int64_t) uv_stream_get_write_queue_size(
       (uv_stream_t *) entry->handle);
 }

@@ -80,7 +80,10 @@ class LoopThread:
                 if loop.thread is not None:
                     loop.thread = owner
         finally:
-            returned.set()
+            try:
+                returned.set()
+            finally:
+                returned.set()  # Ctrl-C in the first must not keep the loop's thread waiting
 
     def raise_exit(self) -> None:
         """Wait for the loop's end; if a callback has ended it by a `SystemExit`, raise that."""

@@ -60,7 +60,7 @@ class Work(PythonHandle):
         If no thread has begun the function, it is not called either: see `cancelled`. Otherwise the
         thread completes it, and the loop does not wait for that.
         """
-        if self._slot >= 0 and self._enter():
+        if self._slot >= 0 and self._loop.may_change():
             self._future.cancel()
             super().close()
 

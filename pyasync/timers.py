@@ -65,10 +65,8 @@ class Event:
 
     def free(self) -> None:
         """Disarm the event for good. Freeing twice does nothing."""
-        loop = self._loop
-        if loop.thread is not None:  # after the loop's end any thread may free it
-            loop.check_thread()
-            loop.deadlines.disarm(self)
+        if self._loop.may_change():
+            self._loop.deadlines.disarm(self)
         self._callback = None
 
     close = free
@@ -81,7 +79,7 @@ class Event:
     @property
     def closed(self) -> bool:
         """Whether the event has been freed, or its loop has ended."""
-        return self._callback is None or self._loop.thread is None
+        return self._callback is None or self._loop.closed
 
     @property
     def remaining(self) -> float | None:

@@ -86,10 +86,11 @@ class Socket(SocketHandle, Stream):
         """Take a handle that is connected or connecting."""
         self._slot = slot
         self._loop.register(slot, self)
-        self._state = self._state & ~UNCONNECTED | CONNECTING
+        self._state |= CONNECTING
         if self._extras is not None and not self._extras.referenced:
             lib.pa_ref(self._loop.c, slot, False)
         self._catch_up()
+        self._state &= ~UNCONNECTED
 
     def _catch_up(self) -> None:
         """Perform the calls that the application made while there was no handle.
@@ -100,11 +101,11 @@ class Socket(SocketHandle, Stream):
         extras, slot = self._extras, self._slot
         ended = self._state & (SHUT | CLOSED)
         if extras is not None and extras.deferred and (ended or not self._state & WRITE_DISABLED):
-            self._flush_deferred()
+            self._stop_deferring(UNCONNECTED)
         if self._state & SHUT:
             self._loop.queue((lib.PA_SHUTDOWN, slot, 0, b"", None))
         if self._state & CLOSED:
-            self._loop.queue((lib.PA_CLOSE, slot, 0, b"", None))
+            self._loop.queue((lib.PA_CLOSE, slot, self._close_mode, b"", None))
 
     def _on_connected(self, status: int) -> None:
         if self._state & CLOSED:

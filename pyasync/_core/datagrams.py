@@ -223,7 +223,7 @@ class DatagramSocket(SocketHandle, CHandle):
 
         Callbacks of these datagrams still run, no others.
         """
-        if self._slot >= 0 and self._enter():
+        if self._slot >= 0 and self._loop.may_change():
             slot, self._slot = self._slot, -1
             self._loop.queue((lib.PA_CLOSE, slot, 0, b"", None))
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
-from threading import get_ident
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -61,7 +60,6 @@ class Deadlines:
         "dues",
         "firing",
         "left_over",
-        "rest",
         "stale",
         "unreferenced",
     )
@@ -73,15 +71,13 @@ class Deadlines:
         self.armed = 0
         #: How many armed timers are not referenced.
         self.unreferenced = 0
-        #: The number of stale entries that are still to be met or removed.
+        #: The number of stale entries in ``buckets``.
         self.stale = 0
         #: Buckets that are due, and have yet to be fired.
         self.due: deque[Bucket] = deque()
-        #: The bucket that is being fired.
-        self.firing: Bucket = []
-        #: The iterator over its entries that have not fired. It is kept here, because an exception
-        #: may leave `fire`, and the next call goes on with it.
-        self.rest: Iterator[Any] = iter(())
+        #: The bucket that is being fired, and the iterator over its entries that have not fired. It
+        #: is kept here, because an exception may leave `fire`, and the next call goes on with it.
+        self.firing: tuple[Bucket, Iterator[Any]] = ([], iter(()))
         #: Whether `fire` has stopped before the end of ``due``: by its limit, or by an exception.
         self.left_over = False
         #: Whether a change is being made.
@@ -107,10 +103,10 @@ class Deadlines:
         if self._changing:
             self._postponed.append((self.arm, timer, due))
             return
-        if timer._bucket is not None:
-            self.disarm(timer)
         try:
             self._changing = True
+            if timer._bucket is not None:
+                self._remove(timer)
             bucket = self.buckets.get(due)
             if bucket is None:
                 bucket = self.buckets[due] = [due]
@@ -137,19 +133,27 @@ class Deadlines:
             return
         try:
             self._changing = True
-            timer._bucket = None
-            self.armed -= 1
-            self.stale += 1
-            if timer._options is not None and not timer._options[1]:
-                self.unreferenced -= 1
-            if self.stale > self.armed + SLACK:
-                self._compact()
+            self._remove(timer)
             self._changing = False
         except BaseException:
             self._repair()
             raise
         if self._postponed:
             self._catch_up()
+
+    def _remove(self, timer: Armable) -> None:
+        """Disarm an armed timer, in the middle of a change."""
+        bucket: Any = timer._bucket
+        timer._bucket = None
+        self.armed -= 1
+        if timer._options is not None and not timer._options[1]:
+            self.unreferenced -= 1
+        # Entries of buckets that are due are not counted, because firing soon passes them by, and
+        # a compaction could not remove them: one would follow the other.
+        if self.buckets.get(bucket[0]) is bucket:
+            self.stale += 1
+            if self.stale > self.armed + SLACK:
+                self._compact()
 
     def _catch_up(self) -> None:
         """Make the changes that came in the middle of another, in their order."""
@@ -198,17 +202,17 @@ class Deadlines:
             if self.buckets.get(bucket[0]) is bucket:
                 del self.buckets[bucket[0]]
         self.dues = sorted(self.buckets)
-        waiting = [*self.due, *self.buckets.values()]
-        live = [timer for bucket in waiting for timer in _live(bucket)]
-        self.stale = sum(len(bucket) - 1 for bucket in waiting) - len(live)
-        live += _live(self.firing)
+        live = [timer for bucket in self.buckets.values() for timer in _live(bucket)]
+        self.stale = sum(len(bucket) - 1 for bucket in self.buckets.values()) - len(live)
+        for bucket in [self.firing[0], *self.due]:
+            live += _live(bucket)
         self.armed = len(live)
         self.unreferenced = sum(_is_unreferenced(timer._options) for timer in live)
         self._changing = False
 
     def timers(self) -> Iterator[Any]:
         """Yield the armed timers."""
-        for bucket in [self.firing, *self.due, *self.buckets.values()]:
+        for bucket in [self.firing[0], *self.due, *self.buckets.values()]:
             yield from _live(bucket)
 
     # Firing
@@ -228,10 +232,9 @@ class Deadlines:
         try:
             while left and not engine.stopping:
                 try:
-                    bucket = self.firing
-                    for timer in self.rest:
+                    bucket, rest = self.firing
+                    for timer in rest:
                         if timer._bucket is not bucket:  # stale: disarmed, or armed again
-                            self.stale -= 1
                             continue
                         self._changing = True
                         timer._bucket = None
@@ -256,15 +259,21 @@ class Deadlines:
                             self.left_over = False
                             break
                 except Exception as error:
-                    if self._changing:
-                        self._repair()
+                    self._put_back(timer)
                     engine.max_callback_time = max(engine.max_callback_time, clock() - last)
                     engine.on_error(error, timer)
                     last, longest = clock(), engine.max_callback_time
         finally:
-            if self._changing:
-                self._repair()
+            self._put_back(timer)
             engine.counters.events += FIRE_LIMIT - left - 1  # C has counted one
+
+    def _put_back(self, timer: Any) -> None:
+        """After an exception: keep a timer that was taken for firing, and is still armed."""
+        if self._changing:
+            self._repair()
+        bucket, rest = self.firing
+        if timer is not None and timer._bucket is bucket:
+            self.firing = (bucket, iter([timer, *rest]))
 
     def _collect(self, now: int) -> None:
         """Move the due buckets to ``due``.
@@ -277,6 +286,10 @@ class Deadlines:
             while self.dues and self.dues[0] <= now:
                 bucket = self.buckets.get(self.dues[0])
                 if bucket is not None:
+                    if self.stale:
+                        live = _live(bucket)
+                        self.stale -= len(bucket) - 1 - len(live)
+                        bucket[1:] = live
                     # Appended before it is removed: an exception in between must not lose it.
                     # `_repair` finds a bucket that is in both.
                     self.due.append(bucket)
@@ -289,22 +302,18 @@ class Deadlines:
 
     def _take(self) -> bool:
         """Make the next due bucket the one that is being fired; return whether there was one."""
-        if self.due and self.due[0] is self.firing:
+        if self.due and self.due[0] is self.firing[0]:
             self.due.popleft()  # an exception came before the last line of this method
         if not self.due:
             # Dropped, because the list keeps its timers, and so their callbacks, alive.
-            self.firing, self.rest = [], iter(())
+            self.firing = ([], iter(()))
             return False
         bucket = self.due[0]
-        if self.stale:
-            live = _live(bucket)
-            self.stale -= len(bucket) - 1 - len(live)
-            rest = iter(live)
-        else:
-            rest = iter(bucket)
-            next(rest)
-        # Stored before the bucket leaves ``due``: an exception in between must not lose it.
-        self.firing, self.rest = bucket, rest
+        rest = iter(bucket)
+        next(rest)
+        # Stored before the bucket leaves ``due``, and at once: an exception in between must not
+        # lose it.
+        self.firing = (bucket, rest)
         self.due.popleft()
         return True
 
@@ -350,7 +359,7 @@ class Timer:
 
         After the loop's end any thread may call it, and there is nothing to disarm.
         """
-        if self._loop.thread == get_ident():
+        if self._loop.may_change():
             self._loop.deadlines.disarm(self)
         self._callback = None
 

@@ -247,8 +247,8 @@ class Engine:
         self.thread = get_ident()
         if current_thread() is main_thread():
             if self._signals is None:
-                self._signals = SignalWakeup(self.c)
-            self._signals.install()
+                self._signals = SignalWakeup()
+            self._signals.install(self.c)
 
     def leave(self) -> None:
         """Undo `enter`. The loop may be entered again, also in another thread."""
@@ -291,8 +291,9 @@ class Engine:
         for handles in self.python_handles.values():
             handles.clear()
         self.deadlines = Deadlines()
-        self._ended = monotonic_ns()
+        self._records, self._batch, self._write_calls = b"", None, None  # C's memory is gone
         open_engines.discard(self)
+        self._ended = monotonic_ns()
 
     def forget_after_fork(self) -> None:
         """In the child of a fork: never touch the loop again.
@@ -374,12 +375,26 @@ class Engine:
             "Notifier.trigger and stats may be"
         )
 
+    def may_change(self) -> bool:
+        """Whether the loop has not ended; raise in a thread that is not the loop's.
+
+        For closing a handle: between two runs of the loop it is possible too, and after the loop's
+        end any thread may ask for it.
+        """
+        if self.closed:
+            return False
+        if self.thread is not None:
+            self.check_thread()
+        return True
+
     def not_running(self) -> EventLoopNotRunning:
         """Return the error for a call that needs the loop to run."""
         if self.forked:
             return EventLoopNotRunning(
                 "the event loop was left to the parent by a fork: start a new one in the child"
             )
+        if not self.closed:
+            return EventLoopNotRunning("the event loop is not running")
         return EventLoopNotRunning("the event loop has ended")
 
     def keep_alive(self) -> None:
@@ -408,6 +423,11 @@ class Engine:
 
         Writes never come here: with an ``inline_limit`` of -1 all of them go to `write_now`.
         """
+        if self.crossing or self.operations:
+            # A signal handler's write waits in the queue, and a close must not overtake it.
+            self.operations.extend(operation)
+            self.submit()
+            return
         kind, slot, value, _, _ = operation
         _CROSSINGS[kind](self.c, slot, value)
 
@@ -546,25 +566,30 @@ class Engine:
         wakeup, deadlines = self._wakeup, self.deadlines
         try:
             self.crossing = POLLING
-            operations = self._pack_operations() if self.operations else _NO_OPERATIONS
+            size, callbacks = 0, None
+            operations = _NO_OPERATIONS
+            if self.operations:
+                operations = self._pack_operations()
+                size, callbacks = self._in_flight
+            due = deadlines.first()
             # Cleared before wakeup.calls is checked: a later call wakes the loop, and none is
             # missed.
             wakeup.woken = False
+            # Last, because what runs in between, such as a __del__, may ask for something.
             wait = not (
                 self.ready
                 or self._written
-                or (self._in_flight and self._in_flight[1])
+                or callbacks
                 or wakeup.calls
                 or self.to_encrypt  # a signal handler has written, or a turn was not enough
+                or len(self.operations) > size
             )
-            due = deadlines.first()
+            referenced = deadlines.armed > deadlines.unreferenced
             if timeout is not None:
-                wait = wait and timeout > 0
+                wait = referenced = wait and timeout > 0  # libuv waits for nothing unreferenced
                 limit = due_in(timeout)
                 due = limit if due < 0 else min(due, limit)
-            count = self._batch = self._pa_run(
-                self.c, wait, due, deadlines.armed > deadlines.unreferenced, *operations
-            )
+            count = self._batch = self._pa_run(self.c, wait, due, referenced, *operations)
             self._alive = count != -1  # the complement of 0: nothing is referenced, and no event
             if self._in_flight or self._written:
                 self._performed()
@@ -590,10 +615,17 @@ class Engine:
         # A fixed count: a stream with more than its budget appends itself again, for the next
         # iteration, and must not keep I/O waiting.
         for _ in range(len(self.to_encrypt)):
-            stream = self.to_encrypt.popleft()
+            stream = self.to_encrypt[0]
             try:
+                self.to_encrypt.popleft()
                 stream._flush()
-            except Exception as error:
+            except BaseException as error:
+                # Of a signal handler, perhaps, before the stream has taken notice: it still
+                # believes that it waits here, and would not come again by itself.
+                if stream._extras.tls.to_encrypt and stream not in self.to_encrypt:
+                    self.to_encrypt.append(stream)
+                if not isinstance(error, Exception):
+                    raise
                 self.on_error(error, stream)
 
     def dispatch(self) -> None:
@@ -697,12 +729,12 @@ class Engine:
 
     def run_ready(self) -> None:
         """Run the calls that are ready now; calls that they add wait for the next iteration."""
-        calls, self.ready = self.ready, []
-        # A fixed count, because other threads may append without end.
-        for _ in range(len(self._wakeup.calls)):
-            calls.append(self._wakeup.calls.popleft())
-        position = 0
+        calls, position = self.ready, 0
         try:
+            self.ready = []
+            # A fixed count, because other threads may append without end.
+            for _ in range(len(self._wakeup.calls)):
+                calls.append(self._wakeup.calls.popleft())
             for call in calls:
                 if self.stopping:
                     return
@@ -714,7 +746,8 @@ class Engine:
                     self.on_error(error, None)
                 self.max_callback_time = max(self.max_callback_time, perf_counter() - started)
         finally:
-            if position < len(calls):  # an exception leaves: the rest goes first the next time
+            # An exception leaves: the rest goes first the next time.
+            if position < len(calls) and self.ready is not calls:
                 self.ready = calls[position:] + self.ready
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pyasync._core.engine import Engine
+from pyasync._core.engine import CLOSED, Engine
 from pyasync._ffi import lib
 from pyasync.errors import HandleClosed, check
 
@@ -48,17 +48,6 @@ class Handle:
     def has_ref(self) -> bool:
         """Whether the handle keeps the loop running."""
         return bool(lib.pa_has_ref(self._loop.c, self._handle_slot()))
-
-    def _enter(self) -> bool:
-        """Check the thread; return whether the loop still runs.
-
-        After the loop's end any thread may close a handle, such as the garbage collector's.
-        """
-        loop = self._loop
-        if loop.thread is None:
-            return False
-        loop.check_thread()
-        return True
 
     def _open_slot(self) -> int:
         self._loop.check_thread()
@@ -109,7 +98,7 @@ class CHandle(Handle):
         loop.register(slot, self)
 
     def close(self) -> None:
-        if self._slot >= 0 and self._enter():
+        if self._slot >= 0 and self._loop.may_change():
             self._loop.submit()  # operations that were queued before come first
             # Forgotten first: a signal handler may raise between the two lines. Then C's handle
             # stays open until the loop ends; a second pa_close could hit the slot's next handle.
@@ -118,6 +107,22 @@ class CHandle(Handle):
 
     def _on_loop_end(self) -> None:
         self._slot = -1
+
+
+class ClosedHandle:
+    """Stands for a handle that was closed before it had an object of its own."""
+
+    _state = CLOSED
+    _event_cb = None
+
+    def _on_read(self, arena: Any, start: int, end: int) -> None:
+        """Drop the data."""
+
+    def _on_event(self, kind: int, value: int, data: int) -> None:
+        """Drop the record."""
+
+    def _on_loop_end(self) -> None:
+        """Nobody is to be told."""
 
 
 class PythonHandle(Handle):
@@ -137,7 +142,7 @@ class PythonHandle(Handle):
         loop.keep_alive()
 
     def close(self) -> None:
-        if self._slot >= 0 and self._enter():
+        if self._slot >= 0 and self._loop.may_change():
             self._slot = -1
             self._loop.python_handles[self._kind].pop(self, None)
             if self._referenced:

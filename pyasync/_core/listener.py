@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any
 
 from pyasync._core.deadlines import Timer
-from pyasync._core.handles import CHandle, DescriptorHandle
+from pyasync._core.handles import CHandle, ClosedHandle, DescriptorHandle
 from pyasync._core.stream import HAS_EXTRAS, LIMITED
 from pyasync._ffi import lib
 from pyasync.errors import EventError, SocketAcceptError, SocketClosed, check, message
@@ -64,7 +64,13 @@ class Listener(CHandle, DescriptorHandle):
     # Called by the loop
 
     def _on_accepted(self, slot: int, address: int) -> None:
-        stream = self._make_connection(slot, address)
+        try:
+            stream = self._make_connection(slot, address)
+        except BaseException:
+            # Else the connection would stay open for ever, and nobody would know of it.
+            self._loop.register(slot, ClosedHandle())
+            self._loop.queue((lib.PA_CLOSE, slot, 1, b"", None))
+            raise
         objects = self._loop.objects
         if slot < len(objects):
             objects[slot] = stream

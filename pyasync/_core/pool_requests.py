@@ -69,9 +69,7 @@ class Request:
         """
         if self._callback is None:
             return
-        running = self._loop.thread is not None
-        if running:
-            self._loop.check_thread()
+        running = self._loop.may_change()
         self._callback = None
         if running and self._address >= 0:
             lib.pa_request_cancel(self._loop.c, self._address)
@@ -79,7 +77,7 @@ class Request:
     @property
     def closed(self) -> bool:
         """Whether the request is over, or was closed, or its loop has ended."""
-        return self._callback is None or self._loop.thread is None
+        return self._callback is None or self._loop.closed
 
     # Called by the loop
 

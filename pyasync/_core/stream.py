@@ -140,7 +140,13 @@ class Stream(DescriptorHandle):
         """Write, or defer the write; the caller has checked that the stream is open for writing."""
         if self._state & DEFERRED:
             self._defer_write(data, write_cb, force)
-            return
+        else:
+            self._write_through(data, write_cb, force)
+
+    def _write_through(
+        self, data: bytes | memoryview, write_cb: WriteCallback | None, force: bool
+    ) -> None:
+        """Write behind the pending writes, whatever the state is."""
         loop = self._options.loop
         size = len(data)
         callback = None if write_cb is None else (self, write_cb)
@@ -240,7 +246,7 @@ class Stream(DescriptorHandle):
 
     def _may_close(self, force: bool) -> bool:
         """Whether the stream is open, or ``force`` applies to a close that is under way."""
-        if not self._enter():
+        if not self._loop.may_change():
             return False
         if not self._state & CLOSED:
             return True
@@ -290,7 +296,7 @@ class Stream(DescriptorHandle):
     def closed(self) -> bool:
         """Whether the socket was closed, by `close`, its peer, an error, or the loop's end."""
         # At its end the loop sets CLOSED for streams with a handle; others it does not know.
-        return self._state & CLOSED != 0 or (self._slot < 0 and self._loop.thread is None)
+        return self._state & CLOSED != 0 or (self._slot < 0 and self._loop.closed)
 
     # Disabling and enabling
 
@@ -325,9 +331,10 @@ class Stream(DescriptorHandle):
                 self._loop.queue((lib.PA_READ_START, self._slot, 0, b"", None))
             self._start_read_timeout()
         if write and self._state & WRITE_DISABLED:
-            self._state &= ~WRITE_DISABLED
             if self._slot >= 0:
-                self._flush_deferred()
+                self._stop_deferring(WRITE_DISABLED)
+            else:
+                self._state &= ~WRITE_DISABLED
 
     def _stop_reading(self) -> None:
         if self._slot >= 0:
@@ -341,19 +348,28 @@ class Stream(DescriptorHandle):
         self._check_pressure()
 
     def _flush_deferred(self) -> None:
-        """Write the deferred writes, also of a stream that was shut down or closed since."""
-        # Without these flags, or `_write` would defer them again.
-        state, self._state = self._state, self._state & ~CANNOT_WRITE
+        """Write the deferred writes, also of a stream that was shut down or closed since.
+
+        The state still defers what a signal handler writes meanwhile: it goes behind them.
+        """
         extras = self._need_extras()
         while extras.deferred:
             data, write_cb = extras.deferred.popleft()
             extras.deferred_size -= len(data)
-            self._write(data, write_cb, False)
+            self._write_through(data, write_cb, False)
         if extras.over_high:
             # The kernel may take them all at once, with no record. The callback of an empty write
             # comes behind them in any case.
-            self._write(b"", Stream._check_pressure, False)
-        self._state |= state & (CLOSED | SHUT)
+            self._write_through(b"", Stream._check_pressure, False)
+
+    def _stop_deferring(self, flag: int) -> None:
+        """Write the deferred writes, and then defer none because of this flag."""
+        while True:
+            self._flush_deferred()
+            self._state &= ~flag
+            if not self._need_extras().deferred or self._state & DEFERRED:
+                return
+            self._state |= flag  # a signal handler has written before the flag was gone
 
     def _deliver_paused_input(self) -> None:
         items = self._need_extras().paused_input
@@ -445,11 +461,13 @@ class Stream(DescriptorHandle):
             return
         self._state |= ENDED
         self._stop_read_timeout()
-        self._report_end()
-        if self._loop.stopping:  # the callback has left the loop, which closes everything
-            return
-        if not self._options.allow_half_open or self._state & SHUT:
-            self.close()
+        try:
+            self._report_end()
+        finally:
+            # If the callback has left the loop, that closes everything.
+            half_open = self._options.allow_half_open and not self._state & SHUT
+            if not half_open and not self._loop.stopping:
+                self.close()
 
     def _on_write_error(self, kind: int, value: int) -> None:
         # Reported also for a stream that is closed, because a flush was under way: data is lost.

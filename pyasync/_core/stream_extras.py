@@ -88,8 +88,10 @@ class Extras:
 
 def report_timeout(stream: Stream, reason: str, *, force: bool) -> None:
     """Report a `SocketTimeout`, and close the stream; ``force`` drops blocked writes."""
-    stream._report_error(SocketTimeout(errno.ETIMEDOUT, reason))
-    stream.close(force=force)
+    try:
+        stream._report_error(SocketTimeout(errno.ETIMEDOUT, reason))
+    finally:
+        stream.close(force=force)
 
 
 class ReadTimeout:

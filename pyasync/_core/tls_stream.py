@@ -80,7 +80,7 @@ class TlsStream(Socket):
 
         Do not read, write or unwrap by it: the socket does.
         """
-        self._enter()  # in the loop's thread only: OpenSSL's objects are for one thread at a time
+        self._loop.may_change()  # OpenSSL's objects are for one thread at a time
         tls = self._extras.tls
         return None if tls is None else tls.object
 
@@ -156,8 +156,9 @@ class TlsStream(Socket):
         """Encrypt and send before the loop's next crossing, so that many writes leave as one."""
         tls = self._extras.tls
         if not tls.to_encrypt:
-            tls.to_encrypt = True
+            # In this order: an exception in between must not let it wait for nothing.
             self._options.loop.to_encrypt.append(self)
+            tls.to_encrypt = True
 
     def _flush(self) -> None:
         self._extras.tls.to_encrypt = False
@@ -171,8 +172,8 @@ class TlsStream(Socket):
         if tls.sending:  # in a signal handler that has interrupted this
             self._encrypt_soon()
             return
-        tls.sending = True
         try:
+            tls.sending = True
             self._send_some()
         except BaseException:
             self._interrupted()
@@ -523,7 +524,7 @@ class TlsStream(Socket):
         if tls is not None and tls.phase == BROKEN:  # only the alert is still under way
             if not self._state & CLOSED:
                 super().close(force=force)
-            elif force and self._enter() and loop.objects[self._slot] is self:
+            elif force and self._loop.may_change() and loop.objects[self._slot] is self:
                 loop.queue((lib.PA_CLOSE, self._slot, 1, b"", None))
             return
         if (self._state & CLOSED or loop.thread != get_ident()) and not self._may_close(force):
@@ -564,7 +565,7 @@ class TlsStream(Socket):
                 self._limit_shutdown()  # a peer need not answer a close_notify, nor ever end
         if self._state & CLOSED and tls.phase != HANDSHAKE:
             tls.phase = PHASE_CLOSED
-            loop.queue((lib.PA_CLOSE, self._slot, 0, b"", None))
+            loop.queue((lib.PA_CLOSE, self._slot, self._close_mode, b"", None))
 
     def _limit_shutdown(self) -> None:
         """Let the read timeout be ``shutdown_timeout`` from now on, unless it is shorter."""
@@ -602,7 +603,7 @@ class TlsStream(Socket):
                 # Not by force: the kernel could send a reset, and the peer would lose the alert.
                 super().close()
             else:
-                self._loop.queue((lib.PA_CLOSE, self._slot, 0, b"", None))
+                self._loop.queue((lib.PA_CLOSE, self._slot, self._close_mode, b"", None))
 
 
 def _fits(deferred: Any, size: int) -> bool:

@@ -82,20 +82,16 @@ class SignalWakeup:
     main thread only, because Python's handlers run there and set_wakeup_fd refuses any other.
     """
 
-    def __init__(self, c: Any) -> None:
+    def __init__(self) -> None:
         self._receiver, self._sender = socket.socketpair()
         self._receiver.setblocking(False)
         self._sender.setblocking(False)
         #: The wakeup descriptor that ours has replaced, for `restore`; None: ours is not installed.
         self._before: int | None = None
-        try:
-            check(lib.pa_watch_signals(c, self._receiver.fileno()))
-        except BaseException:
-            self.close()
-            raise
 
-    def install(self) -> None:
-        """Let Python write a byte to our descriptor for each signal."""
+    def install(self, c: Any) -> None:
+        """Let Python write a byte to our descriptor for each signal, and the loop ``c`` poll it."""
+        check(lib.pa_watch_signals(c, self._receiver.fileno()))
         # Set before the call: if Ctrl-C comes between the call and the assignment of its result,
         # `restore` must still take our descriptor away, before `close` closes it.
         self._before = -1
@@ -103,9 +99,16 @@ class SignalWakeup:
 
     def restore(self) -> None:
         """Put back the descriptor from before `install`. May be called again after an exception."""
-        if self._before is not None:
-            signal.set_wakeup_fd(self._before)
-            self._before = None
+        if self._before is None:
+            return
+        try:
+            found = signal.set_wakeup_fd(self._before)
+        except (OSError, ValueError):  # somebody has closed it meanwhile
+            found = signal.set_wakeup_fd(-1)
+        if found not in (-1, self._sender.fileno()):
+            # Not ours: the interrupt came before `install` had put ours in its place.
+            signal.set_wakeup_fd(found)
+        self._before = None
 
     def close(self) -> None:
         """Restore, then close the sockets; in the other order a signal's byte could go astray."""

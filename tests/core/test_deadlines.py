@@ -51,7 +51,7 @@ def check(timers):
     assert timers.armed == len(armed) == len(set(armed))
     assert timers.unreferenced == sum(t._options is not None and not t._options[1] for t in armed)
     assert all(timer._bucket is not None for timer in armed)
-    waiting = [*timers.due, *timers.buckets.values()]
+    waiting = timers.buckets.values()
     assert timers.stale == sum(len(bucket) - 1 for bucket in waiting) - sum(
         timer._bucket is bucket for bucket in waiting for timer in set(bucket[1:])
     )
@@ -88,6 +88,29 @@ def test_stale_entries_are_counted_also_while_some_wait_to_be_fired(monkeypatch)
         timers.fire(10, engine)
     assert timers.stale == 0
     assert engine.errors == []
+
+
+def test_disarming_timers_that_are_due_compacts_nothing_again_and_again(monkeypatch):
+    """Their entries cannot be removed by a compaction, and once each of them caused one."""
+    timers, engine, compactions = Deadlines(), FakeEngine(), []
+    compact = Deadlines._compact
+    monkeypatch.setattr(Deadlines, "_compact", lambda self: (compactions.append(1), compact(self)))
+    due = [Alarm() for _ in range(5000)]
+
+    def disarm_the_others():
+        for alarm in due[1:]:
+            timers.disarm(alarm)
+
+    due[0]._callback = disarm_the_others
+    later = [Alarm() for _ in range(2000)]
+    for alarm in due:
+        timers.arm(alarm, 1)
+    for alarm in later:
+        timers.arm(alarm, 10**9)
+    timers.fire(5, engine)
+    assert compactions == []
+    assert (timers.armed, timers.stale) == (2000, 0)
+    check(timers)
 
 
 def scenario(fired, log):
