@@ -620,9 +620,9 @@ class Engine:
                 self.to_encrypt.popleft()
                 stream._flush()
             except BaseException as error:
-                # Of a signal handler, perhaps, before the stream has taken notice: it still
-                # believes that it waits here, and would not come again by itself.
-                if stream._extras.tls.to_encrypt and stream not in self.to_encrypt:
+                # Of a signal handler, because the stream deals with its own errors. It may have come
+                # before the stream has encrypted anything: a second flush does no harm.
+                if stream not in self.to_encrypt:
                     self.to_encrypt.append(stream)
                 if not isinstance(error, Exception):
                     raise

@@ -378,13 +378,14 @@ class TlsStream(Socket):
             # Decrypted before connect_cb runs, because that may shut down, and OpenSSL's shutdown
             # drops unread input.
             data = tls.receive_pending() if over else b""
+            if over or tls.error is None:
+                self._encrypt_soon()  # the handshake's messages; after its end, deferred writes
         except BaseException:
             self._interrupted()
             raise
         if tls.error is not None and not over:
             self._fail_with(tls.error)
             return
-        self._encrypt_soon()  # the handshake's own messages; after its end, deferred writes
         if not over:
             return
         if extras.connect_timer is not None:
@@ -427,8 +428,12 @@ class TlsStream(Socket):
         """Report decrypted data, and the end or the error that TLS has found behind it."""
         tls = self._extras.tls
         # OpenSSL may have answered the input, or have waited for it to encrypt more.
-        if tls.outgoing.pending or self._may_send():
-            self._encrypt_soon()
+        try:
+            if tls.outgoing.pending or self._may_send():
+                self._encrypt_soon()
+        except BaseException:
+            self._interrupted()
+            raise
         over = tls.ended or tls.error is not None
         if data and not self._state & CLOSED:
             try:

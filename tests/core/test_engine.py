@@ -22,6 +22,7 @@ from interrupts import Interrupt, each_line, raise_interrupt
 import pyasync
 from pyasync._core.deadlines import Timer
 from pyasync._core.engine import Engine
+from pyasync._core.stream import Stream
 from pyasync._core.wakeup import SignalWakeup, Wakeup
 from pyasync.loop import Loop
 
@@ -289,6 +290,90 @@ def test_the_queue_of_a_stream_is_counted_once_for_all_who_ask():
             assert stream.write_queue_size == 3 * number
             assert other.write_queue_size == number
         assert engine.operations.looked_at <= 2000
+
+
+def test_writes_of_a_handler_go_behind_the_deferred_ones():
+    """At any line at which these are written, because writing is enabled again."""
+    current = []
+
+    def scenario():
+        with entered() as engine, stream_and_peer(engine) as (stream, peer):
+            current[:] = [stream]
+            stream.disable(write=True)
+            for data in (b"1", b"2", b"3"):
+                stream._write(data, None, False)
+            stream.enable(write=True)
+            stream._write(b"4", None, False)
+            step(engine)
+            step(engine)
+            received = read_available(peer)
+            assert received.replace(b"[handler]", b"") == b"1234"
+            assert received.index(b"[handler]") >= 3 if b"[handler]" in received else True
+
+    def handler():
+        current[0]._write(b"[handler]", None, False)
+
+    functions = [Stream.enable, Stream._stop_deferring, Stream._flush_deferred]
+    each_line(scenario, handler, *functions, Stream._write_through)
+
+
+def test_a_close_does_not_overtake_a_handlers_write_that_waits_for_a_crossing():
+    current = []
+
+    def scenario():
+        with entered(buffer_writes=False) as engine, stream_and_peer(engine) as (stream, peer):
+            current[:] = [stream]
+            stream._write(b"first", None, False)
+            if current[1:]:
+                stream.close()
+            step(engine)
+            stream.close()
+            steps(engine, lambda: "closed" in stream.told or engine.objects[stream._slot] is None)
+            received = read_available(peer)
+            # At the first lines the handler's write comes before the other has begun.
+            assert received.replace(b"[handler]", b"") == b"first"
+            assert received.count(b"[handler]") == len(current[1:])
+
+    def handler():
+        current[0]._write(b"[handler]", None, False)
+        current.append(b"[handler]")
+
+    each_line(scenario, handler, Engine.write_now, Engine.submit, Engine._performed)
+
+
+def test_no_ready_call_is_lost_by_an_exception_at_any_line():
+    def scenario():
+        called = []
+        with entered() as engine:
+            for number in range(3):
+                engine.ready.append(lambda number=number: called.append(number))
+            engine.call_threadsafe(lambda: called.append(3))
+            for _ in range(3):
+                with contextlib.suppress(Interrupt):
+                    engine.run_ready()
+            # A call may be lost only when it was about to be made.
+            assert len(called) >= 3
+            assert sorted(set(called)) == called
+            assert engine.errors == [] or isinstance(engine.errors[0], Interrupt)
+
+    each_line(scenario, raise_interrupt, Engine.run_ready)
+
+
+def test_a_handle_can_be_closed_between_two_runs():
+    with entered() as engine, stream_and_peer(engine) as (stream, peer):
+        engine.leave()
+        stream.close()
+        assert stream.closed
+        engine.enter()
+        steps(engine, lambda: engine.objects[stream._slot] is None)
+        assert peer.recv(10) == b""
+
+
+def test_a_poll_waits_for_its_timeout_also_when_nothing_is_referenced():
+    with entered() as engine:
+        before = engine.stats()
+        engine.poll(0.05)
+        assert (engine.stats() - before).idle_time >= 0.04
 
 
 # The end

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from engines import Options, RecordingStream, entered, read_available, steps, stream_and_peer
-from peers import end_of
+from peers import PATIENCE, end_of
 from tls_peers import CLIENT, SERVER
 
 import pyasync
@@ -299,3 +299,53 @@ def test_a_close_lingers_for_unread_input_unless_the_api_does_not_want_it(linger
             steps(engine, lambda: engine.stats().handles["tcp"] == 0)
             if not lingers:
                 assert end_of(peer)[1] is ConnectionResetError
+
+
+def test_a_connection_that_gets_no_object_is_closed():
+    class Failing(NotingListener):
+        __slots__ = ()
+
+        def _make_connection(self, slot, address):
+            raise ZeroDivisionError
+
+    with entered() as engine:
+        sock = bind("127.0.0.1", 0, False)
+        listen(sock, None)
+        with sock:
+            listener = Failing(NotingOptions(engine), sock, None)
+        with socket.create_connection(listener.address) as peer:
+            peer.settimeout(PATIENCE)
+            steps(engine, lambda: engine.stats().accepted == engine.stats().closed == 1)
+            assert end_of(peer) in [(0, None), (0, ConnectionResetError)]
+        assert [type(error) for error in engine.errors] == [ZeroDivisionError]
+        listener.close()
+
+
+@pytest.mark.parametrize("report", ["_report_end", "_report_error"])
+def test_a_stream_is_closed_also_when_its_report_raises(report):
+    def fail(*arguments):
+        raise ZeroDivisionError
+
+    kind = type("Failing", (RecordingStream,), {"__slots__": (), report: fail})
+    with entered() as engine:
+        ours, peer = tcp_pair()
+        stream = kind(engine, ours, kind=lib.PA_TCP)
+        if report == "_report_error":
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        steps(engine, lambda: engine.objects[stream._slot] is None)
+        assert stream.closed
+        assert [type(error) for error in engine.errors] == [ZeroDivisionError]
+
+
+def test_each_stream_that_is_broken_answers_a_write_with_an_error():
+    with entered() as engine:
+        streams = []
+        for _ in range(2):
+            ours, peer = tcp_pair()
+            streams.append(RecordingStream(engine, ours, kind=lib.PA_TCP, read=False))
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+        for stream in streams * 2:
+            assert engine.write_now(stream._slot, b"x", None) in (-errno.ECONNRESET, -errno.EPIPE)
+        steps(engine, lambda: all("closed" in stream.told for stream in streams))

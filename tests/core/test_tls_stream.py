@@ -1,4 +1,6 @@
-"""TLS of the core: signal handlers that write in between."""
+"""TLS of the core: signal handlers that write, or raise, in between."""
+
+import contextlib
 
 import pytest
 from interrupts import each_line
@@ -66,3 +68,53 @@ def test_a_handler_may_write_at_any_line_of_a_write(run, size):
             assert b"S" * 9000 in received
 
     each_line(scenario, lambda: scenario.handler(), *WRITING)
+
+
+def test_an_exception_at_any_line_of_a_flush_leaves_a_connection_that_sends_or_says_why():
+    """What is written after it arrives, or the connection is closed with an error."""
+
+    class Interrupt(Exception):
+        pass
+
+    def interrupt():
+        raise Interrupt
+
+    def scenario():
+        received, errors, told = bytearray(), [], []
+
+        def connected(client):
+            with contextlib.suppress(Interrupt):
+                client.write(b"first")
+            pyasync.delay(lambda: client.closed or client.write(b"second"), time=0.01)
+            pyasync.delay(client.close, time=0.02)
+
+        def ended(event):
+            told.append(event)
+            server.close()
+
+        def start():
+            nonlocal server
+            server = pyasync.tcp_ssl_server(
+                "127.0.0.1",
+                0,
+                lambda stream, data: received.extend(data),
+                ssl_context=SERVER(),
+                event_cb=ended,
+            )
+            pyasync.tcp_ssl_connect(
+                "127.0.0.1",
+                server.address[1],
+                print,
+                ssl_context=CLIENT(),
+                server_hostname="localhost",
+                connect_cb=connected,
+                event_cb=errors.append,
+            )
+
+        server = None
+        pyasync.start_event_loop(start, catch_app_errors=lambda error: None)
+        assert bytes(received) in (b"firstsecond", b"second") or any(
+            isinstance(event, pyasync.EventError) for event in [*errors, *told]
+        )
+
+    each_line(scenario, interrupt, TlsStream._flush, TlsStream._encrypt_soon)
