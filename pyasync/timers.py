@@ -7,6 +7,7 @@ rounded up to libuv's milliseconds, because no event may fire early.
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import get_ident
 from time import monotonic
 from typing import Any
 
@@ -65,8 +66,9 @@ class Event:
 
     def free(self) -> None:
         """Disarm the event for good. Freeing twice does nothing."""
-        if self._loop.may_change():
-            self._loop.deadlines.disarm(self)
+        loop = self._loop
+        if loop.thread == get_ident() or loop.may_change():
+            loop.deadlines.disarm(self)
         self._callback = None
 
     close = free
