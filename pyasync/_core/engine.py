@@ -620,8 +620,8 @@ class Engine:
                 self.to_encrypt.popleft()
                 stream._flush()
             except BaseException as error:
-                # Of a signal handler, because the stream deals with its own errors. It may have come
-                # before the stream has encrypted anything: a second flush does no harm.
+                # A signal handler's, because the stream deals with its own errors. It may have come
+                # before anything was encrypted, and a second flush does no harm.
                 if stream not in self.to_encrypt:
                     self.to_encrypt.append(stream)
                 if not isinstance(error, Exception):
