@@ -13,10 +13,6 @@ from hypothesis import HealthCheck, settings
 
 import pyasync
 
-# Programs that tests start look for modules in the current folder first. There the tree would hide
-# the package that is tested, where that is an installed one.
-os.chdir(Path(__file__).parent)
-
 # A shell that runs the tests in the background may ignore SIGINT, and children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,6 +27,15 @@ settings.load_profile("patient")
 
 # libuv makes a pipe for signals with the first loop, and keeps it as long as the process lives.
 pyasync.start_event_loop(lambda: None)
+
+
+def pytest_collection_finish():
+    """Leave the tree, when pytest has found all that it was told to find from there.
+
+    Programs that tests start look for modules in the current folder first. In the tree they would
+    find its package in place of the installed one that is tested.
+    """
+    os.chdir(Path(__file__).parent)
 
 
 @pytest.fixture(scope="session")
