@@ -101,7 +101,8 @@ class Console:
         text = json.dumps({"event": event, **fields}) if self._as_json else text.format(**fields)
         if self._in_place:
             text = "\r\x1b[K" + text
-        print(text, end="" if progress and self._in_place else "\n", flush=True)
+        end = "" if progress and self._in_place else "\n"
+        print(text + end, end="", flush=True)  # one write, because processes share the output
 
     def rate(self, count):
         """How many there were a second since this was asked before."""

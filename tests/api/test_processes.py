@@ -516,8 +516,8 @@ def test_a_descriptor_that_a_child_shares_keeps_its_mode(run, blocking):
     """A socket of a loop's that began to block would halt the loop."""
 
     def start():
+        theirs.sendall(b"hello\n")  # first, because the child does not wait on a non-blocking one
         sh("read line; echo $line", input=ours, output=ours)
-        theirs.sendall(b"hello\n")
 
     ours, theirs = socket.socketpair()
     with ours, theirs:

@@ -19,8 +19,6 @@ import pyasync
 #: How long the prompt may take for anything, in seconds: PyPy takes a while to start.
 PATIENCE = 30
 
-PYPY = sys.implementation.name == "pypy"
-
 ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[@-~]|[=>])|[\r\x01\x02\a]")
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
@@ -70,10 +68,10 @@ class Terminal:
         self.send(line + "\n")
 
     def press_ctrl_c(self):
-        """Press Ctrl-C; PyPy's line editor may lose it just behind a line."""
+        """Press Ctrl-C; the line editor may lose it just behind a line, so again."""
         self.send("\x03")
         while "KeyboardInterrupt" not in self.output:
-            if PYPY and not select.select([self.master], [], [], 3)[0]:
+            if not select.select([self.master], [], [], 3)[0]:
                 self.send("\x03")
             self.read()
         self.expect("KeyboardInterrupt")
