@@ -47,9 +47,12 @@ def is_bare_try(frame):
     return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() == "try:"
 
 
-def each_line(scenario, act, *functions, most=10_000):
-    """Run ``scenario()`` again and again, with ``act()`` at the first line, the second, and on."""
-    for number in range(most):
+def each_line(scenario, act, *functions, most=10_000, step=1):
+    """Run ``scenario()`` again and again, with ``act()`` at the first line, the second, and on.
+
+    A long scenario can go on by ``step`` lines at a time.
+    """
+    for number in range(0, most, step):
         with at_line(number, act, *functions) as called:
             scenario()
         if not called:
