@@ -75,11 +75,18 @@ def port_of(listener):
     return listener.getsockname()[1]
 
 
+def port_free_everywhere():
+    """A port for a few addresses: one that the kernel picks for one may be taken on another."""
+    with socket.socket() as sock:
+        sock.bind(("", 0))
+        return port_of(sock)
+
+
 @contextlib.contextmanager
 def full_listener(host, port=0):
     """Give a plain socket that listens, and whose backlog is full: nobody else gets an answer."""
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(listening(host, port, backlog=0))
+        listener = stack.enter_context(listening(host, port or port_free_everywhere(), backlog=0))
         for _ in range(20):
             sock = stack.enter_context(socket.socket())
             sock.settimeout(0.2)
