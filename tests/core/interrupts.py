@@ -4,6 +4,13 @@ import contextlib
 import linecache
 import sys
 
+try:
+    from pypyjit import set_param
+except ImportError:  # not PyPy
+
+    def set_param(text):
+        pass
+
 
 class Interrupt(Exception):
     """What the handler raises."""
@@ -47,17 +54,18 @@ def is_bare_try(frame):
     return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() == "try:"
 
 
-def each_line(scenario, act, *functions, most=10_000, step=1):
-    """Run ``scenario()`` again and again, with ``act()`` at the first line, the second, and on.
-
-    A long scenario can go on by ``step`` lines at a time.
-    """
-    for number in range(0, most, step):
-        with at_line(number, act, *functions) as called:
-            scenario()
-        if not called:
-            assert number > 0, "none of these functions has run"
-            return number
+def each_line(scenario, act, *functions, most=10_000):
+    """Run ``scenario()`` again and again, with ``act()`` at the first line, the second, and on."""
+    set_param("off")  # each trace function makes PyPy compile all again, which takes minutes
+    try:
+        for number in range(most):
+            with at_line(number, act, *functions) as called:
+                scenario()
+            if not called:
+                assert number > 0, "none of these functions has run"
+                return number
+    finally:
+        set_param("default")
     raise AssertionError(f"more than {most} lines")
 
 

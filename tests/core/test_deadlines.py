@@ -2,16 +2,12 @@
 
 import gc
 import itertools
-import sys
 
 import pytest
 from interrupts import Interrupt, each_line, raise_interrupt
 
 from pyasync._core import deadlines
 from pyasync._core.deadlines import Deadlines
-
-#: Lines between two interruptions: for all of them, PyPy needs more than a minute a test.
-STEP = 23 if sys.implementation.name == "pypy" else 1
 
 
 class Alarm:
@@ -173,7 +169,7 @@ def test_a_signal_handler_may_change_timers_at_any_line(action):
         assert len(handled) <= 1
         assert timers.armed == 0
 
-    lines = each_line(run, handler, Deadlines.fire, *CHANGES, step=STEP)
+    lines = each_line(run, handler, Deadlines.fire, *CHANGES)
     assert lines > 500
 
 
@@ -205,7 +201,7 @@ def test_counts_are_right_after_an_exception_at_any_line():
         assert timers.armed == 0
         assert len(fired) == len(set(fired)) >= 19
 
-    each_line(run, raise_interrupt, *CHANGES, step=STEP)
+    each_line(run, raise_interrupt, *CHANGES)
 
 
 class Cleaning:
