@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 from pyasync._core.arguments import StrOrBytesPath, c_string, optional_callable, require_callable
 from pyasync._core.engine import PYPY
 from pyasync._core.pool_requests import Request
+from pyasync._core.stream import as_buffer_slice
 from pyasync._ffi import ffi, lib
 from pyasync.errors import EventError, FilesystemError, filesystem_error
 from pyasync.loop import EventCallback, Loop, get_loop
@@ -301,10 +302,7 @@ def write(
     written. A non-blocking descriptor may take less, and then ``size`` is less. With an ``offset``
     in bytes the descriptor's position is left alone (pwrite(2)).
     """
-    if isinstance(data, str):
-        data = data.encode()
-    elif type(data) is not bytes:
-        data = bytes(memoryview(data))
+    data = bytes(as_buffer_slice(data))
     return FsRequest(
         callback, event_cb, _number, lib.pa_fs_write, _fd(fd), data, len(data), _offset(offset)
     )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, Union
 
+from pyasync._core.arguments import require_callable
 from pyasync._core.engine import HANDLE_KINDS, Engine
 from pyasync._ffi import ffi, lib
 from pyasync.counters import Stats
@@ -109,6 +110,7 @@ class Loop(Engine):
         super().close()
         if self.pool is not None and not self.forked:
             self.pool.close()
+            self.pool = None  # closed once: the next call would wait again
 
     def forget_after_fork(self) -> None:
         super().forget_after_fork()
@@ -184,8 +186,7 @@ def start_event_loop(
     >>> pyasync.start_event_loop(lambda: pyasync.delay(lambda: print("later"), time=0.01))
     later
     """
-    if not callable(start_fn):
-        raise TypeError("start_fn must be callable")
+    require_callable("start_fn", start_fn)
     loop = Loop(
         catch_app_errors=catch_app_errors,
         send_errors_to_event_cb=send_errors_to_event_cb,
@@ -269,8 +270,7 @@ def add_event_loop_exit_callback(fn: Callable[[], object]) -> None:
 
     Its exception is logged. Raises `TypeError` and `EventLoopNotRunning`.
     """
-    if not callable(fn):
-        raise TypeError("fn must be callable")
+    require_callable("fn", fn)
     get_loop().exit_callbacks.append(fn)
 
 
@@ -280,8 +280,7 @@ def call_soon(fn: Callable[[], object]) -> None:
     Calls that it makes to `call_soon` wait for the next iteration: I/O goes on between them.
     Raises `TypeError` and `EventLoopNotRunning`.
     """
-    if not callable(fn):
-        raise TypeError("fn must be callable")
+    require_callable("fn", fn)
     get_loop().ready.append(fn)
 
 

@@ -81,7 +81,7 @@ class StreamOptions:
     @property
     def needs_begin(self) -> bool:
         """Whether a connection with these options needs `Stream._begin`."""
-        return self.stream or self.read_timeout is not None or self.write_timeout is not None
+        return self.stream or self.read_timeout is not None
 
     def copy(self) -> StreamOptions:
         """Return a copy for one socket, to be changed."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Union
 
 from pyasync._core.addresses import numeric_address
-from pyasync._core.arguments import optional_callable, require_port, require_timeout
+from pyasync._core.arguments import optional_callable, require_host, require_port, require_timeout
 from pyasync._core.connecting import Connector, Socket, connect
 from pyasync._core.deadlines import Timer
 from pyasync._core.sockets import adopt, bind, bind_error, listen, require_max_connections
@@ -201,8 +201,6 @@ def tcp_connect(
     Raises `ValueError` and `TypeError` for arguments that are wrong, `OSError` if the socket
     cannot be bound to ``local_address``, and `EventLoopNotRunning`.
     """
-    require_port(port)
-    optional_callable("write_cb", write_cb)
     socket = init_tcp_socket(
         read_cb,
         data=data,
@@ -282,6 +280,7 @@ def make_client(
     drain_read_buffer: bool,
 ) -> Any:
     """Return a socket of the kind, or its stream: see `init_tcp_socket` for the arguments."""
+    optional_callable("write_cb", write_cb)
     options.connect_timeout = require_timeout("connect_timeout", connect_timeout)
     options.local_address = _local_address(local_address)
     options.drain_read_buffer = drain_read_buffer
@@ -326,8 +325,7 @@ def connect_tcp_socket(
     subject = socket
     if isinstance(socket, AsyncStream):
         socket = socket.socket
-    if not isinstance(host, str):
-        raise TypeError(f"host must be a string, not {type(host).__name__}")
+    require_host("host", host)
     require_port(port)
     loop = socket._loop
     socket._open_slot()

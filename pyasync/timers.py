@@ -11,7 +11,7 @@ from threading import get_ident
 from time import monotonic
 from typing import Any
 
-from pyasync._core.arguments import optional_callable, require_callable
+from pyasync._core.arguments import require_callable
 from pyasync._core.deadlines import MAX_TIME, Bucket, due_in
 from pyasync.errors import EventFreed
 from pyasync.loop import EventCallback, Loop, current, get_loop
@@ -239,5 +239,4 @@ def with_interval(seconds: float) -> Callable[[Callback], Interval]:
 
 def make_event(callback: Callback, *, event_cb: EventCallback | None = None) -> Event:
     """Return an `Event` that is not armed: see `Event.add`. Raises `EventLoopNotRunning`."""
-    optional_callable("event_cb", event_cb)
     return Event(get_loop(), callback, event_cb)

@@ -9,7 +9,12 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, Union
 
-from pyasync._core.arguments import optional_callable, require_port, require_timeout
+from pyasync._core.arguments import (
+    StrOrBytesPath,
+    optional_callable,
+    require_host,
+    require_timeout,
+)
 from pyasync._core.stream import (
     CONNECTING,
     ENCRYPTED,
@@ -48,10 +53,7 @@ class SslServer(TcpServer):
 
     _connection = SslSocket
 
-    def _on_accepted(self, slot: int, address: int) -> None:
-        socket = self._make_connection(slot, address)
-        self._loop.register(slot, socket)
-        socket._begin()
+    def _begin_connection(self, socket: Any) -> None:
         try:  # options that do not fit together raise here, and must not end the server
             socket._before_connecting(None)
         except (OSError, ValueError) as error:
@@ -63,7 +65,6 @@ class SslServer(TcpServer):
 ReadCallback = Callable[[SslSocket, Any], object]
 SocketCallback = Callable[[SslSocket], object]
 PressureCallback = Callable[[SslSocket, bool], object]
-Path = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
 Password = Union[str, bytes, bytearray, Callable[[], Union[str, bytes, bytearray]], None]
 
 
@@ -73,8 +74,8 @@ def tcp_ssl_server(
     read_cb: ReadCallback,
     *,
     ssl_context: ssl.SSLContext | None = None,
-    certificate: Path | None = None,
-    key: Path | None = None,
+    certificate: StrOrBytesPath | None = None,
+    key: StrOrBytesPath | None = None,
     password: Password = None,
     handshake_timeout: float | None = 60.0,
     shutdown_timeout: float | None = 30.0,
@@ -176,7 +177,6 @@ def tcp_ssl_connect(
     Returns an `SslSocket`, or its `AsyncStream` with ``stream``. Raises the errors of
     `tcp_connect`, and `ValueError` for a name or session that does not go with the context.
     """
-    require_port(port)
     socket = init_tcp_ssl_socket(
         read_cb,
         ssl_context=ssl_context,
@@ -231,7 +231,6 @@ def init_tcp_ssl_socket(
     ``fd``, the descriptor of a connected socket, the handshake begins at once: the descriptor is
     duplicated, and the caller keeps its own.
     """
-    optional_callable("write_cb", write_cb)
     options = StreamOptions(
         get_loop(),
         read_cb,
@@ -350,8 +349,8 @@ def _tls_options(
     wrong = ssl.PROTOCOL_TLS_CLIENT if server_side else ssl.PROTOCOL_TLS_SERVER
     if context.protocol == wrong:  # not every version of Python checks it
         raise ValueError(f"ssl_context is for the other side: {context.protocol!r}")
-    if server_hostname is not None and not isinstance(server_hostname, str):
-        raise TypeError(f"server_hostname must be a string, not {type(server_hostname).__name__}")
+    if server_hostname is not None:
+        require_host("server_hostname", server_hostname)
     return TlsOptions(
         context,
         server_side=server_side,

@@ -12,7 +12,7 @@ import sys
 from struct import Struct
 from typing import Any, Union
 
-from pyasync._core.arguments import require_host, require_port
+from pyasync._core.arguments import require_host, require_integer
 from pyasync._ffi import ffi, lib
 from pyasync.errors import check
 
@@ -175,6 +175,5 @@ def interface_number(interface: str, *families: int) -> int:
 def require_target(host: Any, port: Any) -> None:
     """Raise `TypeError` or `ValueError` unless the types are right and the port is not 0."""
     require_host("host", host)
-    require_port(port)
-    if port == 0:  # it means "any" to bind(2), and is no destination (RFC 768)
-        raise ValueError("port must be from 1 to 65535, not 0")
+    # 0 means "any" to bind(2), and is no destination (RFC 768).
+    require_integer("port", port, 1, 65535)

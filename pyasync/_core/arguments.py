@@ -49,9 +49,14 @@ def require_host(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a string, not {type(value).__name__}")
 
 
-def require_port(port: int) -> None:
+def require_integer(name: str, value: Any, least: int, most: int) -> None:
+    """Raise `TypeError` or `ValueError` unless the value is an integer in this range."""
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be from {least} to {most}, not {value}")
+
+
+def require_port(port: Any) -> None:
     """Raise `TypeError` or `ValueError` unless the port is an integer from 0 to 65535."""
-    if not isinstance(port, int):
-        raise TypeError(f"port must be an integer, not {type(port).__name__}")
-    if not 0 <= port <= 65535:
-        raise ValueError(f"port must be from 0 to 65535, not {port}")
+    require_integer("port", port, 0, 65535)

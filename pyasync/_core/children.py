@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from pyasync._core.arguments import StrOrBytesPath, c_string
+from pyasync._core.arguments import StrOrBytesPath, c_string, require_integer
 from pyasync._core.engine import Engine
 from pyasync._core.handles import CHandle
 from pyasync._ffi import ffi, lib
@@ -107,7 +107,7 @@ def started_child(
     flags = lib.PA_DETACHED if detached else 0
     for name, value, flag in [("uid", uid, lib.PA_SETUID), ("gid", gid, lib.PA_SETGID)]:
         if value is not None:
-            _require_id(name, value)
+            require_integer(name, value, 0, MAX_ID)
             flags |= flag
     loop.submit()  # a close that is pending may free a descriptor
     with _descriptors(stdio) as (theirs, ours):
@@ -143,13 +143,6 @@ def _environment(env: Mapping[Any, Any]) -> list[bytes]:
         if not key or b"=" in key:
             raise ValueError(f"no name of an environment variable: {key!r}")
     return [b"%s=%s" % item for item in items]
-
-
-def _require_id(name: str, value: Any) -> None:
-    if not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
-    if not 0 <= value <= MAX_ID:
-        raise ValueError(f"{name} must be from 0 to {MAX_ID}, not {value}")
 
 
 @contextmanager

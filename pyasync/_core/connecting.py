@@ -13,6 +13,7 @@ from typing import Any
 from pyasync._core.addresses import NumericAddress, pack_address
 from pyasync._core.deadlines import Timer, background_timer
 from pyasync._core.engine import CLOSED
+from pyasync._core.handles import ClosedHandle
 from pyasync._core.pool_requests import Lookup
 from pyasync._core.sockets import SocketHandle
 from pyasync._core.stream import (
@@ -37,7 +38,7 @@ class Socket(SocketHandle, Stream):
     __slots__ = ()
 
     def _connect_to(self, connector: Any, timeout: float | None) -> None:
-        """Wait for ``connector``: it calls `_on_slot` and `_on_connected`, or `_fail_with`.
+        """Wait for ``connector``: it calls `_on_slot` and `_begin_connected`, or `_fail_with`.
 
         None: the handle is connecting already, and C reports PA_CONNECTED. ``timeout`` is in
         seconds.
@@ -123,9 +124,7 @@ class Socket(SocketHandle, Stream):
         extras = self._extras
         if extras is not None:
             extras.connector = None
-            if extras.connect_timer is not None:
-                extras.connect_timer.stop()
-                extras.connect_timer = None
+            extras.stop_connect_timer()
         if self._state & READ_DISABLED:  # disabled while connecting; C has begun to read now
             self._loop.queue((lib.PA_READ_STOP, self._slot, 0, b"", None))
         self._start_read_timeout()
@@ -238,11 +237,8 @@ class Connector:
         self.socket._begin_connected()
 
 
-class Attempt:
+class Attempt(ClosedHandle):
     """A connection that is being tried: the object of its slot until it wins or is closed."""
-
-    _state = -1  # not zero, or the engine would call a read_cb that this object has not got
-    _event_cb = None
 
     def __init__(self, connector: Connector, slot: int, address: str) -> None:
         self.connector = connector
@@ -256,15 +252,6 @@ class Attempt:
     def _on_event(self, kind: int, value: int, data: int) -> None:
         if kind == lib.PA_CONNECTED:
             self.connector.on_connected(self, value)
-
-    def _on_read(self, arena: Any, start: int, end: int) -> None:
-        pass
-
-    def _on_closed(self) -> None:
-        pass
-
-    def _on_loop_end(self) -> None:
-        pass
 
 
 def connect(loop: Any, address: str, port: int, local: tuple[str | None, int]) -> int:

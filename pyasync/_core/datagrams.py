@@ -2,7 +2,8 @@
 
 A datagram crosses between Python and C behind its header, the peer's packed address, and otherwise
 like a stream's data: it leaves with the iteration's other operations. Datagrams are received
-several at a time (recvmmsg(2)). Packed addresses are cached: see `pyasync._core.addresses`.
+several at a time (recvmmsg(2)). Addresses are packed as in
+`pyasync._core.addresses`, and each socket caches them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pyasync._core.addresses import (
     unpack_address,
     zone_number,
 )
-from pyasync._core.arguments import optional_callable, require_host
+from pyasync._core.arguments import optional_callable, require_host, require_integer
 from pyasync._core.engine import Engine
 from pyasync._core.handles import CHandle
 from pyasync._core.sockets import SocketHandle
@@ -65,7 +66,6 @@ class DatagramSocket(SocketHandle, CHandle):
     __slots__ = (
         "_address",
         "_blocked_callbacks",
-        "_family",
         "_format",
         "_header_size",
         "_max_size",
@@ -88,7 +88,6 @@ class DatagramSocket(SocketHandle, CHandle):
         event_cb: Any,
     ) -> None:
         """Take over a bound socket."""
-        self._family = sock.family
         self._format = AddressFormat(sock)
         self._header_size = self._format.size
         self._max_size = MAX_SIZE[sock.family]
@@ -194,7 +193,7 @@ class DatagramSocket(SocketHandle, CHandle):
             self._max_size = MAX_SIZE[V4]
 
     def _look_up(self, host: str, port: int) -> Any:
-        family = sockets.AF_UNSPEC if self._format.dual else self._family
+        family = sockets.AF_UNSPEC if self._format.dual else self._format.family
         try:
             found = sockets.getaddrinfo(host, port, family, sockets.SOCK_DGRAM)
         except sockets.gaierror as error:
@@ -281,7 +280,7 @@ class DatagramSocket(SocketHandle, CHandle):
         `TypeError`, `SocketError`, and `SocketClosed`.
         """
         self._open_slot()
-        families = (V4, V6) if self._format.dual else (self._family,)
+        families = (V4, V6) if self._format.dual else (self._format.family,)
         number = interface_number(interface, *families)
         found = numeric_address(interface)
         # Over IPv4 the interface's address is the datagrams' source too (ip(7)), unless the socket
@@ -298,7 +297,7 @@ class DatagramSocket(SocketHandle, CHandle):
     def _own(self, name: str, host: str) -> tuple[int, str]:
         require_host(name, host)
         found = numeric_address(host)
-        if found is None or not (found[0] == self._family or self._format.dual):
+        if found is None or not (found[0] == self._format.family or self._format.dual):
             raise ValueError(f"{name} must be a numeric address of the socket's, not {host!r}")
         return found
 
@@ -312,7 +311,7 @@ class DatagramSocket(SocketHandle, CHandle):
 
     @multicast_ttl.setter
     def multicast_ttl(self, hops: int) -> None:
-        _require_byte("multicast_ttl", hops, 0)
+        require_integer("multicast_ttl", hops, 0, 255)
         self._set_option(sockets.IP_MULTICAST_TTL, sockets.IPV6_MULTICAST_HOPS, hops)
 
     @property
@@ -337,7 +336,7 @@ class DatagramSocket(SocketHandle, CHandle):
 
     @ttl.setter
     def ttl(self, hops: int) -> None:
-        _require_byte("ttl", hops, 1)
+        require_integer("ttl", hops, 1, 255)
         self._set_option(sockets.IP_TTL, sockets.IPV6_UNICAST_HOPS, hops)
 
     @property
@@ -355,7 +354,7 @@ class DatagramSocket(SocketHandle, CHandle):
 
     def _option(self, of_v4: int, of_v6: int) -> int:
         with self._socket() as sock:
-            if self._family == V4:
+            if self._format.family == V4:
                 return sock.getsockopt(sockets.IPPROTO_IP, of_v4)
             return sock.getsockopt(sockets.IPPROTO_IPV6, of_v6)
 
@@ -364,9 +363,9 @@ class DatagramSocket(SocketHandle, CHandle):
         self._loop.submit()  # datagrams that were sent before leave without the option
         with self._socket() as sock:
             # A socket for both families has an option for each.
-            if self._family == V6:
+            if self._format.family == V6:
                 sock.setsockopt(sockets.IPPROTO_IPV6, of_v6, value)
-            if self._family == V4 or self._format.dual:
+            if self._format.family == V4 or self._format.dual:
                 sock.setsockopt(sockets.IPPROTO_IP, of_v4, value)
 
     # Called by the loop
@@ -405,10 +404,3 @@ class DatagramSocket(SocketHandle, CHandle):
     def _report_error(self, error: EventError) -> None:
         """Report an error, after which the socket goes on: for an API to override."""
         raise NotImplementedError
-
-
-def _require_byte(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
-    if not least <= value <= 255:
-        raise ValueError(f"{name} must be from {least} to 255, not {value}")

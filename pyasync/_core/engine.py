@@ -49,6 +49,7 @@ from time import monotonic_ns, perf_counter, sleep
 from typing import Any
 
 from pyasync._core.addresses import PACKED_MAX, unpack_address
+from pyasync._core.arguments import require_callable
 from pyasync._core.deadlines import Deadlines, due_in
 from pyasync._core.wakeup import SignalWakeup, Wakeup, open_engines
 from pyasync._ffi import ffi, lib
@@ -121,8 +122,6 @@ class Engine:
         "_alive",
         "_arena",
         "_batch",
-        "_buffer_writes",
-        "_capacity",
         "_counted",
         "_crossings",
         "_ended",
@@ -184,7 +183,6 @@ class Engine:
         self.operations: list[Any] = []
         self.queue: Callable[[Operation], object] = self.operations.extend
         self.inline_limit = INLINE_WRITE_LIMIT
-        self._buffer_writes = buffer_writes
         if not buffer_writes:
             self.queue = self._cross
             self.inline_limit = -1
@@ -224,7 +222,6 @@ class Engine:
         self.counters = ffi.new("pa_counters *")
         self._place = ffi.new("pa_loop **")
         self._records: Any = b""
-        self._capacity = 0
         self._started = monotonic_ns()
         self._ended: int | None = None
 
@@ -317,8 +314,7 @@ class Engine:
         does: see `make_notifier`. Raises `TypeError`, and `EventLoopNotRunning` once the loop has
         ended.
         """
-        if not callable(fn):
-            raise TypeError("fn must be callable")
+        require_callable("fn", fn)
         self._wakeup.call(self, fn)
 
     def stats(self) -> Stats:
@@ -608,8 +604,7 @@ class Engine:
         """Map C's array of records again, which has grown, and so has moved."""
         items = ffi.new("pa_event **")
         capacity = lib.pa_events(self.c, items)
-        self._records = ffi.buffer(items[0], capacity * _RECORD.size)
-        self._capacity = capacity
+        self._records = ffi.buffer(items[0], capacity * _RECORD_SIZE)
 
     def _flush_encryption(self) -> None:
         # A fixed count: a stream with more than its budget appends itself again, for the next
@@ -637,13 +632,14 @@ class Engine:
         batch = self._batch
         if type(batch) is int:
             count = batch if batch >= 0 else ~batch
-            if count:
-                if count > self._capacity:
+            size = count * _RECORD_SIZE
+            if size:
+                if size > len(self._records):
                     self._map_records()
                 # A copy: a traceback may keep this frame and its iterator for longer than C keeps
                 # its array. Over a memoryview, such an iterator can crash the garbage collector of
                 # CPython 3.11.
-                batch = self._batch = _iter_records(self._records[: count * _RECORD_SIZE])
+                batch = self._batch = _iter_records(self._records[:size])
             else:
                 batch = self._batch = None
             if self.stopping:  # a signal handler has called `drop`, when there was no iterator yet

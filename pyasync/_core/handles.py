@@ -110,7 +110,7 @@ class CHandle(Handle):
 
 
 class ClosedHandle:
-    """Stands for a handle that was closed before it had an object of its own."""
+    """Stands for a handle without an object of its own: it is closed, or still connecting."""
 
     _state = CLOSED
     _event_cb = None

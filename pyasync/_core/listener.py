@@ -78,6 +78,10 @@ class Listener(CHandle, DescriptorHandle):
             self._loop.register(slot, stream)
         if self._state_of_new & HAS_EXTRAS:
             stream._begin()
+        self._begin_connection(stream)
+
+    def _begin_connection(self, stream: Any) -> None:
+        """Begin a connection that has its slot, and report it."""
         stream._report_opened()
 
     def _make_connection(self, slot: int, address: int) -> Any:

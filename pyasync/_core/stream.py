@@ -110,9 +110,7 @@ class Stream(DescriptorHandle):
 
     def _begin(self) -> None:
         """Set up the rarer options, such as time limits: see ``Options.needs_begin``."""
-        options = self._options
-        if options.read_timeout is not None or options.write_timeout is not None:
-            self.set_timeouts(options.read_timeout, options.write_timeout)
+        self._start_read_timeout()  # that for writing starts with the first blocked write
 
     # The six methods that an API overrides
 
@@ -145,16 +143,20 @@ class Stream(DescriptorHandle):
 
     def _write_through(
         self, data: bytes | memoryview, write_cb: WriteCallback | None, force: bool
-    ) -> None:
-        """Write behind the pending writes, whatever the state is."""
+    ) -> int:
+        """Write behind the pending writes, whatever the state is.
+
+        Returns what `Engine.write_now` does; 0: the write waits for the next crossing.
+        """
         loop = self._options.loop
         size = len(data)
         callback = None if write_cb is None else (self, write_cb)
         if size <= loop.inline_limit and not force:
             kind = WRITE if callback is None else WRITE_CALLBACK
             loop.queue((kind, self._slot, size, data, callback))
-        else:
-            loop.write_now(self._slot, data, callback)
+            return 0
+        state: int = loop.write_now(self._slot, data, callback)
+        return state
 
     def _check_writable(self) -> None:
         if self._state & CLOSED:
@@ -194,11 +196,12 @@ class Stream(DescriptorHandle):
         return size
 
     def set_watermarks(self, high: int | None = None, low: int | None = None) -> None:
-        """Set when ``pressure_cb(socket, paused)`` is called, in bytes of `write_queue_size`.
+        """Set when ``pressure_cb(socket, paused)`` is called, in bytes.
 
-        It is called with True when the queue has grown over ``high`` (64 KiB), and with False when
-        it has shrunk to ``low`` (a quarter of ``high``) after that. Raises `ValueError` unless
-        0 <= ``low`` <= ``high``.
+        It is called with True when deferred and blocked writes have grown over ``high`` (64 KiB),
+        and with False when they have shrunk to ``low`` (a quarter of ``high``) after that. Writes
+        that wait for the end of the callback do not count, unlike in `write_queue_size`. Raises
+        `ValueError` unless 0 <= ``low`` <= ``high``.
         """
         self._open_slot()
         high = HIGH_WATERMARK if high is None else high

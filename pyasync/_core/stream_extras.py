@@ -75,15 +75,20 @@ class Extras:
         self.deferred.clear()
         self.deferred_size = 0
 
-    def stop_timeouts(self) -> None:
-        """Stop all time limits except linger, which belongs to a close."""
+    def stop_connect_timer(self) -> None:
+        """Stop the time limit of connecting, or of the TLS handshake."""
         if self.connect_timer is not None:
             self.connect_timer.stop()
+            self.connect_timer = None
+
+    def stop_timeouts(self) -> None:
+        """Stop all time limits except linger, which belongs to a close."""
+        self.stop_connect_timer()
         if self.read_timeout is not None:
             self.read_timeout.stop()
         if self.write_timeout is not None:
             self.write_timeout.stop()
-        self.connect_timer = self.read_timeout = self.write_timeout = None
+        self.read_timeout = self.write_timeout = None
 
 
 def report_timeout(stream: Stream, reason: str, *, force: bool) -> None:

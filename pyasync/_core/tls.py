@@ -116,11 +116,10 @@ class TlsState:
         self.phase = OPEN
         return True
 
-    def feed(self, data: memoryview) -> bytes:
-        """Give input to the handshake; return no data, as there is none before its end."""
+    def feed(self, data: memoryview) -> None:
+        """Give input to the handshake."""
         for piece in _pieces(data):
             write(self.incoming, piece)
-        return b""
 
     def receive(self, data: memoryview) -> bytes:
         """Decrypt input, and return the data. `ended` and `error`, if it sets them, come after."""

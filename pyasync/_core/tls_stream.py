@@ -283,12 +283,10 @@ class TlsStream(Socket):
 
         They are one callback of C's write, because C sees one write.
         """
-        if not callbacks:
-            self._write_encrypted(data, None)
-        elif len(callbacks) == 1:
-            self._write_encrypted(data, (self, callbacks[0]))
+        if len(callbacks) > 1:
+            self._write_encrypted(data, lambda socket: socket._call_written(callbacks))
         else:
-            self._write_encrypted(data, (self, lambda socket: socket._call_written(callbacks)))
+            self._write_encrypted(data, callbacks[0] if callbacks else None)
 
     def _call_written(self, callbacks: list[WriteCallback]) -> None:
         for write_cb in callbacks:
@@ -299,15 +297,9 @@ class TlsStream(Socket):
             except Exception as error:
                 self._loop.on_error(error, self)
 
-    def _write_encrypted(self, data: bytes, callback: Any) -> None:
-        loop, size = self._options.loop, len(data)
-        if size <= loop.inline_limit:
-            kind = lib.PA_WRITE if callback is None else lib.PA_WRITE_CALLBACK
-            loop.queue((kind, self._slot, size, data, callback))
-        else:
-            loop.write_now(self._slot, data, callback)
-            if self._blocked_size():  # known before PA_BLOCKED comes, or the loop would go on
-                self._extras.tls.blocked = True
+    def _write_encrypted(self, data: bytes, write_cb: WriteCallback | None) -> None:
+        if self._write_through(data, write_cb, False) != 0:
+            self._extras.tls.blocked = True  # before PA_BLOCKED comes, or the loop would go on
 
     def _flush_deferred(self) -> None:
         self._lift_barrier()
@@ -355,9 +347,7 @@ class TlsStream(Socket):
                 super()._on_connected(status)
             return
         extras.connector = None
-        if extras.connect_timer is not None:
-            extras.connect_timer.stop()
-            extras.connect_timer = None
+        extras.stop_connect_timer()
         timeout = self._options.tls.handshake_timeout
         if timeout is not None:
             extras.connect_timer = background_timer(self._loop, self._handshake_timed_out, timeout)
@@ -388,9 +378,7 @@ class TlsStream(Socket):
             return
         if not over:
             return
-        if extras.connect_timer is not None:
-            extras.connect_timer.stop()
-            extras.connect_timer = None
+        extras.stop_connect_timer()
         if not self._state & CLOSED:
             try:
                 self._established()
@@ -415,7 +403,10 @@ class TlsStream(Socket):
         read = memoryview(arena)[start:end]
         shaking = tls.phase == HANDSHAKE
         try:
-            data = tls.feed(read) if shaking else tls.receive(read)
+            if shaking:
+                tls.feed(read)
+            else:
+                data = tls.receive(read)
         except BaseException:
             self._interrupted()
             raise

@@ -239,8 +239,9 @@ def test_a_function_that_does_not_end_is_left_to_its_thread_with_a_warning(run, 
 
     monkeypatch.setattr(threads, "CLOSE_WAIT", 0.01)
     gate, before = Gate(), set()
-    with pytest.warns(ResourceWarning, match="has left work to its threads"):
+    with pytest.warns(ResourceWarning, match="has left work to its threads") as warned:
         run(start)
+    assert len(warned) == 1  # it is waited for once, although a loop is closed three times
     left = set(threading.enumerate()) - before
     gate.go.set()
     for thread in left:
