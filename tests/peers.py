@@ -116,6 +116,20 @@ def preloaded(folder, source):
     return {**os.environ, "LD_PRELOAD": preload}
 
 
+@contextlib.contextmanager
+def no_descriptor_left():
+    """Let this process open nothing more."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def resident_size():
     """Return how many bytes of memory this process holds."""
     gc.collect()

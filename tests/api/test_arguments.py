@@ -156,7 +156,7 @@ TABLE = [
       for function in (with_delay, with_interval)],
     # TCP
     (pyasync.tcp_server, LISTEN, CONNECTION,
-     {TypeError: {"bind_address": unnamed(5), "port": ["80", None], "backlog": unnamed("many"),
+     {TypeError: {"bind_address": [b"::1", 5], "port": ["80", None], "backlog": unnamed("many"),
                   "max_connections": unnamed("many")},
       ValueError: {"port": [-1, 65536], "backlog": [-1, 2**40], "max_connections": [0, 2**40],
                    "fd": [0]}}),
@@ -183,7 +183,8 @@ TABLE = [
     (pyasync.pipe_connect, PIPE, CONNECTION, CLIENT_SOCKET, PIPE_NAME),
     # UDP
     (pyasync.udp_socket, {"bind_address": HOST},
-     {TypeError: {"read_cb": NO_CALLBACK, "event_cb": NO_CALLBACK, "port": ["53"]},
+     {TypeError: {"bind_address": [b"::1", 5], "read_cb": NO_CALLBACK, "event_cb": NO_CALLBACK,
+                  "port": ["53"]},
       ValueError: {"port": [-1, 65536]}}),
     (pyasync.UdpSocket.send, {**IPV4, "data": b"data", "address": (HOST, 9)},
      {TypeError: {"data": [1, None, ["data"]], "write_cb": NO_CALLBACK,

@@ -325,7 +325,9 @@ def read_size(fd, size):
     """Read as much, and return it."""
     data = bytearray()
     while len(data) < size:
-        data += os.read(fd, size - len(data))
+        piece = os.read(fd, size - len(data))
+        assert piece, "the end has come early"
+        data += piece
     return bytes(data)
 
 

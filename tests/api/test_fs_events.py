@@ -7,7 +7,6 @@ everything that is to be reported of the action has been. So `told` makes a mark
 import errno
 import io
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from peers import Background, fork_and_check, nothing
+from peers import Background, fork_and_check, no_descriptor_left, nothing
 
 import pyasync
 
@@ -291,7 +290,7 @@ def test_whoever_reads_at_each_report_misses_no_replacement(run, file):
     read_until(run, file, b"1999", change)
 
 
-def test_whoever_reads_at_each_report_misses_no_return(run, folder, tmp_path):
+def test_whoever_reads_at_each_report_misses_no_return(run, tmp_path):
     def change():
         for number in range(500):
             shutil.rmtree(tmp_path / "a")
@@ -591,15 +590,9 @@ def test_a_relative_path_needs_a_working_directory(run, tmp_path, monkeypatch):
 
 def test_running_out_of_descriptors_is_an_error_of_the_call(run, file):
     def start():
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        lowest = os.dup(0)
-        os.close(lowest)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
-        try:
-            with pytest.raises(pyasync.FilesystemError, match="no descriptor is left") as raised:
-                pyasync.fs_watch(file, nothing)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        error = pytest.raises(pyasync.FilesystemError, match="no descriptor is left")
+        with no_descriptor_left(), error as raised:
+            pyasync.fs_watch(file, nothing)
         assert raised.value.errno == errno.EMFILE
         assert raised.value.filename == str(file)
         pyasync.fs_watch(file, lambda monitor, *report: monitor.close())

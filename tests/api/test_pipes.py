@@ -381,7 +381,7 @@ def test_without_permission_a_client_has_an_error(run, path):
         in_child_without_permission(is_refused)
 
 
-def test_without_permission_a_server_has_an_error(run, path):
+def test_without_permission_a_server_has_an_error(path):
     def is_refused():
         with pyasync.event_loop():
             try:
@@ -573,7 +573,7 @@ def test_a_server_may_adopt_a_descriptor_that_is_only_bound(run, path):
         assert run_with_peer(run, start, path, lambda sock: exchange(sock, b"hello")) == b"hello"
 
 
-def test_a_descriptor_of_the_wrong_kind_is_refused(run, path, tmp_path):
+def test_a_descriptor_of_the_wrong_kind_is_refused(run, tmp_path):
     with contextlib.ExitStack() as stack:
         wrong = [
             stack.enter_context(socket.create_server(("127.0.0.1", 0))),

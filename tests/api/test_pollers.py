@@ -5,16 +5,14 @@ import errno
 import io
 import os
 import pty
-import resource
 import signal
 import socket
-import struct
 import subprocess
 import sys
 from functools import partial
 
 import pytest
-from peers import PATIENCE, nothing
+from peers import PATIENCE, no_descriptor_left, nothing, reset
 
 import pyasync
 
@@ -341,8 +339,7 @@ def test_a_reset_is_readable_and_a_disconnect(run, tcp_pair):
             client.recv(100)
         errors.append((raised.type, poll.poller.disconnected))
 
-    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    accepted.close()
+    reset(accepted)
     run(lambda: Poll(client, writable=False, action=read))
     assert errors == [(ConnectionResetError, True)]
 
@@ -583,15 +580,8 @@ def test_what_an_object_says_of_its_descriptor_is_passed_on(run):
 
 def test_running_out_of_descriptors_is_told(run, pair):
     def start():
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        lowest = os.dup(0)
-        os.close(lowest)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
-        try:
-            with pytest.raises(OSError, match="Too many open files") as raised:
-                pyasync.poll(pair[0], nothing)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        with pytest.raises(OSError, match="Too many open files") as raised, no_descriptor_left():
+            pyasync.poll(pair[0], nothing)
         assert raised.value.errno == errno.EMFILE
 
     run(start)

@@ -12,7 +12,7 @@ import time
 from functools import partial
 
 import pytest
-from peers import Background, fork_and_check, nothing, when
+from peers import Background, fork_and_check, no_descriptor_left, nothing, when
 
 import pyasync
 
@@ -440,17 +440,10 @@ def test_a_working_directory_that_is_not_there_is_the_one_named(run, tmp_path):
 
 
 def test_out_of_descriptors_is_an_error_of_the_call(run):
-    resource = pytest.importorskip("resource")
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-
     def start():
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
-        try:
-            with pytest.raises(pyasync.FilesystemError) as caught:
-                sh("", input=pyasync.PIPE)
-            assert caught.value.errno == errno.EMFILE
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        with no_descriptor_left(), pytest.raises(pyasync.FilesystemError) as caught:
+            sh("", input=pyasync.PIPE)
+        assert caught.value.errno == errno.EMFILE
 
     run(start)
 

@@ -71,10 +71,11 @@ def end_sending(sock):
     sock.shutdown(socket.SHUT_WR)
 
 
-def be_client(run, peer, *, name="localhost", ssl_context=None, **options):
+def be_client(run, peer, *, host=HOST, name="localhost", ssl_context=None, made=nothing, **options):
     """Connect a client of pyasync's to peer(sock), which gets a plain socket in a thread.
 
-    Returns what peer returns, and what the event_cb was told.
+    ``made(socket)`` is called before it is connected. Returns what peer returns, and what the
+    event_cb was told.
     """
     events, threads = [], []
 
@@ -88,8 +89,8 @@ def be_client(run, peer, *, name="localhost", ssl_context=None, **options):
     def start():
         listener = socket.create_server((HOST, 0))
         threads.append(Background(talk, listener))
-        pyasync.tcp_ssl_connect(
-            HOST,
+        sock = pyasync.tcp_ssl_connect(
+            host,
             listener.getsockname()[1],
             options.pop("read_cb", nothing),
             event_cb=options.pop("event_cb", events.append),
@@ -97,6 +98,7 @@ def be_client(run, peer, *, name="localhost", ssl_context=None, **options):
             server_hostname=name,
             **options,
         )
+        made(sock)
 
     run(start)
     return threads[0].result(), events
@@ -660,51 +662,19 @@ def test_a_socket_closed_before_its_handshake_sends_what_was_written(run):
         with TlsPeer(sock, SERVER(), server_side=True) as tls:
             return read_all(tls), tls.ended_properly
 
-    def start():
-        listener = socket.create_server((HOST, 0))
-        threads.append(Background(talk, listener))
-        sock = pyasync.tcp_ssl_connect(
-            "localhost", listener.getsockname()[1], nothing, ssl_context=CLIENT(),
-            connect_cb=called.append,
-        )  # fmt: skip
+    def made(sock):
         sock.write(b"written early", write_cb=lambda sock: called.append("written"))
         sock.close()
 
-    def talk(listener):
-        with listener:
-            sock, _ = listener.accept()
-        with sock:
-            sock.settimeout(PATIENCE)
-            return peer(sock)
-
-    threads = []
-    run(start)
-    assert threads[0].result() == (b"written early", True)
+    result, _ = be_client(run, peer, host="localhost", made=made, connect_cb=called.append)
+    assert result == (b"written early", True)
     assert called == ["written"]
 
 
 def test_a_socket_closed_before_its_handshake_gives_up_a_silent_peer_after_linger(run):
-    events = []
-
-    def start():
-        listener = socket.create_server((HOST, 0))
-        threads.append(Background(talk, listener))
-        sock = pyasync.tcp_ssl_connect(
-            HOST, listener.getsockname()[1], nothing, ssl_context=CLIENT(), linger=0.05,
-            event_cb=events.append, data=b"never sent",
-        )  # fmt: skip
-        sock.close()
-
-    def talk(listener):
-        with listener:
-            sock, _ = listener.accept()
-        with sock:
-            sock.settimeout(PATIENCE)
-            return end_of(sock)
-
-    threads = []
-    run(start)
-    threads[0].result()
+    _, events = be_client(
+        run, end_of, made=lambda sock: sock.close(), data=b"never sent", linger=0.05
+    )
     assert [type(event) for event in events] == [pyasync.SocketTimeout]
 
 

@@ -151,13 +151,3 @@ def test_a_zone_that_is_no_interface_is_an_error_at_the_call(run, call, zone):
             call(f"fe80::1%{zone}")
 
     run(start)
-
-
-@pytest.mark.parametrize("call", [serve, open_udp])
-@pytest.mark.parametrize("host", [b"::1", 1])
-def test_an_address_to_bind_to_is_a_string(run, call, host):
-    def start():
-        with pytest.raises(TypeError, match="bind_address"):
-            call(host)
-
-    run(start)

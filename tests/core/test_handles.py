@@ -3,12 +3,11 @@
 import contextlib
 import errno
 import socket
-import struct
 import sys
 
 import pytest
 from engines import Options, RecordingStream, entered, read_available, steps, stream_and_peer
-from peers import PATIENCE, end_of
+from peers import PATIENCE, end_of, reset
 from tls_peers import CLIENT, SERVER
 
 import pyasync
@@ -269,8 +268,7 @@ def test_a_large_write_answers_with_the_size_of_the_queue_and_then_with_the_erro
 
         ours, peer = tcp_pair()
         stream = RecordingStream(engine, ours, kind=lib.PA_TCP, read=False)
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        peer.close()  # a reset, of which nobody reads
+        reset(peer)  # of which nobody reads
         assert engine.write_now(stream._slot, b"x" * 10, None) in (-errno.ECONNRESET, -errno.EPIPE)
         steps(engine, lambda: "closed" in stream.told)
 
@@ -330,9 +328,7 @@ def test_a_stream_is_closed_also_when_its_report_raises(report):
     with entered() as engine:
         ours, peer = tcp_pair()
         stream = kind(engine, ours, kind=lib.PA_TCP)
-        if report == "_report_error":
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        peer.close()
+        (reset if report == "_report_error" else socket.socket.close)(peer)
         steps(engine, lambda: engine.objects[stream._slot] is None)
         assert stream.closed
         assert [type(error) for error in engine.errors] == [ZeroDivisionError]
@@ -344,8 +340,7 @@ def test_each_stream_that_is_broken_answers_a_write_with_an_error():
         for _ in range(2):
             ours, peer = tcp_pair()
             streams.append(RecordingStream(engine, ours, kind=lib.PA_TCP, read=False))
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            peer.close()
+            reset(peer)
         for stream in streams * 2:
             assert engine.write_now(stream._slot, b"x", None) in (-errno.ECONNRESET, -errno.EPIPE)
         steps(engine, lambda: all("closed" in stream.told for stream in streams))
