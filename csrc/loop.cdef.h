@@ -18,7 +18,6 @@ typedef struct {
 } pa_event;
 
 enum pa_event_kind {
-  PA_NOTHING,
   PA_READ,          /* data was read into the arena, from value to data; of
                        UDP an address and a datagram, see udp.cdef.h */
   PA_TIMER,         /* timers may be due: all up to value, in milliseconds */
@@ -62,7 +61,6 @@ enum pa_operation {
 };
 
 enum pa_handle_kind {
-  PA_INTERNAL,  /* no kind: the loop's own handles have no slots */
   PA_TCP,
   PA_PIPE,
   PA_TCP_SERVER,
@@ -109,7 +107,6 @@ typedef struct {
 
 typedef struct {
   int32_t kind;
-  int32_t slot;
   int32_t active;
   int32_t referenced;
   int32_t closing;

@@ -27,6 +27,7 @@
  * that its size costs nothing where little is read. The size is for 10,000
  * peers that send 1 KiB each at the same time. */
 #define ARENA_SIZE ((size_t) 16 << 20)
+#define ARENA_ALIGNMENT ((size_t) 16)
 /* The most that one handle takes of the arena in one iteration. */
 #define READ_MAX ((size_t) 3 << 19)
 /* When the handles of the ready list have read this much, the others in it wait
@@ -51,7 +52,7 @@ enum pa_flags {
   PA_INCOMING = 1,   /* accepted by a server */
   PA_CONNECTING = 2,
   PA_END_SEEN = 4,   /* a read has given EOF or an error */
-  PA_BROKEN = 8,     /* a write has failed */
+  PA_UNREPORTED = 8, /* its failed write is reported after the handle's turn */
   PA_SHUT = 16,      /* the writing side is shut down, or will be */
   PA_CLOSING = 32,   /* Python has closed it: input is discarded */
   PA_QUEUED = 64,    /* has had a blocked write, which libuv queued */
@@ -75,8 +76,7 @@ typedef struct {
     int32_t next_free;
   };
   uint8_t kind;         /* enum pa_handle_kind */
-  uint8_t error;        /* of a failed write, negated, which is reported only
-                           after the handle's turn; 0: none */
+  uint8_t error;        /* of a failed write, negated; 0: none has failed */
   uint16_t flags;       /* enum pa_flags */
 } pa_slot;
 
@@ -114,13 +114,15 @@ typedef struct {
   uint32_t callback;  /* 1 + its number since the last pa_run; 0: has none */
 } pa_write_part;
 
+typedef struct pa_request pa_request;
+
 /* The beginning of every request. */
 struct pa_request {
   pa_loop *loop;
   pa_request *next;
   pa_request **link;  /* the pointer that points to this one */
   uv_req_t *uv;       /* NULL: it is over */
-  uint64_t *counter;  /* counts those that are not over; NULL: none does */
+  uint64_t *counter;  /* of those that Python has not freed or cancelled; or NULL */
   void (*release)(pa_request *);  /* frees its memory */
 };
 
@@ -138,8 +140,6 @@ struct pa_loop {
   int in_pa_run;
   int in_uv_run;
   int closing;
-  int write_error;  /* of the last write that failed, for pa_write; */
-  int write_error_slot;  /* and whose it was */
 
   pa_queue events;  /* the batch of this iteration: Python walks it now */
   pa_queue late;    /* records pushed meanwhile: they begin the next batch */
@@ -329,6 +329,12 @@ static inline void pa_set_bulk(pa_slot *entry, size_t size) {
     entry->flags &= ~PA_BULK;
   else
     entry->flags |= PA_BULK;
+}
+
+/* The arena is used up to end. The next use begins at a multiple of
+ * ARENA_ALIGNMENT, because memcpy is faster then. */
+static inline void pa_use_arena(pa_loop *loop, size_t end) {
+  loop->arena_used = (end + ARENA_ALIGNMENT - 1) & ~(ARENA_ALIGNMENT - 1);
 }
 
 static inline pa_loop *pa_loop_of(const void *handle) {

@@ -42,10 +42,7 @@ void pa_request_done(pa_request *request) {
   pa_push(loop, PA_DONE, 0, (int64_t) (intptr_t) request, 0);
 }
 
-void pa_request_free(pa_loop *loop, int64_t address) {
-  pa_request *request = pa_request_at(address);
-
-  loop->counters->crossings++;
+static void release(pa_request *request) {
   uncount(request);
   *request->link = request->next;
   if (request->next != NULL)
@@ -53,26 +50,30 @@ void pa_request_free(pa_loop *loop, int64_t address) {
   request->release(request);
 }
 
-void pa_request_cancel(pa_loop *loop, int64_t address) {
-  pa_request *request = pa_request_at(address);
-
-  loop->counters->crossings++;
+static void cancel(pa_request *request) {
   uncount(request);
   if (request->uv != NULL)
     uv_cancel(request->uv);
 }
 
+void pa_request_free(pa_loop *loop, int64_t address) {
+  loop->counters->crossings++;
+  release(pa_request_at(address));
+}
+
+void pa_request_cancel(pa_loop *loop, int64_t address) {
+  loop->counters->crossings++;
+  cancel(pa_request_at(address));
+}
+
 void pa_requests_close(pa_loop *loop) {
   pa_request *request;
 
-  for (request = loop->requests; request != NULL; request = request->next) {
-    uncount(request);
-    if (request->uv != NULL)
-      uv_cancel(request->uv);
-  }
+  for (request = loop->requests; request != NULL; request = request->next)
+    cancel(request);
 }
 
 void pa_requests_free(pa_loop *loop) {
   while (loop->requests != NULL)
-    pa_request_free(loop, (int64_t) (intptr_t) loop->requests);
+    release(loop->requests);
 }

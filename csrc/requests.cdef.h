@@ -3,8 +3,6 @@
  * negative number is the error of a request that could not begin. PA_DONE says
  * that the request is over; its value is the address. Then Python reads the
  * result, and frees the request. */
-typedef struct pa_request pa_request;
-
 void pa_request_free(pa_loop *loop, int64_t request);
 /* A request that no thread has begun yet ends with UV_ECANCELED. One that a
  * thread works on goes on to its end, because libuv cannot stop that. */

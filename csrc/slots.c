@@ -231,7 +231,6 @@ int pa_handles(pa_loop *loop, pa_handle_status *statuses, int size) {
       continue;
     if (count < size) {
       statuses[count].kind = loop->slots[slot].kind;
-      statuses[count].slot = slot;
       statuses[count].active = uv_is_active(handle);
       statuses[count].referenced = uv_has_ref(handle);
       statuses[count].closing = uv_is_closing(handle);

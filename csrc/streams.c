@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/socket.h>
 #include <unistd.h>
 #ifdef __linux__
 #include <linux/sockios.h>
@@ -65,8 +64,7 @@ static void push_read(pa_loop *loop, int slot, ssize_t size) {
   int64_t start = (int64_t) loop->arena_used;
 
   pa_push(loop, PA_READ, slot, start, start + size);
-  /* The next read begins at a multiple of 16, because memcpy is faster then. */
-  loop->arena_used = ((size_t) (start + size) + 15) & ~(size_t) 15;
+  pa_use_arena(loop, (size_t) (start + size));
 }
 
 static void push_end(pa_loop *loop, int slot, ssize_t status) {
@@ -122,11 +120,9 @@ static void received(pa_loop *loop, int slot, ssize_t size) {
 static void write_failed(pa_loop *loop, int slot, int error) {
   pa_slot *entry = &loop->slots[slot];
 
-  entry->flags |= PA_BROKEN;
-  loop->write_error = error;
-  loop->write_error_slot = slot;
+  entry->error = (uint8_t) -error;
   if ((entry->flags & PA_READY) && !(entry->flags & PA_CLOSING))
-    entry->error = (uint8_t) -error;
+    entry->flags |= PA_UNREPORTED;
   else
     pa_push(loop, PA_WRITE_ERROR, slot, error, 0);
 }
@@ -134,16 +130,16 @@ static void write_failed(pa_loop *loop, int slot, int error) {
 static void report_failure(pa_loop *loop, int slot) {
   pa_slot *entry = &loop->slots[slot];
 
-  if (entry->error != 0)
+  if (entry->flags & PA_UNREPORTED)
     pa_push(loop, PA_WRITE_ERROR, slot, -(int) entry->error, 0);
-  entry->error = 0;
+  entry->flags &= ~PA_UNREPORTED;
 }
 
 static void receive_in_turn(pa_loop *loop, int slot) {
   pa_slot *entry = &loop->slots[slot];
   ssize_t size = entry->flags & PA_READING ? receive(loop, slot) : 0;
 
-  if (size < 0 && entry->error != 0) {
+  if (size < 0 && (entry->flags & PA_UNREPORTED)) {
     /* Reports one end, not two. The kernel gives a socket's error once, to a
      * read or to a write: then the other has got only EOF or EPIPE. */
     pa_stream_read_stop(loop, slot);
@@ -299,11 +295,11 @@ static void on_written(uv_write_t *request, int status) {
   if (status == 0) {
     loop->counters->bytes_written += write->size;
     pa_push(loop, PA_WRITTEN, slot, write->callback, 0);
-  } else if (status != UV_ECANCELED && !(entry->flags & PA_BROKEN)) {
+  } else if (status != UV_ECANCELED && entry->error == 0) {
     write_failed(loop, slot, status);
   }
   free(write);
-  if ((entry->flags & PA_CLOSING) && (entry->flags & PA_BROKEN))
+  if ((entry->flags & PA_CLOSING) && entry->error != 0)
     pa_handle_close(loop, (uv_handle_t *) stream);
 }
 
@@ -484,7 +480,7 @@ void pa_write_flush(pa_loop *loop, int slot) {
   if (first == 0)
     return;
   entry->writes = 0;
-  if ((entry->flags & PA_BROKEN) || uv_is_closing(entry->handle))
+  if (entry->error != 0 || uv_is_closing(entry->handle))
     lose_writes(loop, slot, first);
   else
     pa_kinds[entry->kind]->write(loop, slot, first);
@@ -523,8 +519,8 @@ int64_t pa_write_state(pa_loop *loop, int slot) {
 
   if (entry->handle == NULL || entry->kind == PA_UDP)
     return 0;
-  if (entry->flags & PA_BROKEN)
-    return slot == loop->write_error_slot ? loop->write_error : UV_EPIPE;
+  if (entry->error != 0)
+    return -(int) entry->error;
   return (int64_t) uv_stream_get_write_queue_size(
       (uv_stream_t *) entry->handle);
 }
@@ -615,7 +611,7 @@ void pa_stream_shutdown(pa_loop *loop, int slot) {
   int error;
 
   pa_write_flush(loop, slot);
-  if (loop->slots[slot].flags & PA_BROKEN)
+  if (loop->slots[slot].error != 0)
     return;
   error = shut(loop, (uv_stream_t *) loop->slots[slot].handle);
   if (error != 0)
@@ -629,7 +625,7 @@ static void flush_and_close(pa_loop *loop, int slot) {
   pa_write_flush(loop, slot);
   report_failure(loop, slot);
   entry->flags |= PA_CLOSING;
-  if ((entry->flags & PA_BROKEN) ||
+  if (entry->error != 0 ||
       (is_flushed(entry) && !must_discard(loop, stream)) ||
       shut(loop, stream) != 0) {
     pa_handle_close(loop, (uv_handle_t *) stream);

@@ -10,7 +10,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -119,8 +118,8 @@ static int64_t keep_address(pa_loop *loop, const struct sockaddr_storage *peer) 
     return -1;
   if (start > ADDRESSES_END)
     return -1;
-  pa_pack_address(loop->arena + start, (const struct sockaddr *) peer);
-  loop->arena_used = start + 32;  /* a multiple of 16, as after each read */
+  pa_use_arena(loop, start + pa_pack_address(loop->arena + start,
+                                             (const struct sockaddr *) peer));
   return (int64_t) start;
 }
 
@@ -167,7 +166,9 @@ void pa_server_accept(uv_handle_t *handle, int64_t more) {
 
   if (listener->limit >= 0)
     listener->limit += more;
-  if (listener->limit != 0)
+  /* Not again where it polls: uv_poll_start makes epoll forget the descriptor
+   * first. */
+  if (listener->limit != 0 && !uv_is_active(handle))
     uv_poll_start(&listener->poll, UV_READABLE, on_acceptable);
 }
 

@@ -24,8 +24,7 @@
  * place lies so far ahead that no datagram is moved over the place of the next,
  * which is not moved yet: each takes PLACE_SIZE, its address and its alignment
  * at most. */
-#define ALIGNMENT 16
-#define AHEAD ((size_t) BATCH_MAX * (PA_PACKED_MAX + ALIGNMENT))
+#define AHEAD ((size_t) BATCH_MAX * (PA_PACKED_MAX + ARENA_ALIGNMENT))
 
 _Static_assert(AHEAD + BATCH_MAX * PLACE_SIZE <= READ_MAX,
                "a batch of datagrams needs room");
@@ -92,7 +91,7 @@ static void push_datagram(pa_loop *loop, int slot,
   }
   end = start + pa_pack_address(loop->arena + start, message->msg_name) + size;
   memmove(loop->arena + end - size, message->msg_iov->iov_base, size);
-  loop->arena_used = (end + ALIGNMENT - 1) & ~(size_t) (ALIGNMENT - 1);
+  pa_use_arena(loop, end);
   loop->counters->bytes_read += (uint64_t) size;
   ((pa_udp *) loop->slots[slot].handle)->received += size;
   pa_push(loop, PA_READ, slot, (int64_t) start, (int64_t) end);
