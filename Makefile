@@ -35,7 +35,7 @@ pip = $(@D)/bin/python -m pip --quiet --disable-pip-version-check
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: bench
 bench: $(VENV)/.built ## hold 10,000 delayed HTTP connections; BENCH_ARGS='...' for another load

@@ -82,7 +82,7 @@ def parse_options():
     add = parser.add_argument
     add("--connections", type=number, default=1_000_000, metavar="N", help="(%(default)s)")
     add("--rate", type=seconds, default=8_000.0, help="connections a second (%(default)g)")
-    add("--delay", type=float, help="seconds before an answer"
+    add("--delay", type=common.delay_time, help="seconds before an answer"
         f" (1.2 * connections / rate + {SPARE_DELAY:g})")  # fmt: skip
     add("--per-process", type=number, help="most connections of a process (as open files allow)")
     add("--limit", type=seconds, default=480.0, help="seconds for all of it (%(default)g)")

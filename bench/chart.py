@@ -29,7 +29,6 @@ def available():
 
 def draw_comparison(workloads, measured, options, where):
     """Draw the bars into compare.svg, and the curves into scale.svg. Gives the files' names."""
-    options.svg.mkdir(parents=True, exist_ok=True)
     bars, curves, rows = [], [], 0
     for workload in workloads:
         summaries = measured.get(workload.name, {})

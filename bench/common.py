@@ -59,12 +59,50 @@ def positive(kind):
 
     def read(text):
         value = kind(text)
-        if value <= 0:
+        if not 0 < value < math.inf:  # nor NaN
             raise argparse.ArgumentTypeError("must be positive")
         return value
 
     read.__name__ = kind.__name__  # which argparse names when there is no number
     return read
+
+
+def between(kind, least, most):
+    """Return a type for argparse: a number in this range."""
+
+    def read(text):
+        value = kind(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"must be from {least:,} to {most:,}")
+        return value
+
+    read.__name__ = kind.__name__
+    return read
+
+
+#: Of a server: 0 is any port that is free.
+port_to_listen = between(int, 0, 65535)
+port_to_connect = between(int, 1, 65535)
+#: The time before an answer, in seconds.
+delay_time = between(float, 0, 1_000_000)
+
+
+def new_folder(text):
+    """A type for argparse: a folder to draw into, made now rather than after hours of measuring."""
+    folder = Path(text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return folder
+
+
+def new_file(text):
+    """A type for argparse: a file to draw into."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"no file can be made there: {text}")
+    return path
 
 
 def progress(text):

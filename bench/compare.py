@@ -17,7 +17,6 @@ import json
 import os
 import statistics
 import sys
-from pathlib import Path
 
 import chart
 import common
@@ -181,7 +180,7 @@ def parse_options():
             add(f"--{name.replace('_', '-')}", type=common.positive(kind), metavar="NUM",
                 nargs="+" if many else None, help=f"{words} ({shown})".strip())  # fmt: skip
     add("--quick", action="store_true", help="small numbers; a look, no measurement")
-    add("--svg", metavar="FOLDER", type=Path, help="draw the figures into this folder")
+    add("--svg", metavar="FOLDER", type=common.new_folder, help="draw the figures into this folder")
     options = parser.parse_args()
     for name, (full, quick, *_) in SIZES.items():
         if getattr(options, name, None) is None:

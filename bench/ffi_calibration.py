@@ -5,6 +5,7 @@ itself, so that the package carries nothing for the benchmarks. All figures are 
 each the lowest of several rounds: what disturbs a round only makes it slower.
 """
 
+import argparse
 import cProfile
 import hashlib
 import importlib
@@ -216,4 +217,7 @@ def report(calibration):
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     print(*report(calibrate()), sep="\n")

@@ -96,7 +96,7 @@ class Snapshot(NamedTuple):
     incoming: int = 0  # connections now
     outgoing: int = 0
     finished: int = 0  # requests so far
-    peak: int = 0  # the most connections at once so far
+    peak: int = 0  # the most connections that a look has seen at once so far
     user: float = 0.0  # CPU seconds since it listens
     system: float = 0.0
     max_rss: int = 0  # bytes
@@ -314,27 +314,46 @@ def parse_options(words=None):
     parser = common.option_parser(__doc__)
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    add("--port", type=int, default=9009, help="port, 0 for any that is free (%(default)s)")
-    add("--delay", type=float, default=5.0, help="seconds before the answer (%(default)s)")
-    add("--backlog", type=int, help="of the listening socket (the system's limit)")
+    add(
+        "--port",
+        type=common.port_to_listen,
+        default=9009,
+        help="port, 0 for any that is free (%(default)s)",
+    )
+    add(
+        "--delay",
+        type=common.delay_time,
+        default=5.0,
+        help="seconds before the answer (%(default)s)",
+    )
+    add(
+        "--backlog",
+        type=common.between(int, 0, 2**31 - 1),
+        help="of the listening socket (the system's limit)",
+    )
     add("--workers", type=common.positive(int), default=1, metavar="N",
         help="processes that share the port")  # fmt: skip
     add("--unbuffered", action="store_true", help="a crossing into libuv for each operation")
     add("--tls", action="store_true", help="over TLS, with a certificate made for it")
     add("--busy", action="store_true", help="run a busy Python thread beside the server")
     add("--no-stats", dest="stats", action="store_false", help="no line of counters every second")
-    add("--page", type=int, metavar="PORT", help="show the counters live, at http://HOST:PORT/")
+    add(
+        "--page",
+        type=common.port_to_listen,
+        metavar="PORT",
+        help="show the counters live, at http://HOST:PORT/",
+    )
     add = parser.add_argument_group(
         "load", "start bench/http_load.py against the server"
     ).add_argument
-    add("--load", type=int, nargs="?", const=DEFAULT_LOAD, metavar="NUM",
+    add("--load", type=common.positive(int), nargs="?", const=DEFAULT_LOAD, metavar="NUM",
         help=f"how many connections to make ({DEFAULT_LOAD:,}); the server ends after the last"
         " one, with exit status 1 if one was lost")  # fmt: skip
-    add("--rate", type=float, help=f"connections a second ({DEFAULT_RATE:,.0f})")
-    add("--concurrency", type=int, help="how many to keep open, in place of a rate")
+    add("--rate", type=common.positive(float), help=f"connections a second ({DEFAULT_RATE:,.0f})")
+    add(
+        "--concurrency", type=common.positive(int), help="how many to keep open, in place of a rate"
+    )
     options = parser.parse_args(words)
-    if options.delay < 0:
-        parser.error("--delay must not be negative")
     if options.page is not None and options.workers > 1:
         parser.error("--page shows one loop: it needs --workers 1")
     if options.load is None and (options.rate or options.concurrency):
@@ -365,7 +384,7 @@ def print_summary(console, total):
     cpu = total.user + total.system
     console.print(
         "summary",
-        "server: {requests:,} requests, {peak_connections:,} connections at most\n"
+        "server: {requests:,} requests, {peak_connections:,} connections seen at most\n"
         "  CPU: {cpu_user:.2f} s user, {cpu_system:.2f} s system,"
         " {cpu_us_per_request:.1f} µs a request\n"
         "  memory: {max_mebibytes:.1f} MiB at most",

@@ -227,7 +227,7 @@ def parse_options():
     positive_int, positive_float = common.positive(int), common.positive(float)
     add = parser.add_argument
     add("--server", default="127.0.0.1", help="address of the server (%(default)s)")
-    add("--port", type=int, default=9009, help="(%(default)s)")
+    add("--port", type=common.port_to_connect, default=9009, help="(%(default)s)")
     add("--num-conns", type=positive_int, default=1000, help="how many connections (%(default)s)")
     add("--rate", type=positive_float, help="connections started in a second, come what may")
     add("--concurrency", type=positive_int, help="how many to keep open, or with --rate the most"

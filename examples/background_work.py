@@ -53,6 +53,8 @@ def main():
     parser.add_argument("--progress", action="store_true", help="show how far it is")
     parser.add_argument("file", nargs="+")
     options = parser.parse_args()
+    if options.workers < 1:
+        parser.error("--workers must be 1 or more")
     status = 0
 
     def on_hash(path, digest):

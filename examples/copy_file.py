@@ -50,6 +50,8 @@ class Copy:
 
     def fail(self, error):
         self.error = error
+        if len(self.descriptors) == 2:  # the target is ours, and half a copy is worth nothing
+            fs.unlink(self.target, lambda: None, event_cb=self.on_close_failed)
         self.end()
 
     def end(self):
@@ -75,7 +77,7 @@ def main():
     except KeyboardInterrupt:
         sys.exit("stopped")
     if copy.error is not None:
-        sys.exit(f"cannot copy: {copy.error}")
+        sys.exit(f"cannot copy {options.source}: {copy.error}")
     print(f"copied {copy.offset} bytes")
 
 

@@ -36,6 +36,8 @@ def main():
     add("--key", help="a file with its key, if that is not in the same")
     add("--delay", type=float, default=5.0, help="seconds before the answer (%(default)s)")
     options = parser.parse_args()
+    if not 0 <= options.delay < 1e6:
+        parser.error("--delay must be from 0 to 1,000,000 seconds")
 
     def on_request(socket, data):
         def respond():
@@ -48,11 +50,14 @@ def main():
     with pyasync.event_loop():
         for signo in (signal.SIGINT, signal.SIGTERM):
             pyasync.signal_handler(signo, lambda signo: pyasync.exit_event_loop())
+        # One context for all connections: it offers HTTP/1.1 to clients that ask (ALPN).
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.set_alpn_protocols(["http/1.1"])
         try:
-            # One context for all connections: it offers HTTP/1.1 to clients that ask (ALPN).
-            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             context.load_cert_chain(options.certificate, options.key)
-            context.set_alpn_protocols(["http/1.1"])
+        except OSError as error:  # ssl.SSLError is one
+            sys.exit(f"cannot use the certificate {options.certificate}: {error}")
+        try:
             server = pyasync.tcp_ssl_server(
                 options.host, options.port, on_request, ssl_context=context, event_cb=on_event
             )

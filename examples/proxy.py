@@ -73,6 +73,8 @@ def main():
         "--port", type=int, default=7001, help="port; 0: any that is free (%(default)s)"
     )
     options = parser.parse_args()
+    if not 1 <= options.target_port <= 65535:
+        parser.error("target_port must be from 1 to 65535")
 
     with pyasync.event_loop():
         for signo in (signal.SIGINT, signal.SIGTERM):

@@ -112,9 +112,11 @@ def main():
         "--grace", type=float, default=5.0, help="seconds until a SIGKILL (%(default)s)"
     )
     options = parser.parse_args()
+    if not 0 <= options.grace < 1e6:
+        parser.error("--grace must be from 0 to 1,000,000 seconds")
     try:
         lines = read_procfile(options.procfile) if options.procfile else []
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         sys.exit(f"cannot read the Procfile: {error}")
     commands = {**parse(lines, r"\s*:\s*"), **parse(options.commands, "=")}
     if not commands:

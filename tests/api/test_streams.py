@@ -747,7 +747,7 @@ def test_a_write_cb_that_raises_does_not_keep_the_end_of_pressure_back(link):
 
 def test_a_source_that_stops_under_pressure_keeps_the_queue_short(link):
     chunk, total = bytes(32 << 10), 4 << 20
-    sizes, paused_once = [], threading.Event()
+    sizes, stopped, paused_once = [], [], threading.Event()
 
     def peer(sock):
         assert paused_once.wait(PATIENCE)
@@ -758,7 +758,9 @@ def test_a_source_that_stops_under_pressure_keeps_the_queue_short(link):
         sizes.append(socket.write_queue_size)
         if len(sizes) * len(chunk) == total:
             socket.close()
-        elif not socket.data:
+        elif socket.data:
+            stopped.append(socket)
+        else:
             pyasync.call_soon(lambda: write_more(socket))
 
     def connected(socket):
@@ -768,8 +770,8 @@ def test_a_source_that_stops_under_pressure_keeps_the_queue_short(link):
     def pressure_cb(socket, paused):
         socket.data = paused
         paused_once.set()
-        if not paused and not socket.closed:
-            write_more(socket)
+        if not paused and stopped:
+            write_more(stopped.pop())
 
     assert link(connected, peer, pressure_cb=pressure_cb) == total
     assert 64 << 10 < max(sizes) <= 128 << 10

@@ -239,6 +239,42 @@ def test_load_that_cannot_fit_says_how_many_workers_would():
     assert needed > 1
 
 
+@pytest.mark.parametrize(
+    ("program", "wrong"),
+    [
+        ("http_delay.py", "--port=-1"),
+        ("http_delay.py", "--port=65536"),
+        ("http_delay.py", "--page=70000"),
+        ("http_delay.py", "--backlog=-1"),
+        ("http_delay.py", "--delay=-1"),
+        ("http_delay.py", "--delay=nan"),
+        ("http_delay.py", "--load=0"),
+        ("http_delay.py", "--rate=0"),
+        ("http_delay.py", "--concurrency=-3"),
+        ("http_load.py", "--port=0"),
+        ("http_load.py", "--rate=nan"),
+        ("c1m.py", "--delay=nan"),
+        ("c1m.py", "--limit=inf"),
+        ("ffi_calibration.py", "--bogus"),
+        ("../examples/background_work.py", "--workers=0"),
+        ("../examples/https_delay.py", "--delay=nan"),
+        ("../examples/proxy.py", "99999"),
+        ("../examples/run_all.py", "--grace=-1"),
+    ],
+)
+def test_a_wrong_option_is_refused_in_one_line_before_anything_starts(program, wrong):
+    needed = {
+        "background_work.py": ["file"],
+        "https_delay.py": ["--certificate=x"],
+        "proxy.py": ["127.0.0.1"],
+    }
+    name = program.rpartition("/")[2]
+    done = run(*command(program, *needed.get(name, []), wrong))
+    assert (done.returncode, done.stdout) == (2, "")
+    option = "target_port" if name == "proxy.py" else wrong.partition("=")[0]
+    assert re.search(rf"^{name}: error: .*{option}.*\n\Z", done.stderr, re.MULTILINE)
+
+
 # The end
 
 

@@ -635,10 +635,11 @@ def test_copy_file_copies_contents_and_mode(tmp_path):
     assert (tmp_path / "to").stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize(("source", "target"), [("missing", "to"), ("from", "from")])
+@pytest.mark.parametrize(("source", "target"), [("missing", "to"), ("from", "from"), (".", "to")])
 def test_copy_file_says_why_it_cannot(tmp_path, source, target):
     (tmp_path / "from").write_bytes(b"data")
     finished = run("copy_file.py", source, target, cwd=tmp_path)
     assert (finished.returncode, finished.stdout) == (1, "")
-    assert finished.stderr.startswith("cannot copy: [Errno ")
+    assert re.fullmatch(rf"cannot copy {re.escape(source)}: \[Errno .*\n", finished.stderr)
     assert (tmp_path / "from").read_bytes() == b"data"
+    assert not (tmp_path / "to").exists()
