@@ -25,6 +25,9 @@ SocketCallback = Callable[["PipeSocket"], object]
 PressureCallback = Callable[["PipeSocket", bool], object]
 Name = Union[str, bytes, "os.PathLike[str]"]
 
+#: The longest name, in bytes: sun_path has 108, with the zero byte at the end (unix(7)).
+LONGEST = 107
+
 #: When a server's backlog is full, a client tries again after this time, in seconds, because the
 #: kernel does not tell when there is room again (connect(2), EAGAIN).
 CONNECT_RETRY = 0.01
@@ -45,39 +48,54 @@ class PipeServer(Server):
     _kind = lib.PA_PIPE_SERVER
 
     def __init__(
-        self, options: StreamOptions, sock: sockets.socket, limit: int | None, owns_file: bool
+        self, options: StreamOptions, sock: sockets.socket, limit: int | None, file: _File | None
     ) -> None:
         super().__init__(options, sock, limit)
-        self._file = _file_at(self._address) if owns_file else None
+        self._file = file
 
     def close(self) -> None:
         """Stop accepting, and remove the socket's file if it is still this server's."""
+        if self._slot >= 0 and self._loop.may_change():
+            self._remove_file()
         super().close()
-        self._remove_file()
 
     def _on_loop_end(self) -> None:
         super()._on_loop_end()
         self._remove_file()
 
     def _remove_file(self) -> None:
+        """Remove the file, while the server listens still.
+
+        Once it does not, another may replace the file, and that file may get the same inode.
+        """
         file, self._file = self._file, None
-        # Another server may have replaced the file: removing its file would cut it off.
-        if file is not None and _file_at(self._address) == file:
+        if file is not None:
+            file.remove()
+
+
+class _File:
+    """The file that a server's bind has made."""
+
+    def __init__(self, path: str | bytes) -> None:
+        # Absolute, because the program may change its directory before the file is removed.
+        self._path = os.path.abspath(path)
+        self._identity = self._look()
+
+    def _look(self) -> tuple[int, int] | None:
+        """Return the device and inode of the file that has the path now; None: there is none."""
+        try:
+            status = os.lstat(self._path)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def remove(self) -> None:
+        """Remove it, unless it is another's by now: removing that would cut its server off."""
+        if self._identity is not None and self._look() == self._identity:
             try:
-                os.unlink(self._address)
+                os.unlink(self._path)
             except OSError as error:
                 logger.warning("cannot remove the file of a pipe: %s", error)
-
-
-def _file_at(address: Any) -> tuple[int, int] | None:
-    """Return the file's device and inode; None for an abstract name or a missing file."""
-    if isinstance(address, bytes) or not address:
-        return None
-    try:
-        status = os.stat(address)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def pipe_server(
@@ -125,17 +143,25 @@ def pipe_server(
     if fd is None:
         if name is None:
             raise TypeError("a name is needed, or a descriptor")
-        sock = _bind(_path(name))
+        sock = _new_socket(_path(name))
     elif name is None:
         sock = adopt(fd, (sockets.AF_UNIX,))
     else:
         raise ValueError("with fd, name must be None")
+    file = None
     with sock:
         try:
-            listen(sock, backlog)
-        except OSError as error:
-            raise _pipe_error(error, sock.getsockname()) from None
-        return PipeServer(options, sock, max_connections, owns_file=fd is None)
+            if name is not None:
+                file = _bind(sock, _path(name))
+            try:
+                listen(sock, backlog)
+            except OSError as error:
+                raise _pipe_error(error, sock.getsockname()) from None
+            return PipeServer(options, sock, max_connections, file)
+        except BaseException:
+            if file is not None:
+                file.remove()
+            raise
 
 
 def _path(name: Name) -> str | bytes:
@@ -143,15 +169,22 @@ def _path(name: Name) -> str | bytes:
     if not path:
         raise ValueError("the name of a pipe must not be empty")
     encoded = os.fsencode(path)
-    if len(encoded) > 107:  # sun_path has 108 bytes with the zero byte at the end: unix(7)
-        raise ValueError(f"the name of a pipe must have 107 bytes at most: {path!r}")
+    if len(encoded) > LONGEST:
+        raise ValueError(f"the name of a pipe must have {LONGEST} bytes at most: {path!r}")
     if encoded[0] != 0 and 0 in encoded:  # for the kernel the path would end there
         raise ValueError(f"a path must not have zero bytes: {path!r}")
     return path
 
 
-def _bind(path: str | bytes) -> sockets.socket:
-    sock = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
+def _new_socket(path: str | bytes) -> sockets.socket:
+    try:
+        return sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
+    except OSError as error:  # such as EMFILE
+        raise _pipe_error(error, path) from None
+
+
+def _bind(sock: sockets.socket, path: str | bytes) -> _File | None:
+    """Bind the socket; return the file that this has made. An abstract name has none."""
     try:
         try:
             sock.bind(path)
@@ -162,14 +195,17 @@ def _bind(path: str | bytes) -> sockets.socket:
             os.unlink(path)
             sock.bind(path)
     except OSError as error:
-        sock.close()
         raise _pipe_error(error, path) from None
-    return sock
+    return None if _is_abstract(path) else _File(path)
+
+
+def _is_abstract(path: str | bytes) -> bool:
+    return path[:1] in ("\0", b"\0")
 
 
 def _is_stale(path: str | bytes) -> bool:
     """Whether there is a socket's file at the path, and nobody listens."""
-    if path[:1] in ("\0", b"\0") or not stat.S_ISSOCK(os.stat(path).st_mode):
+    if _is_abstract(path) or not stat.S_ISSOCK(os.stat(path).st_mode):
         return False
     with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
         probe.setblocking(False)  # a full backlog is EAGAIN: somebody listens
@@ -205,11 +241,13 @@ def pipe_connect(
 
     ``name`` is a path, or, on Linux, an abstract name, which begins with a zero byte (unix(7)). If
     there is no such pipe ``event_cb`` gets a `PipeNotFound`, if nobody listens there a
-    `SocketRefused`. The keywords are those of `tcp_connect`. Returns a `PipeSocket`, or its
-    `AsyncStream`. Raises `ValueError`, `TypeError` and `EventLoopNotRunning`.
+    `SocketRefused`. A relative path belongs to the working directory at the time of the call,
+    unless the absolute path has more than 107 bytes: then to that of the loop's next iteration.
+    The keywords are those of `tcp_connect`. Returns a `PipeSocket`, or its `AsyncStream`. Raises
+    `ValueError`, `TypeError` and `EventLoopNotRunning`.
     """
     loop = get_loop()
-    path = _path(name)
+    path = _resolve(_path(name))
     optional_callable("write_cb", write_cb)
     options = StreamOptions(
         loop,
@@ -231,6 +269,12 @@ def pipe_connect(
         socket.write(data, write_cb=write_cb)
     socket._connect_to(_PipeConnector(socket, path), connect_timeout)
     return socket._subject
+
+
+def _resolve(path: str | bytes) -> str | bytes:
+    """Return the absolute path, if the kernel takes one of that length; else the path itself."""
+    absolute = path if _is_abstract(path) else os.path.abspath(path)
+    return absolute if len(os.fsencode(absolute)) <= LONGEST else path
 
 
 class _PipeConnector:

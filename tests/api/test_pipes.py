@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from peers import PATIENCE, Background, echo, exchange, nothing, read_all, when
+from peers import PATIENCE, Background, echo, exchange, fork_and_check, nothing, read_all, when
 
 import pyasync
 
@@ -233,6 +233,78 @@ def test_another_servers_file_is_left_alone(run, path):
 
     with contextlib.ExitStack() as stack:
         run(start)
+
+
+def test_the_file_is_removed_while_the_server_listens_still(run, path, monkeypatch):
+    """Later, another server might have replaced it by a file with the same inode."""
+
+    def start():
+        server = pyasync.pipe_server(path, nothing)
+
+        def unlink(name):
+            looked.append(server.closed)
+            os.rename(name, path + ".old")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("pyasync.pipes.os.unlink", unlink)
+            server.close()
+        assert server.closed
+
+    looked = []
+    run(start)
+    assert looked == [False]
+
+
+@pytest.mark.parametrize("end", ["close", "loop"])
+def test_a_relative_path_stays_that_of_the_directory_of_the_call(run, tmp_path, monkeypatch, end):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path)
+    got = []
+
+    def on_data(client, data):
+        got.append(data)
+        client.close()
+        if end == "close":
+            server.close()
+        else:
+            pyasync.exit_event_loop()
+
+    def start():
+        nonlocal server
+        server = pyasync.pipe_server("p", echo)
+        pyasync.pipe_connect("p", on_data, data="hello", event_cb=got.append)
+        os.chdir(elsewhere)
+        Path("p").write_text("another's")
+
+    server = None
+    run(start)
+    assert got == [b"hello"]
+    assert os.listdir(tmp_path) == ["elsewhere"]
+    assert Path("p").read_text() == "another's"
+
+
+def test_a_forks_child_leaves_the_file_to_its_parent(run, path):
+    def start():
+        server = pyasync.pipe_server(path, nothing)
+        fork_and_check(server.close)
+        assert is_socket(path)
+        server.close()
+
+    run(start)
+    assert not os.path.lexists(path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"), [({"backlog": -1}, ValueError), ({"backlog": "many"}, TypeError)]
+)
+def test_a_server_that_is_refused_leaves_no_file(run, path, wrong, error):
+    def start():
+        with pytest.raises(error):
+            pyasync.pipe_server(path, nothing, **wrong)
+
+    run(start)
+    assert not os.path.lexists(path)
 
 
 def test_a_file_that_is_gone_is_no_error(run, path):
@@ -484,30 +556,47 @@ def test_with_a_full_backlog_it_waits_no_longer_than_its_time_limit(run, path):
     assert [type(error) for error in told] == [pyasync.SocketTimeout]
 
 
-def test_no_descriptor_left_is_an_error_for_event_cb(run, path):
+@contextlib.contextmanager
+def no_descriptor_left():
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    told, taken = [], []
-
-    def start():
-        pyasync.pipe_connect(path, nothing, event_cb=on_event)
+    taken = []
+    try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
         with contextlib.suppress(OSError):
             while True:
                 taken.append(os.dup(0))
-
-    def on_event(error):
-        told.append(error.errno)
+        yield
+    finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         for fd in taken:
             os.close(fd)
 
-    with listening(path):
-        try:
-            run(start)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+def test_no_descriptor_left_is_an_error_for_event_cb(run, path):
+    told = []
+
+    def start():
+        pyasync.pipe_connect(path, nothing, event_cb=on_event)
+        shortage.enter_context(no_descriptor_left())
+
+    def on_event(error):
+        told.append(error.errno)
+        shortage.close()
+
+    with listening(path), contextlib.ExitStack() as shortage:
+        run(start)
     assert told == [errno.EMFILE]
+
+
+def test_no_descriptor_left_is_an_error_of_a_server(run, path):
+    def start():
+        with no_descriptor_left(), pytest.raises(pyasync.SocketError) as caught:
+            pyasync.pipe_server(path, nothing)
+        assert (caught.value.errno, caught.value.filename) == (errno.EMFILE, path)
+
+    run(start)
+    assert not os.path.lexists(path)
 
 
 # Counting
