@@ -14,6 +14,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+/* At once: between socket() and fcntl() another thread may fork. */
+#ifndef SOCK_CLOEXEC
+#define SOCK_CLOEXEC 0
+#endif
+
 /* A server accepts so many connections in an iteration at most: what is open
  * already has its turn then. */
 #define ACCEPT_BATCH 64
@@ -216,11 +221,16 @@ int pa_open(pa_loop *loop, int fd, int kind, int read) {
 
 /* Returns a socket that is bound to the address, or an error. */
 static int bound_socket(const struct sockaddr_storage *address) {
-  int fd = socket(address->ss_family, SOCK_STREAM, 0);
+  int fd = socket(address->ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
   if (fd < 0)
     return uv_translate_sys_error(errno);
-  fcntl(fd, F_SETFD, FD_CLOEXEC);
+  if (SOCK_CLOEXEC == 0)
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+  /* Or bind would refuse a port that an earlier connection still has in
+   * TIME_WAIT, though it may be free towards this peer. Where it is not,
+   * connect says so (EADDRNOTAVAIL). */
+  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
 #ifdef IP_BIND_ADDRESS_NO_PORT
   /* Lets connect choose the port, in place of bind: connect needs one that is
    * free towards that peer, and bind one that is free towards all, of which

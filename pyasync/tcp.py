@@ -7,7 +7,13 @@ from collections.abc import Callable
 from typing import Any, Union
 
 from pyasync._core.addresses import numeric_address
-from pyasync._core.arguments import optional_callable, require_host, require_port, require_timeout
+from pyasync._core.arguments import (
+    optional_callable,
+    require_host,
+    require_integer,
+    require_port,
+    require_timeout,
+)
 from pyasync._core.connecting import Connector, Socket, connect
 from pyasync._core.deadlines import Timer
 from pyasync._core.sockets import adopt, bind, bind_error, listen, require_max_connections
@@ -41,19 +47,46 @@ class TcpSocket(Stream, Socket):
         with self._socket() as sock:
             sock.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, on)
 
-    def keepalive(self, seconds: float | None) -> None:
-        """Probe a connection that has been idle for ``seconds`` (SO_KEEPALIVE); None: do not.
+    def keepalive(
+        self, delay: float | None, *, interval: float | None = None, count: int | None = None
+    ) -> None:
+        """Probe a connection that has been idle for ``delay`` seconds; None: do not.
 
-        The time is rounded up to whole seconds. Raises `SocketClosed`, and `ValueError` for a
-        time that is not over 0, or over 32,767 (the kernel's limit).
+        An unanswered probe is repeated every ``interval`` seconds, and after ``count`` of them the
+        connection ends with a `SocketTimeout` (SO_KEEPALIVE and its options, tcp(7)). By default
+        the interval is the delay, but at most TCP's 75 seconds (RFC 1122 leaves it open), and the
+        count the system's (9 on Linux): with a delay of 5 a peer that is gone is noticed after 50.
+
+        Times are rounded up to whole seconds. Raises `SocketClosed`, `ValueError` for a time that
+        is not over 0, or over 32,767, or a count that is not from 1 to 127 (the kernel's limits).
         """
-        require_timeout("seconds", seconds)
-        if seconds is not None and seconds > 32767:
-            raise ValueError(f"seconds must be 32767 at most, not {seconds!r}")
+        if interval is None and delay is not None:
+            interval = min(delay, _KEEPALIVE_INTERVAL)
+        if count is not None:
+            require_integer("count", count, 1, 127)
+        idle, between = _whole_seconds("delay", delay), _whole_seconds("interval", interval)
         with self._socket() as sock:
-            sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_KEEPALIVE, seconds is not None)
-            if seconds is not None:  # rounded up, because 0 would be refused
-                sock.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_KEEPIDLE, -int(-seconds // 1))
+            sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_KEEPALIVE, delay is not None)
+            for option, value in [
+                (sockets.TCP_KEEPIDLE, idle),
+                (sockets.TCP_KEEPINTVL, between),
+                (sockets.TCP_KEEPCNT, count),
+            ]:
+                if value is not None:
+                    sock.setsockopt(sockets.IPPROTO_TCP, option, value)
+
+
+#: The longest default interval between the probes of `TcpSocket.keepalive`, in seconds.
+_KEEPALIVE_INTERVAL = 75
+
+
+def _whole_seconds(name: str, seconds: float | None) -> int | None:
+    require_timeout(name, seconds)
+    if seconds is None:
+        return None
+    if seconds > 32767:
+        raise ValueError(f"{name} must be 32767 seconds at most, not {seconds!r}")
+    return -int(-seconds // 1)  # rounded up, because the kernel refuses 0
 
 
 class TcpServer(Server):

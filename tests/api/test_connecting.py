@@ -17,6 +17,7 @@ from peers import (
     after_iterations,
     nothing,
     plain,
+    preloaded,
     read_all,
     read_exactly,
     when,
@@ -827,33 +828,61 @@ def test_small_writes_leave_at_once_unless_told_not_to(run, listener):
     assert seen == [True, False, True]
 
 
-def test_keepalive_is_set_in_whole_seconds_rounded_up(run, listener):
+@pytest.mark.parametrize(
+    ("arguments", "idle", "interval", "count"),
+    [
+        ({"delay": 60}, 60, 60, 9),
+        ({"delay": 1.5}, 2, 2, 9),
+        ({"delay": 7200}, 7200, 75, 9),
+        ({"delay": 5, "interval": 0.1, "count": 3}, 5, 1, 3),
+        ({"delay": 32767, "interval": 32767, "count": 127}, 32767, 32767, 127),
+    ],
+)
+def test_keepalive_sets_the_probes_in_whole_seconds_rounded_up(
+    run, listener, arguments, idle, interval, count
+):
     seen = []
 
     def look(client):
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
         with plain(client) as sock:
-            seen.append(
-                sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-                and sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
-            )
+            on = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            seen.append((on, *(sock.getsockopt(socket.IPPROTO_TCP, name) for name in options)))
 
     def connect_cb(client):
         look(client)
-        client.keepalive(60)
-        look(client)
-        client.keepalive(1.5)
+        client.keepalive(**arguments)
         look(client)
         client.keepalive(None)
         look(client)
-        for seconds in (0, -1):
-            with pytest.raises(ValueError, match="seconds must be"):
-                client.keepalive(seconds)
         client.close()
         with pytest.raises(pyasync.SocketClosed):
             client.keepalive(60)
 
     connect(run, "127.0.0.1", port_of(listener), connect_cb=connect_cb)
-    assert seen == [0, 60, 2, 0]
+    assert seen[0][0] == seen[2][0] == 0
+    assert seen[1] == (1, idle, interval, count)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"delay": 0}, "delay must be over 0"),
+        ({"delay": -1}, "delay must be over 0"),
+        ({"delay": 32768}, "delay must be 32767"),
+        ({"delay": 5, "interval": 0}, "interval must be over 0"),
+        ({"delay": 5, "interval": 32768}, "interval must be 32767"),
+        ({"delay": 5, "count": 0}, "count must be from 1 to 127"),
+        ({"delay": 5, "count": 128}, "count must be from 1 to 127"),
+    ],
+)
+def test_keepalive_refuses_what_the_kernel_would(run, listener, arguments, message):
+    def connect_cb(client):
+        with pytest.raises(ValueError, match=message):
+            client.keepalive(**arguments)
+        client.close()
+
+    connect(run, "127.0.0.1", port_of(listener), connect_cb=connect_cb)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
@@ -871,6 +900,61 @@ def test_the_local_address_is_what_it_connects_from(run, host, with_port, listen
     connect(run, host, port_of(listener), connect_cb=connect_cb, local_address=local)
     assert seen[0][0] == "127.0.0.9"
     assert seen[0][1] == port or not with_port
+
+
+def test_a_local_port_in_time_wait_serves_a_connection_to_another_peer(run):
+    with unused_port("127.0.0.9") as port:
+        pass  # free again
+    local, used = ("127.0.0.9", port), []
+    with listening() as first, listening() as second:
+        for listener in (first, second):
+            connect(
+                run,
+                "127.0.0.1",
+                port_of(listener),
+                connect_cb=lambda client: (used.append(client.sockname), client.close()),
+                local_address=local,
+            )
+            # The client has ended first: TIME_WAIT is on its side (RFC 9293, 3.6).
+            peer, _ = listener.accept()
+            with peer:
+                assert read_all(peer) == b""
+    assert used == [local, local]
+
+
+# Between socket() and a later fcntl() another thread may fork, and its child keep the descriptor.
+SOCKET = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <sys/socket.h>
+
+int socket(int family, int type, int protocol) {
+  int (*original)(int, int, int) = dlsym(RTLD_NEXT, "socket");
+
+  if (type & SOCK_CLOEXEC)
+    puts("not inherited");
+  else
+    puts("inherited");
+  fflush(stdout);
+  return original(family, type, protocol);
+}
+"""
+
+
+def test_a_socket_with_a_local_address_is_never_inherited(tmp_path, listener):
+    program = f"""if True:
+        import pyasync
+        pyasync.start_event_loop(lambda: pyasync.tcp_connect(
+            "127.0.0.1", {port_of(listener)}, print, local_address="127.0.0.9",
+            connect_cb=lambda client: client.close(),
+        ))
+    """
+    output = subprocess.run(
+        [sys.executable, "-c", program],
+        env=preloaded(tmp_path, SOCKET), stdout=subprocess.PIPE, text=True, check=True, timeout=50,
+    ).stdout  # fmt: skip
+    assert set(output.split("\n")) == {"not inherited", ""}
 
 
 def test_of_a_name_the_addresses_of_the_local_ones_family_are_tried(run, names):
