@@ -69,6 +69,7 @@ class DatagramSocket(SocketHandle, CHandle):
         "_format",
         "_header_size",
         "_max_size",
+        "_peer",
         "_peers",
         "_read_cb",
         "_targets",
@@ -93,6 +94,8 @@ class DatagramSocket(SocketHandle, CHandle):
         self._max_size = MAX_SIZE[sock.family]
         self._address = sock.getsockname()
         self._read_cb = read_cb
+        #: The address of the connected peer, or None.
+        self._peer: Any = None
         self._peers: dict[bytes, Any] = {}
         self._targets: dict[Any, bytes] = {}
         self._blocked_callbacks: deque[Any] = deque()
@@ -189,6 +192,9 @@ class DatagramSocket(SocketHandle, CHandle):
         if status != 0:
             raise socket_error(status, self, detail=f"{host} port {port}")
         self._targets = {None: TO_PEER}  # the cache's only entry: any other address is EISCONN
+        # The system's form of the peer's address: connect takes 0.0.0.0 for 127.0.0.1, for example.
+        self._peer = self.peername
+        self._peers = {}  # new, because `_sender` lets strangers into the old one
         if is_mapped(target):
             self._max_size = MAX_SIZE[V4]
 
@@ -380,11 +386,18 @@ class DatagramSocket(SocketHandle, CHandle):
         address = self._peers.get(header)
         if address is None:
             address = self._sender(header)
+            if address is None:
+                return
         read_cb(self, arena[data:end], address)
 
     def _sender(self, header: bytes) -> Any:
-        """Return the address of a header, and cache it."""
-        address = unpack_address(header)
+        """Return the address of a header, and cache it; None: it is not the connected peer's.
+
+        The kernel drops a stranger's datagrams from connect(2) on, but keeps those that wait.
+        """
+        address, peer = unpack_address(header), self._peer
+        if peer is not None and (address[:2] + address[3:] != peer[:2] + peer[3:]):
+            return None  # compared without the flow label, which the peer may choose anew
         self._remember(self._peers, header, address)
         return address
 

@@ -552,6 +552,46 @@ def test_a_connected_socket_talks_to_its_peer_only(run, host):
     assert received == [(b"HELLO", expected)]
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", None, "0.0.0.0"])
+@pytest.mark.parametrize("known", [False, True], ids=["unknown", "known"])
+@pytest.mark.parametrize("read_before", [False, True], ids=["in-the-kernel", "in-the-batch"])
+def test_of_strangers_nothing_is_delivered_once_the_socket_is_connected(
+    run, host, known, read_before
+):
+    received = []
+    number = 0 if host == "0.0.0.0" else 1  # 0.0.0.0 is this host, by another name: ip(7)
+    family = V6 if host == "::1" else V4
+    name = {None: "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(host, host)
+
+    def send(udp, *messages):
+        for sock, data in messages:
+            sock.sendto(data, (name, udp.address[1]))
+
+    def read(udp, data, address):
+        received.append(data)
+        if data == b"connect":
+            udp.connect("0.0.0.0" if number == 0 else name, peer.getsockname()[1])
+        elif data == b"last":
+            udp.close()
+        elif data == b"known":
+            send(udp, (peer, b"connect"), (stranger, b"unheard"), (peer, b"last"))
+
+    with plain(family) as peer, plain(family) as stranger:
+
+        def start():
+            udp = pyasync.udp_socket(name if host is not None else None, 0, read)
+            if known:  # the socket has cached the stranger's address
+                send(udp, (stranger, b"known"))
+            elif read_before:
+                send(udp, (peer, b"connect"), (stranger, b"unheard"), (peer, b"last"))
+            else:
+                send(udp, (stranger, b"unheard"), (peer, b"last"))
+                udp.connect("0.0.0.0" if number == 0 else name, peer.getsockname()[1])
+
+        run(start)
+    assert received == [b"known"] * known + [b"connect"] * (known or read_before) + [b"last"]
+
+
 def test_a_connected_socket_takes_no_address_and_no_other_peer(in_loop, peer):
     def start(open_socket):
         udp = open_socket()
