@@ -22,9 +22,11 @@ static void on_timer(uv_timer_t *timer) {
   pa_push(loop, PA_TIMER, 0, (int64_t) uv_now(&loop->uv), 0);
 }
 
-/* Leaves the uv_timer_t alone where its deadline stays, because to set it anew
- * costs libuv a heap operation. uv_timer_start counts from uv_now(), which
- * libuv reads once an iteration: due is by the same clock. */
+/* What is due is reported at once, and so comes first in the batch: libuv runs
+ * its timers before the poll up to 1.44, and after it since 1.45. For later
+ * deadlines the uv_timer_t is set. It is left alone where its deadline stays,
+ * because to set it anew costs libuv a heap operation. uv_timer_start counts
+ * from uv_now(), and due is by the same clock. */
 static void drive_timers(pa_loop *loop, int64_t due, int referenced) {
   int64_t now = (int64_t) uv_now(&loop->uv);
 
@@ -32,14 +34,17 @@ static void drive_timers(pa_loop *loop, int64_t due, int referenced) {
     uv_ref((uv_handle_t *) &loop->timer);
   else
     uv_unref((uv_handle_t *) &loop->timer);
+  if (due >= 0 && due <= now) {
+    pa_push(loop, PA_TIMER, 0, now, 0);
+    due = -1;
+  }
   if (due == loop->timer_due)
     return;
   loop->timer_due = due;
   if (due < 0)
     uv_timer_stop(&loop->timer);
   else
-    uv_timer_start(&loop->timer, on_timer,
-                   due > now ? (uint64_t) (due - now) : 0, 0);
+    uv_timer_start(&loop->timer, on_timer, (uint64_t) (due - now), 0);
 }
 
 /* One iteration */
@@ -154,10 +159,11 @@ int pa_run(pa_loop *loop, int wait, int64_t due, int timers_referenced,
   /* Not earlier: a handle that Python opens while it walks a batch must not get
    * the slot of another one, whose PA_CLOSED is further back in that batch. */
   pa_free_retired_slots(loop);
+  /* libuv reads the clock before its poll only up to 1.44. By an older time each
+   * timer would be late by as long as the callback has taken that armed it. */
+  uv_update_time(&loop->uv);
   drive_timers(loop, due, timers_referenced);
-  if (may_skip_poll(loop))
-    uv_update_time(&loop->uv);
-  else
+  if (!may_skip_poll(loop))
     run_libuv(loop, wait && loop->events.count == 0 && !pa_has_ready(loop));
   pa_take_turns(loop);
   alive = uv_loop_alive(&loop->uv);

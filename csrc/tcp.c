@@ -219,6 +219,14 @@ int pa_open(pa_loop *loop, int fd, int kind, int read) {
   return slot;
 }
 
+int pa_adopt(pa_loop *loop, int fd) {
+  int slot = pa_open(loop, fd, PA_TCP, 1);
+
+  if (slot >= 0)
+    pa_push(loop, PA_CONNECTED, slot, 0, 0);
+  return slot;
+}
+
 /* Returns a socket that is bound to the address, or an error. */
 static int bound_socket(const struct sockaddr_storage *address) {
   int fd = socket(address->ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);

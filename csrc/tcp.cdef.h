@@ -7,6 +7,9 @@ int pa_listen(pa_loop *loop, int fd, int kind, int limit);
 /* Adopts fd, a connected socket, and, if read is nonzero, reads from it. fd is
  * the loop's, also if it fails: then it is closed. */
 int pa_open(pa_loop *loop, int fd, int kind, int read);
+/* The same for a TCP socket, which is reported by PA_CONNECTED: that record
+ * begins the next batch, so that no data comes before it. */
+int pa_adopt(pa_loop *loop, int fd);
 /* Connects to a packed address, from local_address unless that is NULL. Only
  * the failure to bind to that is returned as an error; one to connect is
  * reported by PA_CONNECTED. */

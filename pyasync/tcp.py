@@ -15,7 +15,6 @@ from pyasync._core.arguments import (
     require_timeout,
 )
 from pyasync._core.connecting import Connector, Socket, connect
-from pyasync._core.deadlines import Timer
 from pyasync._core.sockets import adopt, bind, bind_error, listen, require_max_connections
 from pyasync._core.stream import UNCONNECTED, Data, WriteCallback
 from pyasync._ffi import lib
@@ -329,11 +328,7 @@ def make_client(
         except OSError:
             sock.close()
             raise ValueError(f"descriptor {fd} is a socket that is not connected") from None
-        loop = options.loop
-        socket._on_slot(check(lib.pa_open(loop.c, sock.detach(), lib.PA_TCP, True)))
-        # By a timer, because connect_cb must not run inside this call, but must run before
-        # read_cb: timers come first in an iteration.
-        Timer(loop, socket._begin_connected).start()
+        socket._on_slot(check(lib.pa_adopt(options.loop.c, sock.detach())))
     return socket._subject
 
 

@@ -750,6 +750,24 @@ def test_an_adopted_descriptor_is_connected(run, pair):
     assert read_exactly(theirs, 5) == b"first"
 
 
+def test_connect_cb_of_an_adopted_descriptor_comes_before_its_data(run, pair):
+    ours, theirs = pair
+    order = []
+
+    def start():
+        for _ in range(20_000):  # more than fire in one iteration: no timer may stand for it
+            pyasync.delay(nothing)
+        pyasync.init_tcp_socket(
+            lambda socket, data: (order.append("data"), socket.close()),
+            fd=ours.fileno(),
+            connect_cb=lambda socket: order.append("connected"),
+        )
+
+    theirs.sendall(b"hello")
+    run(start)
+    assert order == ["connected", "data"]
+
+
 def test_an_adopted_descriptor_is_let_go_when_an_argument_is_wrong(run, pair):
     ours, _ = pair
 

@@ -99,6 +99,18 @@ def test_a_delay_armed_after_a_callback_that_blocked_is_not_early(run):
     assert early == [False]
 
 
+def test_a_delay_armed_after_a_callback_that_blocked_is_not_late_by_that_time(run):
+    times = []
+
+    def block_then_arm():
+        time.sleep(1)
+        times.append(time.monotonic())
+        pyasync.delay(lambda: times.append(time.monotonic()), time=0.001)
+
+    run(lambda: pyasync.delay(block_then_arm))
+    assert times[1] - times[0] < 1
+
+
 # Order
 
 
