@@ -20,6 +20,8 @@ typedef struct {
 enum pa_event_kind {
   PA_READ,          /* data was read into the arena, from value to data; of
                        UDP an address and a datagram, see udp.cdef.h */
+  PA_READABLE,      /* value bytes wait in the kernel, in descriptor data: so
+                       many that Python reads them itself, and without a copy */
   PA_TIMER,         /* timers may be due: all up to value, in milliseconds */
   PA_ACCEPTED,      /* slot is a new connection of the server in slot value;
                        data: where the arena holds its peer's packed address,

@@ -41,6 +41,10 @@
 #define POLL_BUDGET (ARENA_SIZE - 2 * READ_MAX - READY_BUDGET)
 /* A handle whose last read gave less than this is read in the poll, at once. */
 #define BULK_READ ((size_t) 4 << 10)
+/* When a handle's last read gave this much, and as much waits again, Python
+ * reads it, straight into a bytes object of its own: for so much data the copy
+ * out of the arena costs more than a call of read(2) from Python does. */
+#define HUGE_READ ((size_t) 32 << 10)
 
 /* More of the arena than so much is for what the turns read. */
 #define ADDRESSES_END (ARENA_SIZE - READ_MAX - READY_BUDGET - PA_PACKED_MAX)
@@ -63,7 +67,8 @@ enum pa_flags {
   PA_READING = 2048,   /* is polled for input, and may be read */
   PA_READY = 4096,     /* is in the ready list */
   PA_BULK = 8192,      /* the last read gave BULK_READ or more */
-  PA_NO_LINGER = 16384 /* its close does not wait for the peer */
+  PA_NO_LINGER = 16384, /* its close does not wait for the peer */
+  PA_HUGE = 32768      /* the last read gave HUGE_READ or more */
 };
 
 /* A slot: the facts about a handle that libuv's own memory does not hold.
@@ -325,10 +330,11 @@ static inline int pa_has_ready(const pa_loop *loop) {
 
 /* One read of the handle gave size bytes. */
 static inline void pa_set_bulk(pa_slot *entry, size_t size) {
-  if (size < BULK_READ)
-    entry->flags &= ~PA_BULK;
-  else
+  entry->flags &= ~(PA_BULK | PA_HUGE);
+  if (size >= BULK_READ)
     entry->flags |= PA_BULK;
+  if (size >= HUGE_READ)
+    entry->flags |= PA_HUGE;
 }
 
 /* The arena is used up to end. The next use begins at a multiple of

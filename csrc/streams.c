@@ -135,10 +135,31 @@ static void report_failure(pa_loop *loop, int slot) {
   entry->flags &= ~PA_UNREPORTED;
 }
 
+/* Leaves a large read to Python. The end of the input and errors never come
+ * this way, because FIONREAD gives 0 for them. */
+static int leave_to_python(pa_loop *loop, int slot) {
+  const pa_slot *entry = &loop->slots[slot];
+  uv_os_fd_t fd;
+  int size = 0;
+
+  if ((entry->flags & (PA_HUGE | PA_READING | PA_CLOSING)) !=
+          (PA_HUGE | PA_READING) ||
+      uv_fileno(entry->handle, &fd) != 0 || ioctl(fd, FIONREAD, &size) != 0 ||
+      (size_t) size < HUGE_READ)
+    return 0;
+  if ((size_t) size > STREAM_READ_MAX)
+    size = STREAM_READ_MAX;
+  pa_push(loop, PA_READABLE, slot, size, fd);
+  pa_use_arena(loop, loop->arena_used + (size_t) size);  /* of the budget */
+  return 1;
+}
+
 static void receive_in_turn(pa_loop *loop, int slot) {
   pa_slot *entry = &loop->slots[slot];
-  ssize_t size = entry->flags & PA_READING ? receive(loop, slot) : 0;
+  ssize_t size = 0;
 
+  if ((entry->flags & PA_READING) && !leave_to_python(loop, slot))
+    size = receive(loop, slot);
   if (size < 0 && (entry->flags & PA_UNREPORTED)) {
     /* Reports one end, not two. The kernel gives a socket's error once, to a
      * read or to a write: then the other has got only EOF or EPIPE. */

@@ -15,6 +15,7 @@ everything.
 from __future__ import annotations
 
 import errno
+import os
 from collections import deque
 from collections.abc import Callable
 from threading import get_ident
@@ -55,6 +56,7 @@ ENCRYPTED = 8192  # data passes through TLS in both directions
 DEFERRED = WRITE_DISABLED | UNCONNECTED | ENCRYPTED  # any of these defers writes
 CANNOT_WRITE = CLOSED | SHUT | DEFERRED  # any of these bars the fast path of a write
 
+READABLE = lib.PA_READABLE
 WRITE = lib.PA_WRITE
 WRITE_CALLBACK = lib.PA_WRITE_CALLBACK
 CLOSE = lib.PA_CLOSE
@@ -448,7 +450,25 @@ class Stream(DescriptorHandle):
             self._report_data(arena[start:end])
 
     def _on_event(self, kind: int, value: int, data: int) -> None:
-        _EVENTS[kind](self, kind, value)
+        if kind == READABLE:
+            self._on_readable(value, data)
+        else:
+            _EVENTS[kind](self, kind, value)
+
+    def _on_readable(self, size: int, descriptor: int) -> None:
+        if self._state & CLOSED:
+            return
+        # The stream is open, and so the descriptor is still its own.
+        try:
+            data = os.read(descriptor, size)
+        except BlockingIOError:  # the application has read it, by itself
+            return
+        except OSError as error:
+            self._on_end_event(lib.PA_READ_ERROR, -(error.errno or 0))
+            return
+        self._loop.counters.bytes_read += len(data)
+        if data:
+            self._on_read(data, 0, len(data))
 
     def _on_end_event(self, kind: int, value: Any) -> None:
         if self._state & CLOSED:

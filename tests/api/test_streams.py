@@ -830,6 +830,29 @@ def test_data_sent_in_pieces_of_random_sizes_is_read_whole(link):
     assert b"".join(received) == data
 
 
+def test_a_fast_upload_with_pauses_and_exceptions_is_read_whole(link):
+    data, pieces, errors = random_bytes(8 << 20), [], []
+
+    def read_cb(socket, piece):
+        pieces.append(piece)
+        if len(pieces) % 3 == 0:
+            socket.disable(read=True)
+            pyasync.delay(lambda: socket.enable(read=True), time=0.001)
+        if len(pieces) % 5 == 0:
+            raise LookupError(len(pieces))
+
+    def begin(go):
+        pyasync.current_loop()._catch_app_errors = True
+        go()
+
+    link(
+        nothing, lambda sock: sock.sendall(data), read_cb=read_cb, begin=begin,
+        event_cb=lambda error: errors.append(type(error)),
+    )  # fmt: skip
+    assert b"".join(pieces) == data
+    assert errors == [pyasync.CallbackError] * (len(pieces) // 5) + [pyasync.SocketEOF]
+
+
 def test_megabytes_both_ways_at_once_arrive_whole(link):
     ours, theirs = random_bytes(6 << 20, 1), random_bytes(6 << 20, 2)
     received = []
@@ -1841,13 +1864,13 @@ def test_asking_for_names_leaves_the_socket_non_blocking(link):
 
 @tcp_only
 def test_the_counters_are_right_at_quiet_moments(link):
-    seen = []
+    seen, size = [], 4 << 20  # so much that Python reads a part by itself: PA_READABLE
 
     def peer(sock):
-        data = exchange(sock, bytes(100_000))
+        data = exchange(sock, bytes(size))
         sock.shutdown(1)
-        assert len(data) + len(read_all(sock)) == 100_000
-        return getattr(sock, "wire", (100_000, 100_000))
+        assert len(data) + len(read_all(sock)) == size
+        return getattr(sock, "wire", (size, size))
 
     def connected(socket):
         seen.append(pyasync.stats())
