@@ -74,8 +74,9 @@ def dns_lookup_all(
 
     ``addresses`` is a list of pairs ``(address, family)``, in the order in which they are to be
     tried: that of RFC 6724, as getaddrinfo(3) gives it. There is one at least. ``host`` is a name,
-    which the system looks up in its own way (nsswitch.conf(5)); a name that is not ASCII is looked
-    up in its IDNA form. ``host`` may be a numeric address: then nothing is looked up. ``family`` is
+    which the system looks up in its own way (nsswitch.conf(5)). A name that is not ASCII is looked
+    up in its form of IDNA 2008 (RFC 5891) where the package ``idna`` is installed, and of IDNA 2003
+    where it is not. ``host`` may be a numeric address: then nothing is looked up. ``family`` is
     ``socket.AF_INET``, ``AF_INET6``, or ``AF_UNSPEC`` for both.
 
     If there is no such host, or none in that family, ``event_cb`` gets a `DnsError`, whose

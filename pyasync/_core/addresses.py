@@ -6,9 +6,11 @@ cross into C and back in the packed form of csrc/addresses.cdef.h.
 
 from __future__ import annotations
 
+import functools
 import os
 import socket as sockets
 import sys
+from collections.abc import Callable
 from struct import Struct
 from typing import Any, Union
 
@@ -58,6 +60,33 @@ def numeric_address(host: str) -> NumericAddress | None:
     if percent:
         zone_number(zone)
     return V6, sockets.inet_ntop(V6, packed) + percent + zone
+
+
+def ascii_host(host: str) -> str:
+    """Return the form of a host's name that DNS and certificates have, in small ASCII letters.
+
+    Whatever needs a name must take it from here, because two conversions may differ: IDNA 2003 and
+    IDNA 2008 make two names of ``straße``, and the owner of one would pass for the other. This is
+    IDNA 2008 (RFC 5891, mapped as by UTS 46) where the package ``idna`` is installed, IDNA 2003
+    (RFC 3490, Python's codec) where it is not. A numeric address stays as it is. Raises
+    `UnicodeError` for what is no name.
+    """
+    if numeric_address(host) is not None:  # the name of its zone is of no concern to DNS
+        return host
+    if not host.isascii():
+        if len(host) > 253:  # RFC 1035, 2.3.4; the conversion's time may grow with its square
+            raise UnicodeError(f"a host's name is too long: {len(host)} characters")
+        host = _idna_encoder()(host).decode("ascii")
+    return host.lower()
+
+
+@functools.cache  # the choice must not change while the process lives
+def _idna_encoder() -> Callable[[str], bytes]:
+    try:
+        import idna  # here, because it takes time to load, and few need it
+    except ImportError:
+        return lambda host: host.encode("idna")
+    return functools.partial(idna.encode, uts46=True)
 
 
 def zone_number(zone: str) -> int:

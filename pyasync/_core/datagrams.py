@@ -22,6 +22,7 @@ from pyasync._core.addresses import (
     V6,
     Address,
     AddressFormat,
+    ascii_host,
     interface_number,
     is_mapped,
     numeric_address,
@@ -201,7 +202,8 @@ class DatagramSocket(SocketHandle, CHandle):
     def _look_up(self, host: str, port: int) -> Any:
         family = sockets.AF_UNSPEC if self._format.dual else self._format.family
         try:
-            found = sockets.getaddrinfo(host, port, family, sockets.SOCK_DGRAM)
+            name = ascii_host(host).encode()
+            found = sockets.getaddrinfo(name, port, family, sockets.SOCK_DGRAM)
         except sockets.gaierror as error:
             raise DnsError(error.errno, f"{error.strerror}: {host}") from None
         return found[0][4]

@@ -13,7 +13,7 @@ import socket as sockets
 from collections.abc import Callable
 from typing import Any
 
-from pyasync._core.addresses import NumericAddress, numeric_address, pack_address
+from pyasync._core.addresses import NumericAddress, ascii_host, numeric_address, pack_address
 from pyasync._core.deadlines import Timer
 from pyasync._core.engine import Engine
 from pyasync._ffi import ffi, lib
@@ -139,7 +139,12 @@ class Lookup(Request):
         self.host = host
         address = numeric_address(host)
         if address is None:
-            self._begin(lib.pa_getaddrinfo, host.encode(), family)
+            try:
+                name = ascii_host(host)
+            except UnicodeError:
+                self._finish_soon(error=self._error(lib.UV_EAI_NONAME))
+                return
+            self._begin(lib.pa_getaddrinfo, name.encode(), family)
         elif family in (sockets.AF_UNSPEC, address[0]):
             self._finish_soon([address])
         else:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pyasync._core.addresses import numeric_address, pack_address, unpack_address
+from pyasync._core.addresses import ascii_host, numeric_address, pack_address, unpack_address
 from pyasync._core.arguments import require_host
 from pyasync._core.handles import DescriptorHandle
 from pyasync.errors import SocketAddressInUse, TcpServerBindError, libuv_number, socket_error
@@ -37,7 +37,8 @@ def bind(
         elif address is None and sockets.has_dualstack_ipv6():
             family, where = sockets.AF_INET6, ("::", port)
         else:
-            found = sockets.getaddrinfo(address, port, type=kind, flags=sockets.AI_PASSIVE)
+            name = None if address is None else ascii_host(address).encode()
+            found = sockets.getaddrinfo(name, port, type=kind, flags=sockets.AI_PASSIVE)
             family, _, _, _, where = found[0]
         sock = sockets.socket(family, kind)
     except OSError as error:

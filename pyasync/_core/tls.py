@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Iterable
 from typing import Any
 
+from pyasync._core.addresses import ascii_host
 from pyasync._core.engine import PYPY
 from pyasync._ffi import ffi
 from pyasync.errors import TcpSslError
@@ -80,9 +81,13 @@ class TlsState:
         self.incoming = ssl.MemoryBIO()
         self.outgoing = ssl.MemoryBIO()
         name = options.server_hostname
-        if name is None and host is not None:
-            # Without the zone, which means something on this host only: RFC 6874, section 1.
-            name = host.partition("%")[0]
+        if name is None:
+            name = host
+        if name is not None:
+            # Without the zone, which means something on this host only (RFC 6874, section 1), and
+            # without the dot at the end of an absolute name (RFC 6066, section 3).
+            name = ascii_host(name.partition("%")[0])
+            name = name[:-1] if name.endswith(".") else name
         self.object = options.context.wrap_bio(
             self.incoming,
             self.outgoing,

@@ -148,8 +148,10 @@ def test_a_numeric_address_of_the_other_family_is_an_error(run, host, family):
         "",
         "x" * 70 + ".invalid",
         "x" * 3000,
+        "\N{LATIN SMALL LETTER A WITH DIAERESIS}" * 3000,
+        "\N{LATIN SMALL LETTER A WITH DIAERESIS}..invalid",
     ],
-    ids=["name", "idna", "spaces", "empty", "long label", "long"],
+    ids=["name", "idna", "spaces", "empty", "long label", "long", "long idna", "no label"],
 )
 def test_a_name_that_does_not_exist_is_one_error(run, lookup, host):
     error = resolve(run, lookup, host)

@@ -8,6 +8,7 @@ import gc
 import signal
 import socket
 import ssl
+import subprocess
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from peers import (
     end_of,
     make_link,
     nothing,
+    preloaded,
     read_all,
     read_exactly,
     reset,
@@ -37,6 +39,7 @@ from tls_peers import (
     TLS_LINKS,
     Certificate,
     TlsPeer,
+    authority,
     certificate,
     client_context,
     serve,
@@ -174,6 +177,93 @@ def test_the_name_of_the_host_is_sent_and_verified(run):
     _, events = be_client(run, peer)
     assert asked == ["localhost"]
     assert [type(event) for event in events] == [pyasync.SocketEOF]
+
+
+# Prints each name that is looked up; all names that end in .test are this host's.
+RESOLVER = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <netdb.h>
+#include <stdio.h>
+#include <string.h>
+
+int getaddrinfo(const char *host, const char *service, const struct addrinfo *hints,
+                struct addrinfo **found) {
+  int (*next)(const char *, const char *, const struct addrinfo *, struct addrinfo **);
+
+  *(void **) &next = dlsym(RTLD_NEXT, "getaddrinfo");
+  printf("looked up %s\n", host);
+  fflush(stdout);
+  return next("127.0.0.1", service, hints, found);
+}
+"""
+
+CLIENT_OF_A_NAME = """
+import sys, pyasync, ssl
+certificate, key, authority, host, name, idna = sys.argv[1:]
+if not idna:
+    sys.modules["idna"] = None  # the import fails
+server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+server_context.load_cert_chain(certificate, key)
+server_context.sni_callback = lambda tls, name, context: print("asked for", name, flush=True)
+
+def connected(client):
+    print("connected", flush=True)
+    client.close()
+    server.close()
+
+def failed(error):
+    print(type(error).__name__, flush=True)
+    server.close()
+
+with pyasync.event_loop():
+    server = pyasync.tcp_ssl_server(
+        "127.0.0.1", 0, print, ssl_context=server_context, event_cb=lambda error: None
+    )
+    pyasync.tcp_ssl_connect(
+        host, server.address[1], print, connect_cb=connected, event_cb=failed,
+        server_hostname=name or None,
+        ssl_context=ssl.create_default_context(cafile=authority),
+    )
+"""
+
+STRASSE = "stra\N{LATIN SMALL LETTER SHARP S}e.test"
+IDNA_2008, IDNA_2003 = "xn--strae-oqa.test", "strasse.test"
+BUECHER = "B\N{LATIN CAPITAL LETTER U WITH DIAERESIS}CHER.Test"
+
+
+@pytest.mark.parametrize(
+    ("host", "name", "with_idna", "looked_up", "certified"),
+    [
+        (STRASSE, "", "idna", IDNA_2008, IDNA_2008),
+        (STRASSE, "", "", IDNA_2003, IDNA_2003),
+        ("some.test", STRASSE, "idna", "some.test", IDNA_2008),
+        ("some.test", STRASSE, "", "some.test", IDNA_2003),
+        (BUECHER, "", "idna", "xn--bcher-kva.test", "xn--bcher-kva.test"),
+        (BUECHER, "", "", "xn--bcher-kva.test", "xn--bcher-kva.test"),
+        ("Some.TEST.", "", "", "some.test.", "some.test"),
+        ("some.test", "other.test.", "", "some.test", "other.test"),
+    ],
+)
+@pytest.mark.parametrize("certificate_fits", [True, False], ids=["right", "wrong"])
+def test_the_name_that_is_looked_up_is_the_one_that_is_certified(
+    tmp_path, host, name, with_idna, looked_up, certified, certificate_fits
+):
+    if with_idna:
+        pytest.importorskip("idna")
+    other = IDNA_2008 if certified == IDNA_2003 else IDNA_2003
+    leaf = certificate("DNS:" + (certified if certificate_fits else other))
+    arguments = [leaf.certificate, leaf.key, authority().certificate, host, name, with_idna]
+    result = subprocess.run(
+        [sys.executable, "-c", CLIENT_OF_A_NAME, *map(str, arguments)],
+        env=preloaded(tmp_path, RESOLVER), stdout=subprocess.PIPE, text=True, check=True,
+        timeout=50,
+    )  # fmt: skip
+    assert result.stdout.splitlines() == [
+        f"looked up {looked_up}",
+        f"asked for {certified}",
+        "connected" if certificate_fits else "TcpSslError",
+    ]
 
 
 def test_client_certificates(run):
