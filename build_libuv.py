@@ -25,6 +25,7 @@ DECLARATIONS = (
     "addresses.cdef.h",
     "loop.cdef.h",
     "streams.cdef.h",
+    "sockets.cdef.h",
     "tcp.cdef.h",
     "udp.cdef.h",
     "requests.cdef.h",

@@ -12,6 +12,7 @@
 #include "addresses.cdef.h"
 #include "loop.cdef.h"
 #include "streams.cdef.h"
+#include "sockets.cdef.h"
 #include "tcp.cdef.h"
 #include "udp.cdef.h"
 #include "requests.cdef.h"
@@ -252,6 +253,12 @@ void pa_write_flush(pa_loop *loop, int slot);
 void pa_write_flush_all(pa_loop *loop);
 /* What pa_write returns. */
 int64_t pa_write_state(pa_loop *loop, int slot);
+
+/* sockets.c */
+/* Keeps the peer's address, if it is one of IPv4 or IPv6, for the time when the
+ * system does not know it any more. To be called for every stream that has
+ * names, before they are asked for. */
+void pa_keep_peer(uv_handle_t *handle, const struct sockaddr *address);
 
 /* tcp.c */
 extern const pa_kind pa_server_kind;

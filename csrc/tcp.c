@@ -75,7 +75,8 @@ static int is_passing(int error) {
 }
 
 /* Makes fd a stream. Returns its slot, or an error; fd is closed then. */
-static int open_stream(pa_loop *loop, int fd, int kind, int flags) {
+static int open_stream(pa_loop *loop, int fd, int kind, int flags,
+                       const struct sockaddr_storage *peer) {
   union {
     uv_handle_t handle;
     uv_tcp_t tcp;
@@ -102,6 +103,7 @@ static int open_stream(pa_loop *loop, int fd, int kind, int flags) {
     uv_close(&stream->handle, pa_free_unstarted);
     return error;
   }
+  pa_keep_peer(&stream->handle, (const struct sockaddr *) peer);
   slot = pa_slot_new(loop, &stream->handle, kind, flags);
   pa_stream_opened(loop, slot);
   return slot;
@@ -113,9 +115,8 @@ static void accept_failed(pa_loop *loop, pa_listener *listener, int error) {
   pa_push(loop, PA_ACCEPT_ERROR, pa_slot_of(listener), error, 0);
 }
 
-/* The system may not know the peer's address any more when Python asks for it,
- * because the connection may be reset by then: accept(2) has it. Returns where
- * the arena holds it until the next iteration, or -1. */
+/* For a Python that wants it at once, without a crossing. Returns where the
+ * arena holds the address until the next iteration, or -1. */
 static int64_t keep_address(pa_loop *loop, const struct sockaddr_storage *peer) {
   size_t start = loop->arena_used;
 
@@ -144,7 +145,7 @@ static void on_acceptable(uv_poll_t *poll, int status, int events) {
     int fd = accept_fd(listener->fd, &peer);
 
     if (fd >= 0) {
-      int slot = open_stream(loop, fd, listener->kind, PA_INCOMING);
+      int slot = open_stream(loop, fd, listener->kind, PA_INCOMING, &peer);
 
       if (slot < 0) {
         accept_failed(loop, listener, slot);
@@ -211,9 +212,13 @@ int pa_listen(pa_loop *loop, int fd, int kind, int limit) {
 /* Clients */
 
 int pa_open(pa_loop *loop, int fd, int kind, int read) {
-  int slot = open_stream(loop, fd, kind, 0);
+  struct sockaddr_storage peer = {.ss_family = AF_UNSPEC};
+  socklen_t size = sizeof(peer);
+  int slot;
 
   loop->counters->crossings++;
+  getpeername(fd, (struct sockaddr *) &peer, &size);
+  slot = open_stream(loop, fd, kind, 0, &peer);
   if (slot >= 0 && read)
     pa_stream_read_start(loop->slots[slot].handle);
   return slot;
@@ -277,6 +282,7 @@ int pa_tcp_connect(pa_loop *loop, const char *address,
   tcp = pa_grow(NULL, sizeof(*tcp));
   request = pa_grow(NULL, sizeof(*request));
   uv_tcp_init(&loop->uv, tcp);
+  pa_keep_peer((uv_handle_t *) tcp, (const struct sockaddr *) &remote);
   slot = pa_slot_new(loop, (uv_handle_t *) tcp, PA_TCP, PA_CONNECTING);
   uv_tcp_nodelay(tcp, 1);  /* there is no socket yet: libuv remembers it */
   error = fd < 0 ? 0 : uv_tcp_open(tcp, fd);

@@ -38,13 +38,12 @@ class TcpSocket(Stream, Socket):
     @property
     def nodelay(self) -> bool:
         """Whether small writes leave at once (TCP_NODELAY, tcp(7)); True unless set otherwise."""
-        with self._socket() as sock:
-            return sock.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY) != 0
+        value: int = self.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY)
+        return value != 0
 
     @nodelay.setter
     def nodelay(self, on: bool) -> None:
-        with self._socket() as sock:
-            sock.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, on)
+        self.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, bool(on))
 
     def keepalive(
         self, delay: float | None, *, interval: float | None = None, count: int | None = None
@@ -64,15 +63,14 @@ class TcpSocket(Stream, Socket):
         if count is not None:
             require_integer("count", count, 1, 127)
         idle, between = _whole_seconds("delay", delay), _whole_seconds("interval", interval)
-        with self._socket() as sock:
-            sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_KEEPALIVE, delay is not None)
-            for option, value in [
-                (sockets.TCP_KEEPIDLE, idle),
-                (sockets.TCP_KEEPINTVL, between),
-                (sockets.TCP_KEEPCNT, count),
-            ]:
-                if value is not None:
-                    sock.setsockopt(sockets.IPPROTO_TCP, option, value)
+        self.setsockopt(sockets.SOL_SOCKET, sockets.SO_KEEPALIVE, delay is not None)
+        for option, value in [
+            (sockets.TCP_KEEPIDLE, idle),
+            (sockets.TCP_KEEPINTVL, between),
+            (sockets.TCP_KEEPCNT, count),
+        ]:
+            if value is not None:
+                self.setsockopt(sockets.IPPROTO_TCP, option, value)
 
 
 #: The longest default interval between the probes of `TcpSocket.keepalive`, in seconds.

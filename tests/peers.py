@@ -214,22 +214,10 @@ def echo(stream, data):
 # On the loop's side
 
 
-@contextlib.contextmanager
-def plain(stream):
-    """Give a plain socket object on the descriptor of one of pyasync's, to set options."""
-    sock = socket.socket(fileno=stream.fileno())
-    sock.setblocking(False)  # PyPy has just made it block
-    try:
-        yield sock
-    finally:
-        sock.detach()
-
-
 def small_buffers(stream):
     """Let the kernel keep little of what is sent, and nothing grow: see MORE_THAN_FITS."""
-    with plain(stream) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 128 << 10)
-        small_window(sock)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 128 << 10)
+    small_window(stream)
 
 
 def after_iterations(count, fn):

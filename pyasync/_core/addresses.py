@@ -114,6 +114,14 @@ def pack_address(host: str, port: int, flowinfo: int = 0, scope: int = 0) -> byt
     return _IN6.pack(V6, in_order, flowinfo.to_bytes(4, "big"), packed, scope)
 
 
+def unpack_name(packed: bytes) -> Any:
+    """Return a socket's name in the form of the `socket` module: of a pipe too."""
+    if int.from_bytes(packed[:2], sys.byteorder) != sockets.AF_UNIX:
+        return unpack_address(packed)
+    name = packed[2:]
+    return name if name[:1] == b"\0" else os.fsdecode(name)  # bytes: an abstract name
+
+
 def unpack_address(packed: bytes) -> Any:
     """Return a packed address in the form of the `socket` module; bytes may follow it."""
     if int.from_bytes(packed[:2], sys.byteorder) == V4:

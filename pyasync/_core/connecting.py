@@ -15,7 +15,7 @@ from pyasync._core.deadlines import Timer, background_timer
 from pyasync._core.engine import CLOSED
 from pyasync._core.handles import ClosedHandle
 from pyasync._core.pool_requests import Lookup
-from pyasync._core.sockets import SocketHandle
+from pyasync._core.sockets import PeerHandle
 from pyasync._core.stream import (
     CONNECTING,
     READ_DISABLED,
@@ -32,7 +32,7 @@ from pyasync.errors import EventError, SocketError, message, socket_error
 ATTEMPT_DELAY = 0.25
 
 
-class Socket(SocketHandle, Stream):
+class Socket(PeerHandle, Stream):
     """A stream that is a socket: it has addresses, and may be a client's, not connected yet."""
 
     __slots__ = ()

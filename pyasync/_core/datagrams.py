@@ -34,7 +34,7 @@ from pyasync._core.addresses import (
 from pyasync._core.arguments import optional_callable, require_host, require_integer
 from pyasync._core.engine import Engine
 from pyasync._core.handles import CHandle
-from pyasync._core.sockets import SocketHandle
+from pyasync._core.sockets import PeerHandle
 from pyasync._core.stream import (
     WRITE,
     WRITE_CALLBACK,
@@ -58,7 +58,7 @@ IP_MREQN = Struct("=4s4si")
 REMEMBERED = 4096
 
 
-class DatagramSocket(SocketHandle, CHandle):
+class DatagramSocket(PeerHandle, CHandle):
     """A UDP socket.
 
     Datagrams go to ``read_cb(socket, data, address)``; if that is None they are dropped.
@@ -294,13 +294,11 @@ class DatagramSocket(SocketHandle, CHandle):
         # Over IPv4 the interface's address is the datagrams' source too (ip(7)), unless the socket
         # is bound to an address.
         address = found[1] if found is not None and found[0] == V4 else "0.0.0.0"
-        self._loop.submit()  # datagrams that were sent before leave without the option
-        with self._socket() as sock:
-            if V6 in families:
-                sock.setsockopt(sockets.IPPROTO_IPV6, sockets.IPV6_MULTICAST_IF, number)
-            if V4 in families:
-                request = IP_MREQN.pack(bytes(4), sockets.inet_aton(address), number)
-                sock.setsockopt(sockets.IPPROTO_IP, sockets.IP_MULTICAST_IF, request)
+        if V6 in families:
+            self.setsockopt(sockets.IPPROTO_IPV6, sockets.IPV6_MULTICAST_IF, number)
+        if V4 in families:
+            request = IP_MREQN.pack(bytes(4), sockets.inet_aton(address), number)
+            self.setsockopt(sockets.IPPROTO_IP, sockets.IP_MULTICAST_IF, request)
 
     def _own(self, name: str, host: str) -> tuple[int, str]:
         require_host(name, host)
@@ -350,31 +348,27 @@ class DatagramSocket(SocketHandle, CHandle):
     @property
     def broadcast(self) -> bool:
         """Whether broadcasts may be sent (SO_BROADCAST, socket(7))."""
-        with self._socket() as sock:
-            return sock.getsockopt(sockets.SOL_SOCKET, sockets.SO_BROADCAST) != 0
+        value: int = self.getsockopt(sockets.SOL_SOCKET, sockets.SO_BROADCAST)
+        return value != 0
 
     @broadcast.setter
     def broadcast(self, on: bool) -> None:
-        self._open_slot()
-        self._loop.submit()
-        with self._socket() as sock:
-            sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_BROADCAST, bool(on))
+        self.setsockopt(sockets.SOL_SOCKET, sockets.SO_BROADCAST, bool(on))
 
     def _option(self, of_v4: int, of_v6: int) -> int:
-        with self._socket() as sock:
-            if self._format.family == V4:
-                return sock.getsockopt(sockets.IPPROTO_IP, of_v4)
-            return sock.getsockopt(sockets.IPPROTO_IPV6, of_v6)
+        if self._format.family == V4:
+            level, option = sockets.IPPROTO_IP, of_v4
+        else:
+            level, option = sockets.IPPROTO_IPV6, of_v6
+        value: int = self.getsockopt(level, option)
+        return value
 
     def _set_option(self, of_v4: int, of_v6: int, value: int) -> None:
-        self._open_slot()
-        self._loop.submit()  # datagrams that were sent before leave without the option
-        with self._socket() as sock:
-            # A socket for both families has an option for each.
-            if self._format.family == V6:
-                sock.setsockopt(sockets.IPPROTO_IPV6, of_v6, value)
-            if self._format.family == V4 or self._format.dual:
-                sock.setsockopt(sockets.IPPROTO_IP, of_v4, value)
+        # A socket for both families has an option for each.
+        if self._format.family == V6:
+            self.setsockopt(sockets.IPPROTO_IPV6, of_v6, value)
+        if self._format.family == V4 or self._format.dual:
+            self.setsockopt(sockets.IPPROTO_IP, of_v4, value)
 
     # Called by the loop
 

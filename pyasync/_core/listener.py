@@ -10,7 +10,8 @@ from time import monotonic
 from typing import Any
 
 from pyasync._core.deadlines import Timer
-from pyasync._core.handles import CHandle, ClosedHandle, DescriptorHandle
+from pyasync._core.handles import CHandle, ClosedHandle
+from pyasync._core.sockets import SocketHandle
 from pyasync._core.stream import HAS_EXTRAS, LIMITED
 from pyasync._ffi import lib
 from pyasync.errors import EventError, SocketAcceptError, SocketClosed, check, message
@@ -21,7 +22,7 @@ ACCEPT_RETRY = 0.1
 ACCEPT_REPORT = 1.0
 
 
-class Listener(CHandle, DescriptorHandle):
+class Listener(CHandle, SocketHandle):
     """A listening socket, whose connections share one options object."""
 
     __slots__ = ("_address", "_failures", "_options", "_reported", "_retry", "_state_of_new")

@@ -1,18 +1,27 @@
-"""Sockets of the system: bind, adopt, listen; and the addresses of a handle's socket."""
+"""Sockets of the system: bind, adopt, listen; and the names and options of a handle's socket."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket as sockets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 from typing import Any
 
-from pyasync._core.addresses import ascii_host, numeric_address, pack_address, unpack_address
-from pyasync._core.arguments import require_host
+from pyasync._core.addresses import (
+    ascii_host,
+    numeric_address,
+    pack_address,
+    unpack_address,
+    unpack_name,
+)
+from pyasync._core.arguments import require_host, require_integer
 from pyasync._core.handles import DescriptorHandle
+from pyasync._ffi import ffi, lib
 from pyasync.errors import SocketAddressInUse, TcpServerBindError, libuv_number, socket_error
+
+#: The size of C's int, in bytes.
+_INT_SIZE = 4
 
 
 def bind(
@@ -104,30 +113,67 @@ def listen(sock: sockets.socket, backlog: int | None) -> None:
 
 
 class SocketHandle(DescriptorHandle):
-    """A handle with a socket, which has addresses and options."""
+    """A handle with a socket, which has options."""
 
     __slots__ = ()
 
-    @contextmanager
-    def _socket(self) -> Iterator[sockets.socket]:
-        """Lend a socket object on the handle's own descriptor; its errors become `SocketError`."""
-        sock = sockets.socket(fileno=self.fileno())
-        sock.setblocking(False)  # PyPy's constructor makes the descriptor block, for libuv too
-        try:
-            yield sock
-        except OSError as error:
-            raise socket_error(-(error.errno or errno.EIO), self) from None
-        finally:
-            sock.detach()  # or the garbage collector would close the handle's descriptor
+    def getsockopt(self, level: int, option: int, buflen: int = 0) -> Any:
+        """Return an option of the socket, as `socket.socket.getsockopt` does.
+
+        ``level`` and ``option`` are constants of the `socket` module (socket(7), tcp(7), ip(7)).
+        The value is an integer; with ``buflen``, 1 to 1024, it is bytes, of this size at most.
+        Raises `SocketError` if the system refuses, and `SocketClosed`.
+        """
+        require_integer("buflen", buflen, 0, 1024)
+        value = ffi.new("char[]", buflen or _INT_SIZE)
+        size = self._ask(lib.pa_getsockopt, level, option, value, len(value))
+        result = ffi.buffer(value, size)[:]
+        return result if buflen else int.from_bytes(result, sys.byteorder, signed=True)
+
+    def setsockopt(self, level: int, option: int, value: int | bytes | bytearray) -> None:
+        """Set an option of the socket, as `socket.socket.setsockopt` does.
+
+        ``level`` and ``option`` are constants of the `socket` module (socket(7), tcp(7), ip(7)).
+        ``value`` is an integer of 32 bits, or the bytes of a C structure. What was written or sent
+        before leaves without the option. Raises `SocketError` if the system refuses, `ValueError`,
+        `TypeError` and `SocketClosed`.
+        """
+        if isinstance(value, int):
+            require_integer("value", value, -(1 << 31), (1 << 32) - 1)
+            value = (value & 0xFFFFFFFF).to_bytes(_INT_SIZE, sys.byteorder)
+        else:
+            value = bytes(memoryview(value))
+        self._handle_slot()  # raises in a wrong thread, before operations are performed
+        self._loop.submit()
+        self._ask(lib.pa_setsockopt, level, option, value, len(value))
+
+    def _ask(self, function: Any, *arguments: Any) -> int:
+        """Call a C function for the socket, and return its result, or raise its error."""
+        result: int = function(self._loop.c, self._handle_slot(), *arguments)
+        if result < 0:
+            raise socket_error(result, self)
+        return result
+
+
+class PeerHandle(SocketHandle):
+    """A handle with a socket that talks to peers: it has an address, and its peer may have one."""
+
+    __slots__ = ()
 
     @property
     def peername(self) -> Any:
-        """The peer's address, from `socket.socket.getpeername`."""
-        with self._socket() as sock:
-            return sock.getpeername()
+        """The peer's address, in the form of `socket.socket.getpeername`.
+
+        Of a TCP connection it is known also when the peer has reset that. Raises `SocketError`
+        (ENOTCONN) for a socket that is not connected, and `SocketClosed`.
+        """
+        return self._name(lib.pa_getpeername)
 
     @property
     def sockname(self) -> Any:
-        """The socket's own address, from `socket.socket.getsockname`."""
-        with self._socket() as sock:
-            return sock.getsockname()
+        """The socket's own address, in the form of `socket.socket.getsockname`."""
+        return self._name(lib.pa_getsockname)
+
+    def _name(self, function: Any) -> Any:
+        name = ffi.new("char[]", lib.PA_NAME_MAX)
+        return unpack_name(ffi.buffer(name, self._ask(function, name))[:])

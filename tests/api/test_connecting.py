@@ -16,7 +16,6 @@ from peers import (
     Background,
     after_iterations,
     nothing,
-    plain,
     preloaded,
     read_all,
     read_exactly,
@@ -863,9 +862,8 @@ def test_keepalive_sets_the_probes_in_whole_seconds_rounded_up(
 
     def look(client):
         options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
-        with plain(client) as sock:
-            on = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-            seen.append((on, *(sock.getsockopt(socket.IPPROTO_TCP, name) for name in options)))
+        on = client.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        seen.append((on, *(client.getsockopt(socket.IPPROTO_TCP, name) for name in options)))
 
     def connect_cb(client):
         look(client)

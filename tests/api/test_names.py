@@ -67,7 +67,7 @@ POSITIONAL = {
 
 #: What every handle has: see the conventions of the API.
 HANDLE = {"close", "closed", "ref", "unref", "has_ref"}
-SERVER = HANDLE | {"address", "fileno"}
+SERVER = HANDLE | {"address", "fileno", "getsockopt", "setsockopt"}
 STREAM = HANDLE | {
     "data",
     "disable",
@@ -79,7 +79,7 @@ STREAM = HANDLE | {
     "write",
     "write_queue_size",
 }
-SOCKET = STREAM | {"peername", "sockname"}
+SOCKET = STREAM | {"getsockopt", "peername", "setsockopt", "sockname"}
 MEMBERS = {
     "Event": HANDLE | {"add", "remove", "free", "freed", "remaining"},
     "Idler": HANDLE,
@@ -104,6 +104,7 @@ MEMBERS = {
         "connect",
         "data",
         "fileno",
+        "getsockopt",
         "join_multicast",
         "leave_multicast",
         "multicast_loop",
@@ -112,6 +113,7 @@ MEMBERS = {
         "send",
         "send_queue_size",
         "set_multicast_interface",
+        "setsockopt",
         "sockname",
         "ttl",
     },

@@ -1,0 +1,256 @@
+"""Names and options of sockets: of servers, connections and UDP sockets alike."""
+
+import contextlib
+import errno
+import gc
+import os
+import socket
+import struct
+
+import pytest
+from interrupts import Interrupt, each_line, raise_interrupt
+from peers import LINKS, PIPE_LINKS, Background, end_of, in_other_thread, make_link, nothing, reset
+from tls_peers import TLS_LINKS
+
+import pyasync
+from pyasync._core.sockets import PeerHandle, SocketHandle
+
+ALL_LINKS = LINKS + PIPE_LINKS + TLS_LINKS
+TCP_SERVERS = [link for link in LINKS + TLS_LINKS if link.values[0]["incoming"]]
+
+
+@pytest.fixture
+def link(request, run):
+    return make_link(run, request.param)
+
+
+# Names
+
+
+@pytest.mark.parametrize("link", LINKS + PIPE_LINKS, indirect=True)
+def test_both_ends_agree_on_their_names(link):
+    names = []
+
+    def connected(stream):
+        names.append((stream.sockname, stream.peername))
+        stream.close()
+
+    def peer(sock):
+        theirs = sock.getpeername(), sock.getsockname()
+        end_of(sock)
+        return theirs
+
+    theirs = link(connected, peer)
+    assert names == [theirs]
+
+
+def test_a_pipes_names_are_paths_and_that_of_a_client_is_empty(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = []
+
+    def connected(stream):
+        names.append((stream.sockname, stream.peername))
+        stream.close()
+        if len(names) == 2:
+            server.close()
+
+    def start():
+        nonlocal server
+        server = pyasync.pipe_server(b"p\xffpe", nothing, connect_cb=connected)
+        pyasync.pipe_connect(b"p\xffpe", nothing, connect_cb=connected)
+
+    server = None
+    run(start)
+    path = os.fsdecode(b"p\xffpe")
+    assert sorted(names) == [("", path), (path, "")]
+
+
+@pytest.mark.parametrize("link", TCP_SERVERS, indirect=True)
+def test_a_connection_that_was_reset_before_it_was_accepted_has_the_name_of_its_peer(link):
+    """As a port scan does: connect_cb logs the name, and must not raise."""
+    names, expected, errors = [], [], []
+
+    def connected(stream):
+        names.append(stream.peername)
+        if len(names) == 3:
+            server.close()
+        stream.close()
+
+    def start():
+        nonlocal server
+        server = link.serve(
+            read_cb=nothing, connect_cb=connected, event_cb=lambda error: on_event(error)
+        )
+        for _ in range(3):
+            sock = socket.socket(link.family)
+            sock.connect(server.address)
+            expected.append(sock.getsockname())
+            reset(sock)
+
+    def on_event(error):
+        if not isinstance(error, (pyasync.SocketReset, pyasync.TcpSslError)):
+            errors.append(error)
+        else:
+            names.append(error.socket.peername)
+            if len(names) == 3:
+                server.close()
+
+    server = None
+    link.run(start)
+    assert errors == []
+    assert names == expected
+
+
+@pytest.mark.parametrize("link", LINKS, indirect=True)
+def test_a_connection_that_was_reset_has_the_name_of_its_peer(link):
+    names = []
+
+    def connected(stream):
+        names.append(stream.peername)
+        stream.write(b"hello")
+
+    def event_cb(error):
+        assert isinstance(error, pyasync.SocketReset)
+        names.append(error.socket.peername)
+
+    def peer(sock):
+        assert sock.recv(1)
+        reset(sock)
+
+    link(connected, peer, event_cb=event_cb)
+    assert len(names) == 2
+    assert names[0] == names[1]
+
+
+# Options
+
+
+def udp(run, use):
+    def start():
+        with contextlib.closing(pyasync.udp_socket("127.0.0.1", 0, nothing)) as sock:
+            use(sock)
+
+    run(start)
+
+
+def tcp_server(run, use):
+    def start():
+        with contextlib.closing(pyasync.tcp_server("127.0.0.1", 0, nothing)) as server:
+            use(server)
+
+    run(start)
+
+
+def pipe_server(run, use):
+    def start():
+        with contextlib.closing(pyasync.pipe_server("\0" + os.urandom(8).hex(), nothing)) as server:
+            use(server)
+
+    run(start)
+
+
+def connection_over(parameters):
+    def connection(run, use):
+        def connected(stream):
+            use(stream)
+            stream.close()
+
+        make_link(run, parameters)(connected, end_of)
+
+    return connection
+
+
+KINDS = [
+    *(pytest.param(kind, id=kind.__name__) for kind in (udp, tcp_server, pipe_server)),
+    *(pytest.param(connection_over(link.values[0]), id=link.id) for link in ALL_LINKS),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_options_are_those_of_the_descriptor(run, kind):
+    def use(handle):
+        handle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+        with socket.socket(fileno=os.dup(handle.fileno())) as sock:
+            sock.setblocking(False)  # PyPy has just made the descriptor block
+            size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        assert handle.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == size != 0
+        assert handle.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4) == struct.pack("i", size)
+        for linger in (struct.pack("ii", 1, 7), bytearray(struct.pack("ii", 0, 7))):
+            handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            assert handle.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 100) == linger
+
+    kind(run, use)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wrong_options_are_refused(run, kind):
+    def use(handle):
+        for call in (
+            lambda: handle.getsockopt(socket.SOL_SOCKET, 9999),
+            lambda: handle.setsockopt(socket.SOL_SOCKET, 9999, 1),
+        ):
+            with pytest.raises(pyasync.SocketError) as caught:
+                call()
+            assert caught.value.errno == errno.ENOPROTOOPT
+            assert caught.value.socket is handle
+        for value, error in ((1 << 32, ValueError), ("1", TypeError), (None, TypeError)):
+            with pytest.raises(error):
+                handle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, value)
+        for size, error in ((1025, ValueError), (-1, ValueError), ("1", TypeError)):
+            with pytest.raises(error):
+                handle.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+        with pytest.raises(RuntimeError):
+            in_other_thread(handle.setsockopt, socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        handle.close()
+        for call in (
+            lambda: handle.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF),
+            lambda: handle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1),
+        ):
+            with pytest.raises(pyasync.SocketClosed):
+                call()
+
+    kind(run, use)
+
+
+# What a signal handler raises in the middle
+
+
+@pytest.mark.parametrize("ask", ["peername", "getsockopt"])
+def test_an_exception_at_any_line_leaves_the_descriptor_alone(run, ask):
+    """The loop goes on after it: a closed number would be the next connection's, too."""
+
+    def question(stream):
+        if ask == "peername":
+            return stream.peername
+        return stream.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+    def look(stream):
+        before = os.fstat(stream.fileno())
+        each_line(
+            lambda: attempt(stream, before),
+            raise_interrupt,
+            PeerHandle._name,
+            SocketHandle.getsockopt,
+            SocketHandle._ask,
+        )
+        stream.close()
+        server.close()
+
+    def attempt(stream, before):
+        with contextlib.suppress(Interrupt):
+            question(stream)
+        gc.collect()
+        assert os.path.samestat(before, os.fstat(stream.fileno()))
+
+    def start():
+        nonlocal server, peer
+        server = pyasync.tcp_server("127.0.0.1", 0, nothing, connect_cb=look)
+        peer = Background(dial_and_wait, server.address)
+
+    def dial_and_wait(address):
+        with socket.create_connection(address, timeout=10) as sock:
+            return end_of(sock)
+
+    server = peer = None
+    run(start, limit=60)
+    assert peer.result() == (0, None)
