@@ -1,5 +1,6 @@
 """What all tests share: `run`, and the check that nothing is left behind after a test."""
 
+import contextlib
 import gc
 import io
 import os
@@ -40,15 +41,41 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session")
 def run():
-    """Give `run(start_fn, **keywords)`: start_event_loop, and a failure if it does not end.
+    """Give `run()`: a loop for a `with` block, and a failure if it does not end.
 
-    The keywords are start_event_loop's, and `limit`: the time in seconds that the loop may take.
+    `with run(**keywords):` is event_loop, and `run(start_fn, **keywords)` is start_event_loop. The
+    keywords are theirs, and `limit`: the time in seconds that the loop may take.
     """
     return run_with_limit
 
 
-def run_with_limit(start_fn, *, limit=10, **keywords):
-    watchdogs, expired = [], []
+def run_with_limit(start_fn=None, *, limit=10, **keywords):
+    if start_fn is None:
+        return loop_with_limit(limit, keywords)
+
+    def start():
+        watch(pyasync.current_loop())
+        start_fn()
+
+    with watchdog(limit) as watch:
+        pyasync.start_event_loop(start, **keywords)
+
+
+@contextlib.contextmanager
+def loop_with_limit(limit, keywords):
+    with watchdog(limit) as watch, pyasync.event_loop(**keywords) as loop:
+        watch(loop)
+        yield loop
+
+
+@contextlib.contextmanager
+def watchdog(limit):
+    """Give `watch(loop)`, from which on the loop may take so long."""
+    timers, expired = [], []
+
+    def watch(loop):
+        timers.append(threading.Timer(limit, expire, [loop]))
+        timers[0].start()
 
     def expire(loop):
         expired.append("it ended when it was woken up")
@@ -60,18 +87,12 @@ def run_with_limit(start_fn, *, limit=10, **keywords):
         expired[0] = f"it has these handles:\n{status.getvalue()}"
         pyasync.exit_event_loop()
 
-    def start():
-        watchdog = threading.Timer(limit, expire, [pyasync.current_loop()])
-        watchdogs.append(watchdog)
-        watchdog.start()
-        start_fn()
-
     try:
-        pyasync.start_event_loop(start, **keywords)
+        yield watch
     finally:
-        for watchdog in watchdogs:
-            watchdog.cancel()
-            watchdog.join()
+        for timer in timers:
+            timer.cancel()
+            timer.join()
         if expired:
             pytest.fail(f"the loop still ran after {limit} s; {expired[0]}")
 

@@ -279,8 +279,8 @@ class Link:
         assert [error for error in errors if not isinstance(error, pyasync.SocketEOF)] == []
         return results[0]
 
-    def run(self, start, **keywords):
-        self._run(start, buffer_writes=self.buffer_writes, **keywords)
+    def run(self, start=None, **keywords):
+        return self._run(start, buffer_writes=self.buffer_writes, **keywords)
 
     def _accept(self, peer, options):
         connected = options["connect_cb"]

@@ -331,7 +331,7 @@ def serve(run, talk, *, read_cb=None, ssl_context=None, **options):
     """
     events, threads = [], []
 
-    def start():
+    with run():
         loop = pyasync.current_loop()
         server = pyasync.tcp_ssl_server(
             HOST,
@@ -349,6 +349,4 @@ def serve(run, talk, *, read_cb=None, ssl_context=None, **options):
                 loop.call_threadsafe(server.close)
 
         threads.append(Background(talk_and_end))
-
-    run(start)
     return threads[0].result(), events

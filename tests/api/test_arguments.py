@@ -333,7 +333,10 @@ def opened():
 def test_a_wrong_argument_is_refused_at_the_call(
     run, tmp_path, monkeypatch, function, arguments, error, match
 ):
-    def start():
+
+    monkeypatch.chdir(tmp_path)
+    arguments = dict(arguments)
+    with run():
         handles = [arguments.pop("self")()] if "self" in arguments else []
         before = opened()
         with pytest.raises(error, match=match):
@@ -342,10 +345,6 @@ def test_a_wrong_argument_is_refused_at_the_call(
         for handle in handles:
             assert getattr(handle, "send_queue_size", 0) == 0
             handle.close()
-
-    monkeypatch.chdir(tmp_path)
-    arguments = dict(arguments)
-    run(start)
     assert os.listdir(tmp_path) == []
 
 

@@ -480,7 +480,7 @@ def talk(transport, run):
             stream = its_stream
             read_cb(socket, stream)
 
-        def start():
+        with run():
             server = serve(
                 remember,
                 stream=True,
@@ -489,8 +489,6 @@ def talk(transport, run):
                 **options,
             )
             act(connect(server, lambda client, data: received.append(data), event_cb=fail))
-
-        run(start)
         assert errors == []
         return b"".join(received)
 
@@ -537,13 +535,11 @@ def test_a_client_is_a_stream_too(transport, run):
         server_socket.write(data + b"two\n")
         server_socket.close()
 
-    def start():
+    with run():
         server = serve(answer, connect_cb=lambda connection: server.close())
         client = connect(server, lambda socket, stream: lines.extend(stream), stream=True)
         assert type(client) is AsyncStream
         assert client.write(b"one\n") == 4
-
-    run(start)
     assert lines == [b"one\n", b"two\n"]
 
 
@@ -600,8 +596,7 @@ def test_what_came_before_a_reset_can_be_read(run):
             streams.append(stream)
             reset(peer)
 
-    def start():
-        nonlocal peer
+    with run():
         server = pyasync.tcp_server(
             "127.0.0.1",
             0,
@@ -612,9 +607,6 @@ def test_what_came_before_a_reset_can_be_read(run):
         )
         peer = socket.create_connection(server.address)
         peer.sendall(b"line\nrest")
-
-    peer = None
-    run(start)
     assert list(map(type, events)) == [pyasync.SocketReset]
     assert streams[0].ended
     assert list(streams[0]) == [b"line\n", b"rest"]
@@ -697,16 +689,12 @@ def test_flush_sends_at_once(run, buffer_writes):
         received.append(peer.recv(100))  # while the callback still runs
         stream.close()
 
-    def start():
-        nonlocal peer
+    with run(buffer_writes=buffer_writes):
         server = pyasync.tcp_server(
             "127.0.0.1", 0, read_cb, stream=True, connect_cb=lambda connection: server.close()
         )
         peer = socket.create_connection(server.address, timeout=10)
         peer.sendall(b"!")
-
-    peer = None
-    run(start, buffer_writes=buffer_writes)
     peer.close()
     assert received == [b"at once"]
 
@@ -795,15 +783,14 @@ def test_after_close_each_call_is_an_error(run, call):
 def connect_stream(run, read_cb):
     """Run a loop in which read_cb(socket, stream) is called once, with two lines and a rest."""
 
-    def start():
+    with run():
+
         def connect_cb(connection):
             server.close()
             connection.write(b"one\ntwo\nrest")
 
         server = pyasync.tcp_server("127.0.0.1", 0, nothing, connect_cb=connect_cb)
         pyasync.tcp_connect(*server.address, read_cb, stream=True)
-
-    run(start)
 
 
 def test_what_is_there_when_the_socket_is_closed_can_be_read(run):
@@ -854,12 +841,10 @@ def test_when_the_last_line_leaves_the_loop_its_end_is_not_told(run):
         if stream.ended:
             pyasync.exit_event_loop()
 
-    def start():
+    events = []
+    with run():
         server = pyasync.tcp_server("127.0.0.1", 0, nothing, connect_cb=connect_cb)
         pyasync.tcp_connect(*server.address, read_cb, stream=True, event_cb=events.append)
-
-    events = []
-    run(start)
     assert events == []
 
 
@@ -937,7 +922,8 @@ def limited_stream(run, take):
     """Call ``take(stream)`` until it is True, with 4 MiB to come. Return the most that waited."""
     most = 0
 
-    def start():
+    with run():
+
         def send(socket):
             socket.write(bytes(4 << 20))
             socket.close()
@@ -955,8 +941,6 @@ def limited_stream(run, take):
         server = pyasync.tcp_server("127.0.0.1", 0, read_cb, connect_cb=send)
         stream = pyasync.tcp_connect(*server.address, read_cb, stream=True, drain_read_buffer=False)
         ticker = pyasync.interval(act, time=0.001)
-
-    run(start)
     return most
 
 
@@ -988,7 +972,8 @@ def test_without_draining_a_line_that_is_longer_than_the_limit_arrives(run):
 def test_read_cb_is_called_for_the_last_line_without_an_end(run):
     lines = []
 
-    def start():
+    with run():
+
         def send(socket):
             socket.write(b"one\ntwo")
             socket.close()
@@ -998,6 +983,4 @@ def test_read_cb_is_called_for_the_last_line_without_an_end(run):
         pyasync.tcp_connect(
             *server.address, lambda socket, stream: lines.extend(stream), stream=True
         )
-
-    run(start)
     assert lines == [b"one\n", b"two"]

@@ -107,7 +107,7 @@ def test_other_sockets_and_servers_are_closed_in_any_callback(link, callback):
 def test_a_socket_closed_by_an_earlier_callback_of_its_batch_is_told_nothing(link):
     """Data for all three is there when the loop looks: the first that is called closes the rest."""
     count = 3
-    sockets, told, threads, server = [], [], [], None
+    sockets, told, threads = [], [], []
     accepted, sent, closed = threading.Event(), threading.Semaphore(0), threading.Event()
 
     def peer(address):
@@ -133,16 +133,13 @@ def test_a_socket_closed_by_an_earlier_callback_of_its_batch_is_told_nothing(lin
                 if other is not socket:
                     other.close()
 
-    def start():
-        nonlocal server
+    with link.run():
         server = link.serve(
             connect_cb=connect_cb,
             read_cb=tell,
             event_cb=lambda event: tell(event.socket, type(event)),
         )
         threads.extend(Background(peer, server.address) for _ in range(count))
-
-    link.run(start)
     for thread in threads:
         thread.result()
     first = told[0][0]
@@ -500,7 +497,8 @@ def tell(events):
 def test_a_reset_before_accept_is_an_error_of_the_connection(link, data):
     told = []
 
-    def start():
+    with link.run():
+
         def connect_cb(socket):
             told.append("connected")
             server.close()
@@ -513,8 +511,6 @@ def test_a_reset_before_accept_is_an_error_of_the_connection(link, data):
         sock = link.dial(server.address)
         sock.sendall(data)
         link.reset(sock)
-
-    link.run(start)
     assert told == ["connected", *([data] if data else []), pyasync.SocketReset]
 
 

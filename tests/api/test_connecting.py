@@ -150,10 +150,8 @@ def connect(run, host, port, *, limit=PATIENCE, **options):
 
     options.setdefault("connect_cb", connect_cb)
 
-    def start():
+    with run(limit=limit):
         clients.append(pyasync.tcp_connect(host, port, nothing, event_cb=told.append, **options))
-
-    run(start, limit=limit)
     assert clients[0].closed
     return clients[0], told
 
@@ -194,11 +192,9 @@ def test_a_lookup_is_counted_while_it_is_under_way(run, listener):
         queries.append(pyasync.stats().open_dns_queries)
         client.close()
 
-    def start():
+    with run():
         pyasync.tcp_connect("localhost", port_of(listener), nothing, connect_cb=connect_cb)
         queries.append(pyasync.stats().open_dns_queries)
-
-    run(start)
     assert queries == [1, 0]
 
 
@@ -390,7 +386,7 @@ def test_closing_on_the_way_calls_nothing(run, names, resolving, force):
 def test_closing_at_once_calls_nothing(run, listener):
     told = []
 
-    def start():
+    with run():
         for host in ("localhost", "127.0.0.1", "name.invalid"):
             client = pyasync.tcp_connect(
                 host, port_of(listener), told.append, connect_cb=told.append, event_cb=told.append
@@ -398,8 +394,6 @@ def test_closing_at_once_calls_nothing(run, listener):
             client.close()
             assert client.closed
             client.close()
-
-    run(start)
     assert told == []
 
 
@@ -451,14 +445,12 @@ def test_what_cannot_be_sent_after_a_close_is_reported_once(run, host):
 def test_leaving_the_loop_on_the_way_neither_hangs_nor_reports(run, host, listener):
     told = []
 
-    def start():
+    with run():
         for _ in range(10):  # more than the threads that look up
             pyasync.tcp_connect(
                 host, port_of(listener), told.append, connect_cb=told.append, event_cb=told.append
             )
         pyasync.exit_event_loop()
-
-    run(start)
     assert told == []
 
 
@@ -479,7 +471,7 @@ def test_what_is_written_on_the_way_is_kept_in_order(run, host, listener):
     parts = [b"first ", os.urandom(3 << 20), b"", b" small", os.urandom(9000), bytearray(b"last")]
     written, received = [], talk(listener)
 
-    def start():
+    with run():
         client = pyasync.tcp_connect(
             host,
             port_of(listener),
@@ -492,8 +484,6 @@ def test_what_is_written_on_the_way_is_kept_in_order(run, host, listener):
             client.write(part, write_cb=lambda socket, number=number: written.append(number))
         parts[-1][:] = b"????"  # pyasync has its own copy
         assert client.write_queue_size == sum(map(len, parts))
-
-    run(start)
     assert received.result() == b"".join(parts[:-1]) + b"last!"
     assert written == list(range(len(parts)))
 
@@ -503,15 +493,13 @@ def test_what_is_written_on_the_way_is_kept_in_order(run, host, listener):
 def test_a_close_on_the_way_sends_what_was_written(run, host, size, listener):
     told, data, received = [], os.urandom(size), talk(listener)
 
-    def start():
+    with run():
         client = pyasync.tcp_connect(
             host, port_of(listener), nothing, connect_cb=told.append, event_cb=told.append
         )
         client.write(data, write_cb=lambda socket: told.append("written"))
         client.close()
         assert client.closed
-
-    run(start)
     assert received.result() == data
     assert told == ["written"]
 
@@ -524,7 +512,7 @@ def test_a_shutdown_on_the_way_follows_what_was_written(run, host, listener):
 
     told, talker = [], talk(listener, answer)
 
-    def start():
+    with run():
         client = pyasync.tcp_connect(
             host, port_of(listener), lambda socket, data: told.append(data), data="question"
         )
@@ -532,8 +520,6 @@ def test_a_shutdown_on_the_way_follows_what_was_written(run, host, listener):
         client.shutdown()
         with pytest.raises(pyasync.SocketBrokenPipe):
             client.write("more")
-
-    run(start)
     talker.result()
     assert b"".join(told) == b"QUESTION"
 
@@ -549,7 +535,7 @@ def test_reading_may_be_disabled_on_the_way(run, host, listener):
 
         pyasync.delay(enable, time=0.1)
 
-    def start():
+    with run():
         client = pyasync.tcp_connect(
             host,
             port_of(listener),
@@ -557,8 +543,6 @@ def test_reading_may_be_disabled_on_the_way(run, host, listener):
             connect_cb=connect_cb,
         )
         client.disable(read=True)
-
-    run(start)
     talker.result()
     assert told == [b"hello"]
 
@@ -577,19 +561,17 @@ def test_writing_may_be_disabled_on_the_way(run, host, listener):
 
     talker = talk(listener, peer)
 
-    def start():
-        client = pyasync.tcp_connect(host, port_of(listener), nothing)
-        client.disable(write=True)
-        client.write("one ")
-        client.write("two ")
-        when(lambda: received, lambda: finish(client))
-
     def finish(client):
         client.enable(write=True)
         client.write("three")
         client.close()
 
-    run(start)
+    with run():
+        client = pyasync.tcp_connect(host, port_of(listener), nothing)
+        client.disable(write=True)
+        client.write("one ")
+        client.write("two ")
+        when(lambda: received, lambda: finish(client))
     assert talker.result() == b"one two three"
 
 
@@ -598,13 +580,11 @@ def test_writing_may_be_disabled_on_the_way(run, host, listener):
 def test_what_is_held_back_on_the_way_is_sent_at_the_end(run, host, end, listener):
     talker = talk(listener)
 
-    def start():
+    with run():
         client = pyasync.tcp_connect(host, port_of(listener), nothing)
         client.disable(write=True)
         client.write("held back")
         getattr(client, end)()
-
-    run(start)
     assert talker.result() == b"held back"
 
 
@@ -618,12 +598,10 @@ def test_pressure_ends_also_when_the_kernel_takes_all_at_once(run, host, size, l
         if not paused:
             client.close()
 
-    def start():
+    with run():
         client = pyasync.tcp_connect(host, port_of(listener), nothing, pressure_cb=pressure_cb)
         for _ in range((200 << 10) // size):
             client.write(bytes(size))
-
-    run(start)
     talker.result()
     assert told == [True, False]
 
@@ -631,14 +609,12 @@ def test_pressure_ends_also_when_the_kernel_takes_all_at_once(run, host, size, l
 def test_what_a_socket_has_not_yet_is_an_error(run, names):
     names([(V4, "127.0.0.2")], "never")
 
-    def start():
+    with run():
         client = pyasync.tcp_connect(NAME, 80, nothing)
         for ask in (lambda: client.peername, lambda: client.sockname, client.fileno):
             with pytest.raises(pyasync.SocketError, match="not connected"):
                 ask()
         client.close()
-
-    run(start)
 
 
 # In two steps
@@ -648,7 +624,7 @@ def test_what_a_socket_has_not_yet_is_an_error(run, names):
 def test_a_socket_may_be_made_first_and_connected_later(run, host, listener):
     told, received = [], talk(listener)
 
-    def start():
+    with run():
         client = pyasync.init_tcp_socket(
             nothing, data="one ", connect_cb=lambda socket: told.append(socket), linger=1
         )
@@ -660,8 +636,6 @@ def test_a_socket_may_be_made_first_and_connected_later(run, host, listener):
             client.close()
 
         pyasync.delay(connect, time=0.01)
-
-    run(start)
     assert received.result() == b"one two three"
     assert told == []  # it was closed by then
 
@@ -669,12 +643,9 @@ def test_a_socket_may_be_made_first_and_connected_later(run, host, listener):
 def test_connecting_may_bring_its_own_event_cb(run):
     first, second = [], []
 
-    def start():
+    with unused_port() as port, run():
         client = pyasync.init_tcp_socket(nothing, event_cb=first.append)
         pyasync.connect_tcp_socket(client, "127.0.0.1", port, event_cb=second.append)
-
-    with unused_port() as port:
-        run(start)
     assert first == []
     assert [type(error) for error in second] == [pyasync.SocketRefused]
 
@@ -682,7 +653,7 @@ def test_connecting_may_bring_its_own_event_cb(run):
 def test_a_socket_is_connected_once(run, names, listener):
     names([(V4, "127.0.0.1")])
 
-    def start():
+    with run():
         for host in ("127.0.0.1", NAME):
             client = pyasync.tcp_connect(host, port_of(listener), nothing)
             with pytest.raises(ValueError, match="already"):
@@ -691,29 +662,23 @@ def test_a_socket_is_connected_once(run, names, listener):
             with pytest.raises(pyasync.SocketClosed):
                 pyasync.connect_tcp_socket(client, host, port_of(listener))
 
-    run(start)
-
 
 def test_a_stream_may_be_connected_later(run, listener):
     lines, talker = [], talk(listener, lambda sock: sock.sendall(b"one\ntwo\n"))
 
-    def start():
+    with run():
         stream = pyasync.init_tcp_socket(lambda socket, stream: lines.extend(stream), stream=True)
         assert isinstance(stream, pyasync.AsyncStream)
         assert pyasync.connect_tcp_socket(stream, "localhost", port_of(listener)) is stream
-
-    run(start)
     talker.result()
     assert lines == [b"one\n", b"two\n"]
 
 
 def test_a_socket_that_is_never_connected_keeps_nothing_running(run):
-    def start():
-        clients.append(pyasync.init_tcp_socket(nothing, data="never sent"))
 
-    clients = []
-    run(start)
-    assert clients[0].closed
+    with run():
+        client = pyasync.init_tcp_socket(nothing, data="never sent")
+    assert client.closed
 
 
 # Adopted descriptors
@@ -732,7 +697,8 @@ def test_an_adopted_descriptor_is_connected(run, pair):
     ours, theirs = pair
     told = []
 
-    def start():
+    theirs.sendall(b"hello")
+    with run():
         client = pyasync.init_tcp_socket(
             lambda socket, data: (told.append(data), socket.close()),
             fd=ours.fileno(),
@@ -742,9 +708,6 @@ def test_an_adopted_descriptor_is_connected(run, pair):
         assert client.fileno() != ours.fileno()
         with pytest.raises(ValueError, match="already"):
             pyasync.connect_tcp_socket(client, "127.0.0.1", 80)
-
-    theirs.sendall(b"hello")
-    run(start)
     assert told == [theirs.getsockname(), b"hello"]
     assert read_exactly(theirs, 5) == b"first"
 
@@ -753,7 +716,8 @@ def test_connect_cb_of_an_adopted_descriptor_comes_before_its_data(run, pair):
     ours, theirs = pair
     order = []
 
-    def start():
+    theirs.sendall(b"hello")
+    with run():
         for _ in range(20_000):  # more than fire in one iteration: no timer may stand for it
             pyasync.delay(nothing)
         pyasync.init_tcp_socket(
@@ -761,31 +725,24 @@ def test_connect_cb_of_an_adopted_descriptor_comes_before_its_data(run, pair):
             fd=ours.fileno(),
             connect_cb=lambda socket: order.append("connected"),
         )
-
-    theirs.sendall(b"hello")
-    run(start)
     assert order == ["connected", "data"]
 
 
 def test_an_adopted_descriptor_is_let_go_when_an_argument_is_wrong(run, pair):
     ours, _ = pair
 
-    def start():
+    with run():
         for wrong in [{"data": 5}, {"data": b"", "write_cb": 5}]:
             with pytest.raises(TypeError):
                 pyasync.init_tcp_socket(nothing, fd=ours.fileno(), connect_cb=pytest.fail, **wrong)
         assert pyasync.stats().handles["tcp"] == 0
 
-    run(start)
-
 
 def test_the_callers_descriptor_is_its_own_still(run, pair):
     ours, theirs = pair
 
-    def start():
+    with run():
         pyasync.init_tcp_socket(nothing, fd=ours.fileno()).close(force=True)
-
-    run(start)
     ours.sendall(b"still here")
     assert read_exactly(theirs, 10) == b"still here"
 
@@ -793,13 +750,11 @@ def test_the_callers_descriptor_is_its_own_still(run, pair):
 def test_the_caller_may_close_its_descriptor(run, pair):
     ours, theirs = pair
 
-    def start():
+    with run():
         client = pyasync.init_tcp_socket(nothing, fd=ours.fileno())
         ours.close()
         client.write("sent by pyasync")
         client.close()
-
-    run(start)
     assert read_all(theirs) == b"sent by pyasync"
 
 
@@ -1004,11 +959,8 @@ def test_a_local_address_that_is_nobodys_is_an_error(run, names):
     names([(V4, "127.0.0.1")])
     nobodys = "192.0.2.1"  # RFC 5737
 
-    def start():
-        with pytest.raises(OSError, match="assign"):
-            pyasync.tcp_connect("127.0.0.1", 80, nothing, local_address=nobodys)
-
-    run(start)
+    with run(), pytest.raises(OSError, match="assign"):
+        pyasync.tcp_connect("127.0.0.1", 80, nothing, local_address=nobodys)
     _, told = connect(run, NAME, 80, local_address=nobodys)
     (error,) = told
     assert re.search(r"127\.0\.0\.1 port 80: .*assign", str(error))
@@ -1017,7 +969,7 @@ def test_a_local_address_that_is_nobodys_is_an_error(run, names):
 def test_a_connect_that_raises_leaves_the_socket_to_be_connected(run):
     connected = []
 
-    def start():
+    with run():
         server = pyasync.tcp_server("127.0.0.1", 0, lambda socket, data: None)
         socket = pyasync.init_tcp_socket(
             lambda socket, data: None,
@@ -1026,13 +978,12 @@ def test_a_connect_that_raises_leaves_the_socket_to_be_connected(run):
         with pytest.raises(ValueError, match="zero bytes"):
             pyasync.connect_tcp_socket(socket, "a\0b", 80)
         pyasync.connect_tcp_socket(socket, *server.address)
-
-    run(start)
     assert connected
 
 
 def test_unref_before_connecting_to_a_name_lets_the_loop_end_after_it(run):
-    def start():
+
+    with run():
         server = pyasync.tcp_server(
             "127.0.0.1", 0, lambda socket, data: None, connect_cb=lambda socket: socket.unref()
         )
@@ -1041,8 +992,6 @@ def test_unref_before_connecting_to_a_name_lets_the_loop_end_after_it(run):
         assert socket.has_ref
         socket.unref()
         assert not socket.has_ref
-
-    run(start)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1%x", ""])

@@ -37,12 +37,10 @@ def run_between(run):
     def run_between(start_fn, **keywords):
         loops, snapshots = [], []
 
-        def start():
+        with run(**keywords):
             loops.append(pyasync.current_loop())
             snapshots.append(pyasync.stats())
             start_fn()
-
-        run(start, **keywords)
         return snapshots[0], loops[0].stats()
 
     return run_between
@@ -71,7 +69,8 @@ def test_a_snapshot_has_all_that_is_documented(run):
 
 
 def test_a_snapshot_cannot_be_changed_and_does_not_change(run):
-    def start():
+
+    with run():
         before = pyasync.stats()
         copy = dataclasses.replace(before)
         pyasync.delay(nothing)
@@ -80,22 +79,17 @@ def test_a_snapshot_cannot_be_changed_and_does_not_change(run):
         with pytest.raises(dataclasses.FrozenInstanceError):
             before.accepted = 1
 
-    run(start)
-
 
 def test_stats_can_be_read_from_the_loop_object_and_after_its_end(run):
-    loops = []
 
-    def start():
-        loops.append(pyasync.current_loop())
+    with run():
+        loop = pyasync.current_loop()
         pyasync.tcp_server("127.0.0.1", 0, nothing)
         pyasync.delay(nothing, time=HOUR)
         pyasync.exit_event_loop()
-
-    run(start)
-    first = loops[0].stats()
+    first = loop.stats()
     time.sleep(0.001)
-    assert first == loops[0].stats()
+    assert first == loop.stats()
     assert not any(first.handles.values())
 
 
@@ -189,7 +183,11 @@ def test_the_time_of_a_callback_that_raises_is_seen(run_between):
 
 
 def test_handles_are_counted_by_type_while_they_are_open(run):
-    def start():
+
+    def all_gone():
+        assert not any(pyasync.stats().handles.values())
+
+    with run():
         server = pyasync.tcp_server("127.0.0.1", 0, nothing)
         handler = pyasync.signal_handler(signal.SIGUSR1, nothing)
         events = [pyasync.delay(nothing, time=HOUR) for _ in range(3)]
@@ -206,11 +204,6 @@ def test_handles_are_counted_by_type_while_they_are_open(run):
         events[1].free()
         events[2].add()
         pyasync.delay(all_gone, time=0.001)
-
-    def all_gone():
-        assert not any(pyasync.stats().handles.values())
-
-    run(start)
 
 
 def test_connections_and_bytes_are_counted(run_between):
@@ -297,8 +290,7 @@ def test_unbuffered_operations_cross_one_by_one(a_thousand_operations):
 
 
 def test_to_read_the_stats_is_no_crossing(run):
-    def start():
+
+    with run():
         before = pyasync.stats().crossings
         assert pyasync.stats().crossings == before
-
-    run(start)

@@ -27,14 +27,12 @@ def resolve(run, function, *arguments, **keywords):
     """Return what the callback of a lookup is called with, or the one error that it reports."""
     results, errors = [], []
 
-    def start():
+    with run():
         function(
             *arguments, lambda *found: results.append(found), event_cb=errors.append, **keywords
         )
         assert not results, "called within the call"
         assert not errors
-
-    run(start)
     assert len(results) + len(errors) == 1
     return (results + errors)[0]
 
@@ -78,11 +76,9 @@ def test_the_addresses_are_the_systems_in_its_order(run, family):
 def test_lookups_run_side_by_side(run):
     found = []
 
-    def start():
+    with run():
         for host in ("localhost", "127.0.0.2", "localhost", "::1"):
             pyasync.dns_lookup(host, lambda address, family: found.append(address), family=ANY)
-
-    run(start)
     assert {"127.0.0.2", "::1"} < set(found)
     assert len(found) == 4
 
@@ -90,14 +86,12 @@ def test_lookups_run_side_by_side(run):
 def test_a_thousand_lookups_at_once_are_all_answered(run):
     left = []
 
-    def start():
+    with run():
         for _ in range(1000):
             pyasync.dns_lookup(
                 "localhost", lambda *found: left.append(pyasync.stats().open_dns_queries)
             )
         assert pyasync.stats().open_dns_queries == 1000
-
-    run(start)
     assert left == list(range(999, -1, -1))
 
 
@@ -180,15 +174,14 @@ def test_an_address_without_a_name_is_given_back(run, ip):
 
 @each_lookup
 def test_a_lookup_that_is_closed_calls_nothing(run, lookup):
-    def start():
+
+    with run():
         request = lookup(lambda *found: pytest.fail("called"), event_cb=pytest.fail)
         assert not request.closed
         request.close()
         assert request.closed
         assert pyasync.stats().open_dns_queries == 0
         request.close()
-
-    run(start)
 
 
 @each_lookup
@@ -199,12 +192,8 @@ def test_a_lookup_is_over_when_its_callback_is_called(run, lookup):
         closed.append((request.closed, pyasync.stats().open_dns_queries))
         request.close()
 
-    def start():
-        nonlocal request
+    with run():
         request = lookup(called)
-
-    request = None
-    run(start)
     assert closed == [(True, 0)]
     request.close()
 
@@ -218,11 +207,9 @@ def test_the_callback_of_one_lookup_may_close_all_others(run):
             request.close()
         assert pyasync.stats().open_dns_queries == 0
 
-    def start():
-        requests.extend(lookup(first) for _ in range(250) for lookup in LOOKUPS.values())
-
     requests = []
-    run(start)
+    with run():
+        requests.extend(lookup(first) for _ in range(250) for lookup in LOOKUPS.values())
     assert len(called) == 1
     assert all(request.closed for request in requests)
 
@@ -230,25 +217,21 @@ def test_the_callback_of_one_lookup_may_close_all_others(run):
 def test_lookups_work_after_a_thousand_were_cancelled(run):
     found = []
 
-    def start():
+    with run():
         for _ in range(1000):
             pyasync.dns_lookup("localhost", pytest.fail).close()
         pyasync.dns_lookup("localhost", lambda *pair: found.append(pair))
         assert pyasync.stats().open_dns_queries == 1
-
-    run(start)
     assert len(found) == 1
 
 
 def test_another_thread_may_not_close_a_lookup(run):
     found = []
 
-    def start():
+    with run():
         request = pyasync.dns_lookup("localhost", lambda *pair: found.append(pair))
         with pytest.raises(RuntimeError, match="thread"):
             Background(request.close).result()
-
-    run(start)
     assert len(found) == 1
 
 
@@ -258,12 +241,8 @@ def test_a_lookup_is_over_when_its_event_cb_is_called(run):
     def event_cb(error):
         told.append((type(error), request.closed, pyasync.stats().open_dns_queries))
 
-    def start():
-        nonlocal request
+    with run():
         request = pyasync.dns_lookup("name.invalid", pytest.fail, event_cb=event_cb)
-
-    request = None
-    run(start)
     assert told == [(pyasync.DnsError, True, 0)]
 
 
@@ -287,16 +266,13 @@ def test_what_a_callback_raises_goes_to_event_cb(run, lookup):
 @each_lookup
 @pytest.mark.parametrize("number", [1, 1000])
 def test_the_loop_can_be_left_while_lookups_run(run, lookup, number):
-    loops = []
-
-    def start():
-        loops.append(pyasync.current_loop())
-        requests.extend(lookup(pytest.fail, event_cb=pytest.fail) for _ in range(number))
-        pyasync.exit_event_loop()
 
     requests = []
-    run(start)
-    assert loops[0].stats().open_dns_queries == 0
+    with run():
+        loop = pyasync.current_loop()
+        requests.extend(lookup(pytest.fail, event_cb=pytest.fail) for _ in range(number))
+        pyasync.exit_event_loop()
+    assert loop.stats().open_dns_queries == 0
     for request in requests:
         assert request.closed
         request.close()
@@ -443,11 +419,9 @@ def look_up(run, number):
         pyasync.dns_lookup("x" * 300, nothing, event_cb=nothing)
         pyasync.dns_lookup("localhost", pytest.fail).close()
 
-    def start():
+    with run(limit=300):
         for _ in range(50):
             again()
-
-    run(start, limit=300)
 
 
 @pytest.mark.skipif(SANITIZED, reason="the sanitizers keep what is freed")

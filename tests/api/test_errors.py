@@ -401,11 +401,9 @@ def test_what_an_event_cb_raises_is_logged_and_the_loop_goes_on(run, arrange, ca
         if isinstance(error, pyasync.CallbackError):
             raise ZeroDivisionError
 
-    def start():
+    with run(catch_app_errors=True):
         pyasync.delay(partial(fired.append, "delay"), time=0.01)
         arrange(raise_app_error, event_cb)
-
-    run(start, catch_app_errors=True)
     assert fired == ["delay"]
     logged = [record.exc_info[1] for record in caplog.records]
     assert [type(error) for error in logged] == [AppError, ZeroDivisionError]
@@ -437,11 +435,9 @@ def test_what_the_function_itself_raises_is_logged_and_the_loop_goes_on(run, cap
     def catch(error):
         raise ZeroDivisionError
 
-    def start():
+    with run(catch_app_errors=catch):
         pyasync.delay(raise_app_error)
         pyasync.delay(partial(fired.append, "delay"))
-
-    run(start, catch_app_errors=catch)
     assert fired == ["delay"]
     assert_logged(caplog, ZeroDivisionError)
 
@@ -457,11 +453,9 @@ def test_when_all_callbacks_of_a_batch_raise_all_run_in_order(run, schedule, buf
     def fail(number):
         raise AppError(number)
 
-    def start():
+    with run(catch_app_errors=told.append, buffer_writes=buffered):
         for number in range(10):
             schedule(partial(fail, number))
-
-    run(start, catch_app_errors=told.append, buffer_writes=buffered)
     assert [error.args for error in told] == [(number,) for number in range(10)]
 
 
@@ -473,11 +467,9 @@ def test_when_some_callbacks_of_a_batch_raise_the_others_run_once(run, caplog):
         if number % 3 == 0:
             raise AppError(number)
 
-    def start():
+    with run(catch_app_errors=True):
         for number in range(10):
             pyasync.delay(partial(fire, number))
-
-    run(start, catch_app_errors=True)
     assert fired == list(range(10))
     assert [record.exc_info[1].args for record in caplog.records] == [(0,), (3,), (6,), (9,)]
 
@@ -571,12 +563,8 @@ def test_a_callback_that_raises_is_called_again(run, arrange):
         if not isinstance(error, pyasync.SocketEOF):
             told.append(error.error.args)
 
-    def start():
-        nonlocal handle
+    with run(catch_app_errors=True):
         handle = arrange(callback, event_cb)
-
-    handle = None
-    run(start, catch_app_errors=True)
     assert (called, told) == ([0, 1, 2], [(0,), (1,), (2,)])
 
 
@@ -837,7 +825,8 @@ def assert_is_system_error(error, number):
 
 
 def test_an_error_that_a_call_raises_has_the_systems_number_and_text(run):
-    def start():
+
+    with run():
         server = pyasync.tcp_server("127.0.0.1", 0, nothing)
         host, port = server.address
         with pytest.raises(pyasync.SocketAddressInUse) as raised:
@@ -846,8 +835,6 @@ def test_an_error_that_a_call_raises_has_the_systems_number_and_text(run):
         assert_is_system_error(raised.value, errno.EADDRINUSE)
         assert (raised.value.address, raised.value.port) == (host, port)
         assert f"{host} port {port}" in str(raised.value)
-
-    run(start)
 
 
 def test_an_error_that_comes_later_has_the_systems_number_and_text(run):
@@ -875,37 +862,34 @@ def error_of_connecting(run):
 
 
 def error_of_binding(run):
-    def start():
+
+    errors = []
+    with run():
         with pytest.raises(pyasync.TcpServerBindError) as raised:
             pyasync.tcp_server("", 0, nothing)
         errors.append(raised.value)
-
-    errors = []
-    run(start)
     return errors[0]
 
 
 def error_of_binding_udp(run):
-    def start():
+
+    errors = []
+    with run():
         with pytest.raises(pyasync.TcpServerBindError) as raised:
             pyasync.udp_socket("", 0)
         errors.append(raised.value)
-
-    errors = []
-    run(start)
     return errors[0]
 
 
 def error_of_connecting_udp(run):
-    def start():
+
+    errors = []
+    with run():
         udp = pyasync.udp_socket("127.0.0.1")
         with pytest.raises(pyasync.DnsError) as raised:
             udp.connect("", 80)
         errors.append(raised.value)
         udp.close()
-
-    errors = []
-    run(start)
     return errors[0]
 
 
@@ -963,11 +947,10 @@ class Interrupting:
 
 
 def test_a_handle_is_closed_also_if_its_close_is_interrupted(run, monkeypatch):
-    def start():
+
+    with run():
         server = pyasync.tcp_server("127.0.0.1", 0, nothing)
         monkeypatch.setattr(pyasync._core.handles, "lib", Interrupting())
         with pytest.raises(AppError):
             server.close()
         assert server.closed
-
-    run(start)

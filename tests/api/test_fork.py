@@ -51,7 +51,7 @@ def test_the_child_has_no_loop_and_is_told_so(run):
         for handle in (event, interval, server, handler):
             handle.close()
 
-    def start():
+    with run():
         handles = (
             pyasync.delay(nothing, time=HOUR),
             pyasync.interval(nothing, time=HOUR),
@@ -62,8 +62,6 @@ def test_the_child_has_no_loop_and_is_told_so(run):
         for handle in handles:
             assert not handle.closed
             handle.close()
-
-    run(start)
 
 
 @pytest.mark.parametrize("fork_from", ["delay", "call_soon", "start"])
@@ -148,13 +146,12 @@ def test_the_child_can_run_a_loop_when_it_has_left_the_parents():
 
 
 def test_a_child_that_a_thread_without_a_loop_forks_can_run_a_loop(run):
-    def start():
+
+    with run():
         thread = threading.Thread(target=fork_and_check, args=[use_a_loop])
         thread.start()
         thread.join()
         pyasync.delay(nothing, time=0.001)
-
-    run(start)
 
 
 def test_children_of_children_can_run_loops(run):
@@ -176,15 +173,13 @@ def test_in_the_child_signals_do_again_what_they_did_before_the_loop(run):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
-    def start():
-        pyasync.signal_handler(signal.SIGUSR1, partial(pytest.fail, "called"))
-        pyasync.signal_handler(signal.SIGINT, partial(pytest.fail, "called"))
-        fork_and_check(check)
-        pyasync.clear_signal_handlers()
-
     before = signal.signal(signal.SIGUSR1, lambda signo, frame: handled.append("Python's"))
     try:
-        run(start)
+        with run():
+            pyasync.signal_handler(signal.SIGUSR1, partial(pytest.fail, "called"))
+            pyasync.signal_handler(signal.SIGINT, partial(pytest.fail, "called"))
+            fork_and_check(check)
+            pyasync.clear_signal_handlers()
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert handled == []
@@ -218,12 +213,10 @@ def test_the_wakeup_descriptor_is_the_one_from_before_the_loop():
 def test_a_signal_to_the_childs_own_loop_does_not_reach_the_parents(run):
     handled = []
 
-    def start():
+    with run():
         handler = pyasync.signal_handler(signal.SIGUSR1, handled.append)
         fork_and_check(use_a_loop)
         pyasync.delay(handler.close, time=0.01)
-
-    run(start)
     assert handled == []
 
 
@@ -257,15 +250,11 @@ def test_the_parents_loop_goes_on_undisturbed(run):
         done.append(signo)
         handler.close()
 
-    def start():
-        nonlocal server, client, handler, event
+    with run():
         server = pyasync.tcp_server("127.0.0.1", 0, read)
         client = pyasync.tcp_connect(*server.address, answered, data=b"before")
         handler = pyasync.signal_handler(signal.SIGUSR1, handle)
         event = pyasync.delay(partial(done.append, "delay"), time=0.01)
-
-    server = client = handler = event = None
-    run(start)
     assert done[0] == b"before"
     assert set(done[1:]) == {(b"after", True), signal.SIGUSR1, "delay"}
 

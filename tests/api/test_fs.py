@@ -36,7 +36,8 @@ def outcome(run):
     def perform(function, *arguments, **keywords):
         results, errors = [], []
 
-        def start():
+        requests = []
+        with run():
             request = function(
                 *arguments,
                 lambda *result: results.append(result),
@@ -46,9 +47,6 @@ def outcome(run):
             assert not request.closed
             assert (results, errors) == ([], [])  # nothing is called inside the call
             requests.append(request)
-
-        requests = []
-        run(start)
         assert requests[0].closed
         if errors:
             assert (len(errors), results) == (1, [])
@@ -162,12 +160,10 @@ def test_a_write_with_an_offset_leaves_the_position_alone(outcome, opened, tmp_p
 def test_data_that_is_changed_after_the_call_is_written_as_it_was(run, opened, tmp_path):
     fd = opened(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
 
-    def start():
+    with run():
         data = bytearray(b"a" * 100_000)
         fs.write(fd, data, nothing)
         data[:] = b"b" * 100_000
-
-    run(start)
     assert (tmp_path / "file").read_bytes() == b"a" * 100_000
 
 
@@ -361,8 +357,6 @@ def test_sendfile_never_waits_for_a_peer_that_does_not_read(run, opened, large_f
 def test_a_short_sendfile_goes_on_where_it_was_when_the_descriptor_is_writable(
     run, opened, large_file, pair
 ):
-    def start():
-        fs.sendfile(ours, source, 0, len(data), on_sent)
 
     def on_sent(size):
         sizes.append(size)
@@ -383,7 +377,8 @@ def test_a_short_sendfile_goes_on_where_it_was_when_the_descriptor_is_writable(
     ours, theirs = pair()
     sizes = []
     reader = Background(read_size, theirs, len(data))
-    run(start, limit=30)
+    with run(limit=30):
+        fs.sendfile(ours, source, 0, len(data), on_sent)
     assert reader.result() == data
 
 
@@ -611,43 +606,39 @@ def slow_pool(tmp_path):
 
 
 def test_a_request_that_is_closed_before_it_begins_does_nothing(run, tmp_path, slow_pool):
-    def start():
+
+    with run():
         empty = slow_pool()
         request = fs.mkdir(tmp_path / "new", unexpected, event_cb=unexpected)
         for _ in range(2):
             request.close()
             assert request.closed
         empty()
-
-    run(start)
     assert os.listdir(tmp_path) == []
 
 
 def test_a_descriptor_whose_close_is_closed_is_closed(run, slow_pool):
-    def start():
+
+    fd = os.open("/", os.O_RDONLY)
+    with run():
         empty = slow_pool()
         request = fs.close(fd, unexpected)
         request.close()
         assert request.closed
         pyasync.delay(empty, time=0.01)
-
-    fd = os.open("/", os.O_RDONLY)
-    run(start)
     assert not fd_is_open(fd)
 
 
 def test_a_descriptor_whose_close_the_end_of_the_loop_cancels_is_closed(run, slow_pool):
-    def start():
+
+    fd = os.open("/", os.O_RDONLY)
+    with run():
         # The end of the loop waits for the threads, when it has cancelled what waits for them.
-        threads.append(threading.Timer(0.2, slow_pool()))
-        threads[0].start()
+        thread = threading.Timer(0.2, slow_pool())
+        thread.start()
         fs.close(fd, unexpected)
         pyasync.exit_event_loop()
-
-    threads = []
-    fd = os.open("/", os.O_RDONLY)
-    run(start)
-    threads[0].join()
+    thread.join()
     assert not fd_is_open(fd)
 
 
@@ -661,33 +652,29 @@ def wait_for(condition):
 
 def test_what_a_closed_request_has_opened_is_closed(run, tmp_path):
     # The fixture of all tests fails this one if the descriptor is left.
-    def start():
+
+    with run():
         request = fs.open(tmp_path / "new", os.O_WRONLY | os.O_CREAT, unexpected)
         wait_for((tmp_path / "new").exists)
         request.close()
 
-    run(start)
-
 
 def test_what_a_request_has_opened_when_the_loop_ends_is_closed(run, tmp_path):
-    def start():
+
+    with run():
         fs.open(tmp_path / "new", os.O_WRONLY | os.O_CREAT, unexpected)
         wait_for((tmp_path / "new").exists)
         pyasync.exit_event_loop()
-
-    run(start)
 
 
 @pytest.mark.parametrize("end", ["close", "exit"])
 def test_a_directory_of_mkdtemp_that_nobody_gets_is_removed(run, tmp_path, end):
     made = []
 
-    def start():
+    with run():
         request = pyasync.mkdtemp(tmp_path / "XXXXXX", unexpected)
         wait_for(lambda: made.extend(os.listdir(tmp_path)) or made)
         request.close() if end == "close" else pyasync.exit_event_loop()
-
-    run(start)
     assert made
     assert os.listdir(tmp_path) == []
 
@@ -712,12 +699,10 @@ def test_the_loop_ends_in_a_callback(run, tmp_path):
         called.append(status)
         pyasync.exit_event_loop()
 
-    def start():
+    with run():
         for _ in range(100):
             fs.stat(tmp_path, on_stat)
             fs.open(tmp_path, os.O_RDONLY, os.close)
-
-    run(start)
     assert len(called) == 1
 
 
@@ -747,13 +732,11 @@ def test_a_thousand_at_once(run, tmp_path):
     def on_closed(path):
         fs.stat(path, lambda status: sizes.append(status.st_size))
 
-    def start():
+    sizes = []
+    with run(limit=30):
         for number in range(1000):
             path = tmp_path / f"{number:04}"
             fs.open(path, os.O_WRONLY | os.O_CREAT, partial(on_opened, path))
-
-    sizes = []
-    run(start, limit=30)
     assert sizes == [4] * 1000
 
 
@@ -762,7 +745,8 @@ def test_memory_does_not_grow_with_the_number_of_requests(run, tmp_path):
     (tmp_path / "file").write_bytes(bytes(100_000))
 
     def rounds(count):
-        def start():
+
+        with run():
             fd = os.open(tmp_path / "file", os.O_RDWR)
 
             def again(left):
@@ -774,8 +758,6 @@ def test_memory_does_not_grow_with_the_number_of_requests(run, tmp_path):
                 fs.read(fd, 100_000, lambda data: again(left - 1), offset=0)
 
             again(count)
-
-        run(start)
         return resident()
 
     before = rounds(100)

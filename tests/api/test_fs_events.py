@@ -45,13 +45,11 @@ def told(run, tmp_path_factory):
             waiting.pop(0)()
             (folder / f"{len(waiting)}").mkdir()
 
-        def start():
+        monitors = []
+        with run(buffer_writes=buffer_writes):
             monitors.append(pyasync.fs_watch(path, on_change))
             monitors.append(pyasync.fs_watch(folder, act))
             act()
-
-        monitors = []
-        run(start, buffer_writes=buffer_writes)
         return reports
 
     return told
@@ -273,12 +271,10 @@ def read_until(run, path, last, change):
         if content == last:
             monitor.close()
 
-    def start():
+    changing = []
+    with run(limit=30):
         pyasync.fs_watch(path, on_change)
         changing.append(Background(change))
-
-    changing = []
-    run(start, limit=30)
     changing[0].result()
 
 
@@ -310,12 +306,10 @@ def test_whoever_reads_at_each_report_misses_no_return(run, tmp_path):
 def test_a_path_may_be_of_any_type(told, run, file, kind):
     assert told(kind(file), append(file)) == [[("file", "C")]]
 
-    def start():
+    with run():
         monitor = pyasync.fs_watch(kind(file), nothing)
         assert monitor.path == os.fspath(kind(file))
         monitor.close()
-
-    run(start)
 
 
 def test_a_relative_path_is_one_from_where_the_process_was(told, file, monkeypatch, tmp_path):
@@ -380,13 +374,11 @@ def test_several_monitors_of_one_file_are_independent(run, file):
             for monitor in monitors:
                 monitor.close()
 
-    def start():
+    monitors = []
+    with run():
         for number, path in enumerate([file, file, hard, soft]):
             monitors.append(pyasync.fs_watch(path, partial(on_change, number)))
         append(hard)()
-
-    monitors = []
-    run(start)
     assert len(reports) == 7
 
 
@@ -398,15 +390,13 @@ def test_a_thousand_files_are_watched_at_once(run, folder):
         reports.append(filename)
         monitor.close()
 
-    def start():
+    with run():
         for path in paths:
             path.touch()
             pyasync.fs_watch(path, on_change)
         assert pyasync.stats().handles["fs-monitor"] == 1000
         for path in paths:
             append(path)()
-
-    run(start)
     assert reports == [path.name for path in paths]
 
 
@@ -424,12 +414,10 @@ def test_a_change_wakes_the_loop(run, wait_until_asleep, file):
         reports.append(report)
         monitor.close()
 
-    def start():
+    changing = []
+    with run():
         pyasync.fs_watch(file, on_change)
         changing.append(Background(change, pyasync.current_loop()))
-
-    changing = []
-    run(start)
     changing[0].result()
     assert reports == [("file", False, True)]
 
@@ -442,26 +430,22 @@ def test_a_monitor_that_has_begun_anew_is_referenced_as_before(run, file):
         else:
             pyasync.call_soon(replace(file))
 
-    def start():
-        nonlocal timer
+    seen = []
+    with run():
         timer = pyasync.delay(nothing, time=3600)
         pyasync.fs_watch(file, on_change).unref()
         pyasync.delay(replace(file))
-
-    seen, timer = [], None
-    run(start)
     assert seen == [False, False]
 
 
 def test_the_status_of_the_loop_names_monitors(run, file):
-    def start():
+
+    with run():
         status = io.StringIO()
         monitor = pyasync.fs_watch(file, nothing)
         pyasync.dump_event_loop_status(status)
         assert "fs-monitor   active referenced -\n" in status.getvalue()
         monitor.close()
-
-    run(start)
 
 
 def test_unbuffered_loops_have_monitors_too(told, file):
@@ -487,15 +471,13 @@ def test_a_monitor_that_its_callback_closes_is_not_called_again(run, file, close
         assert monitor.closed
         close(monitor)
 
-    def start():
+    calls = []
+    with run():
         for path in (file, file.parent, file):
             pyasync.fs_watch(path, on_change)
         (file.parent / "another").mkdir()
         save(file)()
         append(file)()
-
-    calls = []
-    run(start)
     assert sorted(calls) == ["another", "file", "file"]
 
 
@@ -505,12 +487,10 @@ def test_a_monitor_that_another_one_closes_is_not_called(run, file):
         for monitor in monitors:
             monitor.close()
 
-    def start():
+    calls, monitors = [], []
+    with run():
         monitors.extend(pyasync.fs_watch(file, on_change) for _ in range(3))
         replace(file)()
-
-    calls, monitors = [], []
-    run(start)
     assert len(calls) == 1
 
 
@@ -563,7 +543,8 @@ def test_the_child_of_a_fork_leaves_the_monitor_to_the_parent(run, file):
 
 
 def test_what_is_not_there_cannot_be_watched(run, tmp_path):
-    def start():
+
+    with run():
         for path in (tmp_path / "missing", str(tmp_path / "missing" / "below"), b""):
             with pytest.raises(pyasync.FilesystemNotFound) as raised:
                 pyasync.fs_watch(path, nothing)
@@ -573,23 +554,20 @@ def test_what_is_not_there_cannot_be_watched(run, tmp_path):
         with pytest.raises(pyasync.FilesystemError, match="Not a directory"):
             pyasync.fs_watch(tmp_path / "file" / "below", nothing)
 
-    run(start)
-
 
 def test_a_relative_path_needs_a_working_directory(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tmp_path.rmdir()
 
-    def start():
+    with run():
         with pytest.raises(pyasync.FilesystemNotFound) as raised:
             pyasync.fs_watch("file", nothing)
         assert raised.value.filename == "file"
 
-    run(start)
-
 
 def test_running_out_of_descriptors_is_an_error_of_the_call(run, file):
-    def start():
+
+    with run():
         error = pytest.raises(pyasync.FilesystemError, match="no descriptor is left")
         with no_descriptor_left(), error as raised:
             pyasync.fs_watch(file, nothing)
@@ -597,8 +575,6 @@ def test_running_out_of_descriptors_is_an_error_of_the_call(run, file):
         assert raised.value.filename == str(file)
         pyasync.fs_watch(file, lambda monitor, *report: monitor.close())
         append(file)()
-
-    run(start)
 
 
 def run_with_a_limit(limit, number, program, folder):

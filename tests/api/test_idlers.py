@@ -18,12 +18,8 @@ def test_an_idler_runs_once_in_each_iteration(run):
         if len(counts) == 517:
             pyasync.free_idler(idler)
 
-    def start():
-        nonlocal idler
+    with run():
         idler = pyasync.idle(count)
-
-    idler = None
-    run(start)
     assert counts == list(range(counts[0], counts[0] + 517))
 
 
@@ -36,11 +32,9 @@ def test_several_idlers_run_in_each_iteration(run):
             for idler in idlers:
                 idler.close()
 
-    def start():
-        idlers.extend(pyasync.idle(partial(call, name)) for name in "abc")
-
     idlers = []
-    run(start)
+    with run():
+        idlers.extend(pyasync.idle(partial(call, name)) for name in "abc")
     first = calls[0][0]
     assert sorted(calls) == [(first + n, name) for n in range(10) for name in "abc"]
 
@@ -55,22 +49,17 @@ def test_an_idler_runs_also_in_iterations_that_have_ready_calls(run):
         else:
             idler.close()
 
-    def start():
-        nonlocal idler
+    with run():
         idler = pyasync.idle(partial(calls.append, "idle"))
         ready(10)
-
-    idler = None
-    run(start)
     assert calls.count("idle") == 10
 
 
 def test_timers_fire_beside_an_idler(run):
-    def start():
+
+    with run():
         idler = pyasync.idle(nothing)
         pyasync.delay(idler.close, time=0.01)
-
-    run(start)
 
 
 @pytest.mark.parametrize("idlers", [1, 3])
@@ -86,14 +75,12 @@ def test_sockets_are_served_beside_idlers(run, idlers):
             for handle in handles:
                 handle.close()
 
-    def start():
+    handles = []
+    with run():
         server = pyasync.tcp_server("127.0.0.1", 0, lambda socket, data: socket.write(data))
         handles.append(server)
         handles.extend(pyasync.idle(nothing) for _ in range(idlers))
         pyasync.tcp_connect(*server.address, on_data, data=b"ping")
-
-    handles = []
-    run(start)
     assert received == [b"ping"] * 100
 
 
@@ -112,17 +99,15 @@ def test_an_idler_runs_in_each_iteration_that_reads_much(run):
         if len(counts) == 200:
             pyasync.exit_event_loop()
 
-    def start():
-        server = pyasync.tcp_server("127.0.0.1", 0, read_cb)
-        for _ in range(8):
-            peers.append(socket.create_connection(server.address))
-            peers[-1].setblocking(False)
-            peers[-1].send(bytes(1 << 20))
-        pyasync.idle(count)
-
     peers = []
     try:
-        run(start)
+        with run():
+            server = pyasync.tcp_server("127.0.0.1", 0, read_cb)
+            for _ in range(8):
+                peers.append(socket.create_connection(server.address))
+                peers[-1].setblocking(False)
+                peers[-1].send(bytes(1 << 20))
+            pyasync.idle(count)
     finally:
         for peer in peers:
             peer.close()
@@ -141,12 +126,10 @@ def test_an_idler_that_another_one_closes_is_not_called(run):
         idlers[other].close()
         idlers[name].close()
 
-    def start():
+    idlers = []
+    with run():
         idlers.append(pyasync.idle(partial(call, 0, 1)))
         idlers.append(pyasync.idle(partial(call, 1, 0)))
-
-    idlers = []
-    run(start)
     assert len(called) == 1
 
 

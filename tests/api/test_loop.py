@@ -48,20 +48,18 @@ def test_the_start_function_runs_in_the_loop():
 def test_the_loop_runs_until_nothing_is_left(run):
     calls = []
 
-    def start():
-        pyasync.delay(lambda: pyasync.call_soon(lambda: pyasync.delay(last, time=0.005)))
-
     def last():
         calls.append("last")
 
-    run(start)
+    with run():
+        pyasync.delay(lambda: pyasync.call_soon(lambda: pyasync.delay(last, time=0.005)))
     assert calls == ["last"]
 
 
 def test_a_second_loop_in_one_thread_is_refused_and_the_first_goes_on(run):
     calls = []
 
-    def start():
+    with run():
         outer = pyasync.current_loop()
         with pytest.raises(RuntimeError, match="running in this thread already"):
             pyasync.start_event_loop(nothing)
@@ -69,8 +67,6 @@ def test_a_second_loop_in_one_thread_is_refused_and_the_first_goes_on(run):
             pass
         assert pyasync.current_loop() is outer
         pyasync.delay(lambda: calls.append("delay"), time=0.001)
-
-    run(start)
     assert calls == ["delay"]
 
 
@@ -205,11 +201,9 @@ def test_the_callback_that_leaves_the_loop_runs_to_its_end(run):
 def test_leaving_the_loop_closes_everything(run):
     closed = []
 
-    def start():
+    with run():
         closed.append(closed_when_the_loop_ends())
         pyasync.delay(pyasync.exit_event_loop)
-
-    run(start)
     assert closed[0]()
 
 
@@ -221,13 +215,11 @@ def test_events_of_the_same_batch_are_not_delivered_after_leaving(run, buffered)
         fired.append("leave")
         pyasync.exit_event_loop()
 
-    def start():
+    with run(buffer_writes=buffered):
         pyasync.delay(lambda: fired.append("before"))
         pyasync.delay(leave)
         for _ in range(10):
             pyasync.delay(lambda: fired.append("after"))
-
-    run(start, buffer_writes=buffered)
     assert fired == ["before", "leave"]
 
 
@@ -238,13 +230,11 @@ def test_calls_that_are_ready_are_not_run_after_leaving(run):
         calls.append("leave")
         pyasync.exit_event_loop()
 
-    def start():
+    with run():
         pyasync.call_soon(lambda: calls.append("before"))
         pyasync.call_soon(leave)
         pyasync.call_soon(lambda: calls.append("after"))
         pyasync.current_loop().call_threadsafe(lambda: calls.append("threadsafe"))
-
-    run(start)
     assert calls == ["before", "leave"]
 
 
@@ -285,13 +275,11 @@ def test_what_was_written_is_tried_once_when_the_loop_is_left(run, buffered):
 def test_exit_callbacks_run_in_order_before_anything_is_closed(run):
     calls = []
 
-    def start():
+    with run():
         server = pyasync.tcp_server("127.0.0.1", 0, nothing)
         pyasync.add_event_loop_exit_callback(lambda: calls.append(("first", server.closed)))
         pyasync.add_event_loop_exit_callback(lambda: calls.append(("second", server.closed)))
         server.unref()
-
-    run(start)
     assert calls == [("first", False), ("second", False)]
 
 
@@ -318,12 +306,10 @@ def leave_by_an_interrupt():
 def test_exit_callbacks_run_however_the_loop_ends(run, leave):
     calls = []
 
-    def start():
-        pyasync.add_event_loop_exit_callback(lambda: calls.append(pyasync.current_loop()))
-        leave()
-
     try:
-        run(start)
+        with run():
+            pyasync.add_event_loop_exit_callback(lambda: calls.append(pyasync.current_loop()))
+            leave()
     except (ZeroDivisionError, KeyboardInterrupt):
         pass
     assert len(calls) == 1
@@ -333,11 +319,9 @@ def test_exit_callbacks_run_however_the_loop_ends(run, leave):
 def test_an_exit_callback_that_raises_is_logged_and_the_others_still_run(run, caplog):
     calls = []
 
-    def start():
+    with run():
         pyasync.add_event_loop_exit_callback(lambda: 1 / 0)
         pyasync.add_event_loop_exit_callback(lambda: calls.append("second"))
-
-    run(start)
     assert calls == ["second"]
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("pyasync", logging.ERROR)
@@ -362,11 +346,9 @@ def test_what_an_exit_callback_asks_for_is_closed_with_the_rest(run):
 def test_ready_calls_run_in_the_order_in_which_they_were_made(run):
     calls = []
 
-    def start():
+    with run():
         for number in range(100):
             pyasync.call_soon(partial(calls.append, number))
-
-    run(start)
     assert calls == list(range(100))
 
 
@@ -376,11 +358,9 @@ def test_ready_calls_that_a_ready_call_makes_wait_for_the_next_iteration(run):
     def call(name):
         calls.append((name, pyasync.stats().iterations))
 
-    def start():
+    with run():
         pyasync.call_soon(lambda: (call("first"), pyasync.call_soon(partial(call, "third"))))
         pyasync.call_soon(partial(call, "second"))
-
-    run(start)
     assert [name for name, _ in calls] == ["first", "second", "third"]
     first, second, third = (iteration for _, iteration in calls)
     assert first == second
@@ -390,11 +370,9 @@ def test_ready_calls_that_a_ready_call_makes_wait_for_the_next_iteration(run):
 def test_a_ready_call_runs_after_the_callbacks_of_its_iteration(run):
     calls = []
 
-    def start():
+    with run():
         pyasync.delay(lambda: pyasync.call_soon(lambda: calls.append("ready")))
         pyasync.delay(lambda: calls.append("second timer"))
-
-    run(start)
     assert calls == ["second timer", "ready"]
 
 
@@ -405,11 +383,9 @@ def test_ready_calls_that_go_on_and_on_do_not_keep_timers_waiting(run):
         if running:
             pyasync.call_soon(again)
 
-    def start():
+    with run():
         again()
         pyasync.delay(running.clear, time=0.01)
-
-    run(start)
     assert not running
 
 
@@ -425,14 +401,10 @@ def test_ready_calls_that_go_on_and_on_do_not_keep_sockets_waiting(run):
         connection.close()
         server.close()
 
-    def start():
-        nonlocal server
+    with run():
         server = pyasync.tcp_server("127.0.0.1", 0, read)
         pyasync.tcp_connect(*server.address, nothing, data=b"data")
         again()
-
-    server = None
-    run(start)
     assert not running
 
 
@@ -440,7 +412,8 @@ def test_ready_calls_that_go_on_and_on_do_not_keep_sockets_waiting(run):
 
 
 def test_now_stands_still_in_a_callback_until_update_time(run):
-    def start():
+
+    with run():
         before = pyasync.now()
         time.sleep(0.02)
         assert pyasync.now() == before
@@ -448,17 +421,13 @@ def test_now_stands_still_in_a_callback_until_update_time(run):
         # The loop's clock may be one that ticks every few milliseconds.
         assert pyasync.now() >= before + 0.01
 
-    run(start)
-
 
 def test_now_moves_on_from_iteration_to_iteration(run):
     times = []
 
-    def start():
+    with run():
         times.append(pyasync.now())
         pyasync.delay(lambda: times.append(pyasync.now()), time=0.05)
-
-    run(start)
     assert times[1] >= times[0] + 0.04
 
 
@@ -487,16 +456,14 @@ def test_what_is_not_referenced_is_served_while_ready_calls_keep_the_loop_runnin
         if not (received and fired):
             pyasync.call_soon(again)
 
-    def start():
+    fired = []
+    with run():
         pyasync.delay(partial(fired.append, True), time=0.01).unref()
         server = pyasync.tcp_server("127.0.0.1", 0, on_data)
         server.unref()
         with socket.create_connection(server.address, timeout=10) as client:
             client.sendall(b"hello")
         again()
-
-    fired = []
-    run(start)
     assert (received, fired) == ([b"hello"], [True])
 
 

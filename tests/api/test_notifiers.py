@@ -19,13 +19,10 @@ def test_a_trigger_runs_the_callback_in_the_loops_thread(run):
     def callback():
         called.append((threading.get_ident(), pyasync.current_loop() is not None))
 
-    def start():
+    with run():
         notifier = pyasync.make_notifier(callback)
-        others.append(Background(notifier.trigger))
-
-    others = []
-    run(start)
-    others[0].result()
+        other = Background(notifier.trigger)
+    other.result()
     assert called == [(threading.get_ident(), True)]
 
 
@@ -36,13 +33,10 @@ def test_a_trigger_wakes_a_sleeping_loop(run, wait_until_asleep):
         wait_until_asleep(loop)
         pyasync.trigger_notifier(notifier)
 
-    def start():
+    with run():
         notifier = pyasync.make_notifier(partial(called.append, 1))
-        others.append(Background(trigger, pyasync.current_loop(), notifier))
-
-    others = []
-    run(start)
-    others[0].result()
+        other = Background(trigger, pyasync.current_loop(), notifier)
+    other.result()
     assert called == [1]
 
 
@@ -56,27 +50,22 @@ def test_a_loop_sleeps_for_a_notifier_alone_and_wakes_each_time(run, wait_until_
             assert called.get(timeout=PATIENCE)
         loop.call_threadsafe(notifier.free)
 
-    def start():
-        nonlocal notifier
+    called = queue.Queue()
+    with run():
         notifier = pyasync.make_notifier(partial(called.put, True), single_shot=False)
-        others.append(Background(trigger, pyasync.current_loop()))
-
-    notifier, others, called = None, [], queue.Queue()
-    run(start)
-    others[0].result()
+        other = Background(trigger, pyasync.current_loop())
+    other.result()
 
 
 def test_triggers_before_the_callback_runs_are_one_call(run):
     called = []
 
-    def start():
+    with run():
         notifier = pyasync.make_notifier(partial(called.append, 1), single_shot=False)
         for _ in range(100):
             notifier.trigger()
         assert called == []
         pyasync.delay(notifier.free, time=0.01)
-
-    run(start)
     assert called == [1]
 
 
@@ -97,14 +86,11 @@ def test_no_trigger_of_many_threads_is_lost(run):
         if seen == threads * triggers:
             notifier.free()
 
-    def start():
-        nonlocal notifier
+    others, calls, seen = [], 0, 0
+    # The last one frees it, and so ends the loop: without that it would run into its limit.
+    with run(limit=50):
         notifier = pyasync.make_notifier(callback, single_shot=False)
         others.extend(Background(trigger, number) for number in range(threads))
-
-    notifier, others, calls, seen = None, [], 0, 0
-    # The last one frees it, and so ends the loop: without that it would run into its limit.
-    run(start, limit=50)
     for other in others:
         other.result()
     assert seen == threads * triggers
@@ -114,13 +100,11 @@ def test_no_trigger_of_many_threads_is_lost(run):
 def test_notifiers_of_many_threads_have_their_own_callbacks(run):
     called = []
 
-    def start():
+    others = []
+    with run():
         for number in range(20):
             notifier = pyasync.make_notifier(partial(called.append, number))
             others.append(Background(notifier.trigger))
-
-    others = []
-    run(start)
     for other in others:
         other.result()
     assert sorted(called) == list(range(20))
@@ -136,13 +120,9 @@ def test_a_callback_that_triggers_its_notifier_is_called_again(run):
         else:
             notifier.free()
 
-    def start():
-        nonlocal notifier
+    with run():
         notifier = pyasync.make_notifier(callback, single_shot=False)
         notifier.trigger()
-
-    notifier = None
-    run(start)
     assert called == list(range(called[0], called[0] + 5))
 
 
@@ -153,18 +133,14 @@ def test_a_handler_of_pythons_may_trigger(run, wait_until_asleep):
         wait_until_asleep(loop)
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    def start():
-        nonlocal notifier
-        notifier = pyasync.make_notifier(partial(called.append, 1))
-        others.append(Background(send, pyasync.current_loop()))
-
-    notifier, others = None, []
     before = signal.signal(signal.SIGUSR1, lambda signo, frame: notifier.trigger())
     try:
-        run(start)
+        with run():
+            notifier = pyasync.make_notifier(partial(called.append, 1))
+            other = Background(send, pyasync.current_loop())
     finally:
         signal.signal(signal.SIGUSR1, before)
-    others[0].result()
+    other.result()
     assert called == [1]
 
 
@@ -190,16 +166,13 @@ def test_a_handler_of_pythons_may_interrupt_a_trigger_with_its_own(run):
         else:
             pyasync.call_soon(trigger_and_be_interrupted)
 
-    def start():
-        nonlocal notifier
-        notifier = pyasync.make_notifier(callback, single_shot=False)
-        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
-        trigger_and_be_interrupted()
-
-    notifier, seen = None, []
+    seen = []
     before = signal.signal(signal.SIGALRM, handle)
     try:
-        run(start, limit=30)
+        with run(limit=30):
+            notifier = pyasync.make_notifier(callback, single_shot=False)
+            signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+            trigger_and_be_interrupted()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -215,15 +188,12 @@ def test_a_trigger_that_is_interrupted_loses_none_of_another_thread(run, monkeyp
         Background(notifier.trigger).result()  # finds that it shares the other's call
         raise Interrupt
 
-    def start():
-        nonlocal notifier
+    called = []
+    with run():
         notifier = pyasync.make_notifier(partial(called.append, 1))
         monkeypatch.setattr(pyasync.Loop, "call_threadsafe", interrupted)
         with pytest.raises(Interrupt):
             notifier.trigger()
-
-    notifier, called = None, []
-    run(start)
     assert called == [1]
 
 
@@ -239,14 +209,10 @@ def test_a_single_shot_is_freed_when_it_is_called(run):
             notifier.trigger()
         notifier.free()
 
-    def start():
-        nonlocal notifier
+    with run():
         notifier = pyasync.make_notifier(callback)
         notifier.trigger()
         notifier.trigger()
-
-    notifier = None
-    run(start)
     assert called == [True]
 
 
@@ -254,7 +220,8 @@ def test_a_single_shot_is_freed_when_it_is_called(run):
 
 
 def test_a_freed_notifier_refuses_triggers_of_any_thread(run):
-    def start():
+
+    with run():
         notifier = pyasync.make_notifier(partial(pytest.fail, "called"))
         assert not notifier.freed
         pyasync.free_notifier(notifier)
@@ -269,21 +236,16 @@ def test_a_freed_notifier_refuses_triggers_of_any_thread(run):
         with pytest.raises(pyasync.NotifierFreed):
             notifier.ref()
 
-    run(start)
-
 
 def test_a_trigger_after_the_loop_has_ended_raises(run):
-    notifiers = []
 
-    def start():
-        notifiers.append(pyasync.make_notifier(nothing))
-        notifiers[0].unref()
-
-    run(start)
-    assert notifiers[0].freed
+    with run():
+        notifier = pyasync.make_notifier(nothing)
+        notifier.unref()
+    assert notifier.freed
     with pytest.raises(pyasync.NotifierFreed, match="its loop has ended"):
-        notifiers[0].trigger()
-    notifiers[0].free()
+        notifier.trigger()
+    notifier.free()
 
 
 def test_triggers_that_race_with_the_end_of_the_loop_raise_or_are_forgotten(run):
@@ -305,23 +267,21 @@ def test_triggers_that_race_with_the_end_of_the_loop_raise_or_are_forgotten(run)
 
 
 def test_a_notifier_that_is_freed_after_its_trigger_is_not_called(run):
-    def start():
+
+    with run():
         notifier = pyasync.make_notifier(partial(pytest.fail, "called"))
         notifier.trigger()
         notifier.free()
 
-    run(start)
-
 
 def test_only_the_loops_thread_may_free_a_notifier(run):
-    def start():
+
+    with run():
         notifier = pyasync.make_notifier(nothing)
         with pytest.raises(RuntimeError, match="not the event loop's"):
             Background(notifier.free).result()
         assert not notifier.freed
         notifier.free()
-
-    run(start)
 
 
 def test_a_notifier_that_nobody_refers_to_is_called(run):
@@ -334,14 +294,13 @@ def test_a_notifier_that_nobody_refers_to_is_called(run):
 
 
 def test_notifiers_are_counted(run):
-    def start():
+
+    with run():
         notifiers = [pyasync.make_notifier(nothing) for _ in range(3)]
         assert pyasync.stats().handles["notifier"] == 3
         for notifier in notifiers:
             notifier.free()
         assert pyasync.stats().handles["notifier"] == 0
-
-    run(start)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -349,7 +308,7 @@ def test_notifiers_are_counted(run):
 def test_the_child_of_a_fork_leaves_the_notifier_to_the_parent(run):
     called = []
 
-    def start():
+    with run():
         notifier = pyasync.make_notifier(partial(called.append, 1))
         pid = os.fork()
         if pid == 0:
@@ -364,6 +323,4 @@ def test_the_child_of_a_fork_leaves_the_notifier_to_the_parent(run):
         assert os.waitpid(pid, 0)[1] == 0
         assert called == []
         notifier.trigger()
-
-    run(start)
     assert called == [1]

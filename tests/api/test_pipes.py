@@ -83,13 +83,9 @@ def exchange_over(run, name, server_name=None):
         client.close()
         server.close()
 
-    def start():
-        nonlocal server
+    with run():
         server = pyasync.pipe_server(server_name or name, echo)
         pyasync.pipe_connect(name, on_data, data="hello")
-
-    server = None
-    run(start)
     return got
 
 
@@ -122,62 +118,53 @@ def test_a_name_may_be_abstract(run, abstract, kind, tmp_path, monkeypatch):
 def test_an_abstract_name_may_have_zero_bytes(run, abstract):
     one, other = f"{abstract}\0one", f"{abstract}\0other"
 
-    def start():
+    with listening(one), run():
         with pytest.raises(pyasync.SocketAddressInUse):
             pyasync.pipe_server(one, nothing)
         pyasync.pipe_server(other, nothing).close()
-
-    with listening(one):
-        run(start)
 
 
 def test_the_longest_path_is_taken_whole(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = "x" * LONGEST
 
-    def start():
+    with run():
         server = pyasync.pipe_server(name, nothing)
         assert os.listdir(tmp_path) == [name]
         assert server.address == name
         server.close()
-
-    run(start)
     assert exchange_over(run, name) == [b"hello"]
 
 
 def test_the_address_is_the_name(run, path):
-    def start():
+
+    with run():
         server = pyasync.pipe_server(path, nothing)
         assert server.address == path
         server.close()
-
-    run(start)
 
 
 # The file of a server
 
 
 def test_the_file_is_removed_when_the_server_is_closed(run, path):
-    def start():
+
+    with run():
         server = pyasync.pipe_server(path, nothing)
         assert is_socket(path)
         server.close()
         assert not os.path.lexists(path)
         server.close()
 
-    run(start)
-
 
 @pytest.mark.parametrize("leave", ["exit_event_loop", "raise"])
 def test_the_file_is_removed_when_the_loop_ends(run, path, leave):
-    def start():
+
+    with contextlib.suppress(LookupError), run():
         pyasync.pipe_server(path, nothing)
         if leave == "raise":
             raise LookupError
         pyasync.exit_event_loop()
-
-    with contextlib.suppress(LookupError):
-        run(start)
     assert not os.path.lexists(path)
 
 
@@ -197,17 +184,16 @@ def run_with_peer(run, start, path, peer):
         with dial(path) as sock:
             return peer(sock)
 
-    def start_both():
+    with run():
         start()
         talkers.append(Background(talk))
-
-    run(start_both)
     return talkers[0].result()
 
 
 @pytest.mark.parametrize("end", ["close", "loop"])
 def test_a_file_that_has_taken_its_place_is_left_alone(run, path, end):
-    def start():
+
+    with run():
         server = pyasync.pipe_server(path, nothing)
         # Not removed first: its number might be given to the new one.
         os.rename(path, path + ".old")
@@ -216,14 +202,13 @@ def test_a_file_that_has_taken_its_place_is_left_alone(run, path, end):
             server.close()
         else:
             pyasync.exit_event_loop()
-
-    run(start)
     assert Path(path).read_text() == "another's"
     assert is_socket(path + ".old")
 
 
 def test_another_servers_file_is_left_alone(run, path):
-    def start():
+
+    with contextlib.ExitStack() as stack, run():
         server = pyasync.pipe_server(path, nothing)
         os.rename(path, path + ".old")
         another = stack.enter_context(listening(path))
@@ -231,14 +216,12 @@ def test_another_servers_file_is_left_alone(run, path):
         with dial(path), another.accept()[0]:
             pass
 
-    with contextlib.ExitStack() as stack:
-        run(start)
-
 
 def test_the_file_is_removed_while_the_server_listens_still(run, path, monkeypatch):
     """Later, another server might have replaced it by a file with the same inode."""
 
-    def start():
+    looked = []
+    with run():
         server = pyasync.pipe_server(path, nothing)
 
         def unlink(name):
@@ -249,9 +232,6 @@ def test_the_file_is_removed_while_the_server_listens_still(run, path, monkeypat
             patch.setattr("pyasync.pipes.os.unlink", unlink)
             server.close()
         assert server.closed
-
-    looked = []
-    run(start)
     assert looked == [False]
 
 
@@ -270,28 +250,23 @@ def test_a_relative_path_stays_that_of_the_directory_of_the_call(run, tmp_path, 
         else:
             pyasync.exit_event_loop()
 
-    def start():
-        nonlocal server
+    with run():
         server = pyasync.pipe_server("p", echo)
         pyasync.pipe_connect("p", on_data, data="hello", event_cb=got.append)
         os.chdir(elsewhere)
         Path("p").write_text("another's")
-
-    server = None
-    run(start)
     assert got == [b"hello"]
     assert os.listdir(tmp_path) == ["elsewhere"]
     assert Path("p").read_text() == "another's"
 
 
 def test_a_forks_child_leaves_the_file_to_its_parent(run, path):
-    def start():
+
+    with run():
         server = pyasync.pipe_server(path, nothing)
         fork_and_check(server.close)
         assert is_socket(path)
         server.close()
-
-    run(start)
     assert not os.path.lexists(path)
 
 
@@ -299,21 +274,18 @@ def test_a_forks_child_leaves_the_file_to_its_parent(run, path):
     ("wrong", "error"), [({"backlog": -1}, ValueError), ({"backlog": "many"}, TypeError)]
 )
 def test_a_server_that_is_refused_leaves_no_file(run, path, wrong, error):
-    def start():
-        with pytest.raises(error):
-            pyasync.pipe_server(path, nothing, **wrong)
 
-    run(start)
+    with run(), pytest.raises(error):
+        pyasync.pipe_server(path, nothing, **wrong)
     assert not os.path.lexists(path)
 
 
 def test_a_file_that_is_gone_is_no_error(run, path):
-    def start():
+
+    with run():
         server = pyasync.pipe_server(path, nothing)
         os.unlink(path)
         server.close()
-
-    run(start)
 
 
 def test_a_stale_file_is_replaced(run, path):
@@ -324,7 +296,8 @@ def test_a_stale_file_is_replaced(run, path):
 
 @pytest.mark.parametrize("whose", ["another process's", "our own"])
 def test_a_live_servers_name_is_in_use(run, path, whose):
-    def start():
+
+    with contextlib.ExitStack() as stack, run():
         if whose == "our own":
             server = pyasync.pipe_server(path, nothing)
         else:
@@ -337,36 +310,27 @@ def test_a_live_servers_name_is_in_use(run, path, whose):
         dial(path).close()
         server.close()
 
-    with contextlib.ExitStack() as stack:
-        run(start)
-
 
 def test_a_live_server_whose_backlog_is_full_is_not_stale(run, path):
-    def start():
-        with pytest.raises(pyasync.SocketAddressInUse):
-            pyasync.pipe_server(path, nothing)
 
     with full_listener(path):
-        run(start)
+        with run(), pytest.raises(pyasync.SocketAddressInUse):
+            pyasync.pipe_server(path, nothing)
         assert is_socket(path)
 
 
 @LINUX
 def test_a_live_servers_abstract_name_is_in_use(run, abstract):
-    def start():
-        with pytest.raises(pyasync.SocketAddressInUse):
-            pyasync.pipe_server(abstract, nothing)
 
-    with listening(abstract):
-        run(start)
+    with listening(abstract), run(), pytest.raises(pyasync.SocketAddressInUse):
+        pyasync.pipe_server(abstract, nothing)
 
 
 def test_a_name_is_free_again_as_soon_as_its_server_is_closed(run, path):
-    def start():
+
+    with run():
         for _ in range(3):
             pyasync.pipe_server(path, nothing).close()
-
-    run(start)
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
@@ -379,11 +343,8 @@ def test_what_is_no_socket_is_left_alone(run, path, kind):
         os.symlink(path + ".nowhere", path)
     before = os.lstat(path)
 
-    def start():
-        with pytest.raises(pyasync.SocketError):
-            pyasync.pipe_server(path, nothing)
-
-    run(start)
+    with run(), pytest.raises(pyasync.SocketError):
+        pyasync.pipe_server(path, nothing)
     after = os.lstat(path)
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     if kind == "file":
@@ -391,13 +352,12 @@ def test_what_is_no_socket_is_left_alone(run, path, kind):
 
 
 def test_a_folder_that_is_missing_is_an_error(run, path):
-    def start():
+
+    with run():
         with pytest.raises(pyasync.PipeNotFound) as caught:
             pyasync.pipe_server(path + ".nowhere/pipe", nothing)
         assert isinstance(caught.value, FileNotFoundError)
         assert caught.value.filename == path + ".nowhere/pipe"
-
-    run(start)
 
 
 # Connecting
@@ -474,25 +434,23 @@ def test_what_is_written_on_the_way_is_kept_in_order(run, path):
     data = os.urandom(1 << 20)
     told = []
 
-    def start():
-        client = pyasync.pipe_connect(
-            path,
-            nothing,
-            data="first ",
-            write_cb=lambda socket: told.append("first"),
-            connect_cb=told.append,
-            event_cb=told.append,
-        )
-        client.write(data, write_cb=lambda socket: told.append("second"))
-        client.close()
-
     def accept():
         with listener.accept()[0] as sock:
             return read_all(sock)
 
     with listening(path) as listener:
         received = Background(accept)
-        run(start)
+        with run():
+            client = pyasync.pipe_connect(
+                path,
+                nothing,
+                data="first ",
+                write_cb=lambda socket: told.append("first"),
+                connect_cb=told.append,
+                event_cb=told.append,
+            )
+            client.write(data, write_cb=lambda socket: told.append("second"))
+            client.close()
         assert received.result() == b"first " + data
     assert told == ["first", "second"]
 
@@ -500,13 +458,11 @@ def test_what_is_written_on_the_way_is_kept_in_order(run, path):
 def test_closing_on_the_way_calls_nothing(run, path):
     told = []
 
-    def start():
+    with run():
         client = pyasync.pipe_connect(
             path, told.append, connect_cb=told.append, event_cb=told.append
         )
         client.close()
-
-    run(start)
     assert told == []
 
 
@@ -531,22 +487,20 @@ def full_listener(name):
 def test_with_a_full_backlog_it_connects_when_there_is_room(run, path):
     connected = []
 
-    def start():
-        pyasync.pipe_connect(
-            path,
-            nothing,
-            connect_cb=lambda client: (connected.append(client.peername), client.close()),
-            event_cb=connected.append,
-        )
-        pyasync.delay(make_room, time=0.05)
-
     def make_room():
         assert connected == []
         stack.enter_context(listener.accept()[0])
 
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(full_listener(path))
-        run(start)
+        with run():
+            pyasync.pipe_connect(
+                path,
+                nothing,
+                connect_cb=lambda client: (connected.append(client.peername), client.close()),
+                event_cb=connected.append,
+            )
+            pyasync.delay(make_room, time=0.05)
     assert connected == [path]
 
 
@@ -576,26 +530,22 @@ def no_descriptor_left():
 def test_no_descriptor_left_is_an_error_for_event_cb(run, path):
     told = []
 
-    def start():
-        pyasync.pipe_connect(path, nothing, event_cb=on_event)
-        shortage.enter_context(no_descriptor_left())
-
     def on_event(error):
         told.append(error.errno)
         shortage.close()
 
-    with listening(path), contextlib.ExitStack() as shortage:
-        run(start)
+    with listening(path), contextlib.ExitStack() as shortage, run():
+        pyasync.pipe_connect(path, nothing, event_cb=on_event)
+        shortage.enter_context(no_descriptor_left())
     assert told == [errno.EMFILE]
 
 
 def test_no_descriptor_left_is_an_error_of_a_server(run, path):
-    def start():
+
+    with run():
         with no_descriptor_left(), pytest.raises(pyasync.SocketError) as caught:
             pyasync.pipe_server(path, nothing)
         assert (caught.value.errno, caught.value.filename) == (errno.EMFILE, path)
-
-    run(start)
     assert not os.path.lexists(path)
 
 
@@ -613,13 +563,9 @@ def test_pipes_are_counted_apart_from_tcp(run, path):
         client.close()
         server.close()
 
-    def start():
-        nonlocal server
+    with run():
         server = pyasync.pipe_server(path, nothing)
         pyasync.pipe_connect(path, nothing, connect_cb=on_connect)
-
-    server = None
-    run(start)
     (stats,) = seen
     assert (stats.accepted, stats.connected) == (1, 1)
     assert (stats.incoming_pipe_connections, stats.outgoing_pipe_connections) == (1, 1)
@@ -682,9 +628,5 @@ def test_a_descriptor_of_the_wrong_kind_is_refused(run, tmp_path):
 def test_a_connected_descriptor_cannot_listen(run):
     one, other = socket.socketpair()
 
-    def start():
-        with pytest.raises(pyasync.SocketError):
-            pyasync.pipe_server(None, nothing, fd=one.fileno())
-
-    with one, other:
-        run(start)
+    with one, other, run(), pytest.raises(pyasync.SocketError):
+        pyasync.pipe_server(None, nothing, fd=one.fileno())

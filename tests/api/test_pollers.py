@@ -90,11 +90,9 @@ def test_only_what_is_waited_for_is_reported(run, pair, keywords, call):
 def test_a_poller_waits_until_there_is_something_to_read(run, pair):
     received = []
 
-    def start():
+    with run():
         Poll(pair[0], writable=False, action=lambda poll: received.append(pair[0].recv(100)))
         pyasync.delay(lambda: pair[1].send(b"hello"), time=0.01)
-
-    run(start)
     assert received == [b"hello"]
 
 
@@ -106,17 +104,15 @@ def test_a_poller_waits_until_there_is_room_to_write(run, pair):
             while pair[1].recv(1 << 20):
                 pass
 
-    def start():
-        polls.append(Poll(pair[0], readable=False, action=lambda poll: seen.append(drained)))
-        pyasync.delay(drain, time=0.01)
-
     drained, seen, polls = False, [], []
     for sock in pair:
         sock.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         while True:
             pair[0].send(bytes(1 << 16))
-    run(start)
+    with run():
+        polls.append(Poll(pair[0], readable=False, action=lambda poll: seen.append(drained)))
+        pyasync.delay(drain, time=0.01)
     assert seen == [True]
     assert polls[0].calls == [(False, True)]
 
@@ -148,15 +144,11 @@ def test_an_answer_of_a_server_in_the_same_loop_is_read(run):
         pyasync.delay(client.close)
         pyasync.delay(partial(pyasync.free_poller, poller))
 
-    def start():
-        nonlocal server, client, poller
+    with run():
         server = pyasync.tcp_server("127.0.0.1", 0, answer)
         client = socket.create_connection(server.address, timeout=PATIENCE)
         poller = pyasync.poll(client, on_ready, writable=False)
         client.send(b"omg")
-
-    server = client = poller = None
-    run(start)
     assert answers[0] == b"omg lol"
 
 
@@ -167,12 +159,10 @@ def test_a_pipe_is_polled(run, pipe):
     polls = []
     reader, writer = pipe
 
-    def start():
+    received = []
+    with run():
         polls.append(Poll(writer, action=lambda poll: writer.write(b"hello")))
         polls.append(Poll(reader, action=lambda poll: received.append(reader.read(100))))
-
-    received = []
-    run(start)
     assert [poll.calls for poll in polls] == [[(False, True)], [(True, False)]]
     assert received == [b"hello"]
 
@@ -349,16 +339,14 @@ def test_a_half_close_is_nothing_to_a_poller_that_only_writes(run, tcp_pair):
     client, accepted = tcp_pair
     called = []
 
-    def start():
-        poller = pyasync.poll(client, lambda *ready: called.append(ready), readable=False)
-        pyasync.delay(poller.close, time=0.02)
-
     client.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         while True:
             client.send(bytes(1 << 16))
     accepted.shutdown(socket.SHUT_WR)
-    run(start)
+    with run():
+        poller = pyasync.poll(client, lambda *ready: called.append(ready), readable=False)
+        pyasync.delay(poller.close, time=0.02)
     assert called == []
 
 
@@ -381,24 +369,21 @@ def test_modify_changes_what_is_waited_for(run, pair):
 def test_a_poller_that_waits_for_nothing_is_open_but_lets_the_loop_end(run, pair):
     pollers = []
 
-    def start():
+    with run():
         poller = pyasync.poll(pair[0], partial(pytest.fail, "called"))
         poller.modify(readable=False, writable=False)
         assert not poller.closed
         pollers.append(poller)
-
-    run(start)
     assert pollers[0].closed
 
 
 def test_a_poller_can_begin_by_waiting_for_nothing(run, pair):
-    def start():
+
+    polls = []
+    with run():
         poll = Poll(pair[0], readable=False, writable=False)
         pyasync.delay(partial(poll.poller.modify, writable=True), time=0.01)
         polls.append(poll)
-
-    polls = []
-    run(start)
     assert polls[0].calls == [(False, True)]
 
 
@@ -411,11 +396,9 @@ def test_what_another_callback_of_the_batch_has_changed_is_not_reported(run, pai
 
     pollers, called = [], []
 
-    def start():
+    with run():
         pollers.append(pyasync.poll(pair[0], partial(on_ready, 1)))
         pollers.append(pyasync.poll(pair[1], partial(on_ready, 0)))
-
-    run(start)
     assert called == [(False, True)]
 
 
@@ -425,12 +408,10 @@ def test_what_another_callback_of_the_batch_has_changed_is_not_reported(run, pai
 def test_two_pollers_of_one_descriptor_are_independent(run, pair):
     polls = []
 
-    def start():
+    pair[1].send(b"hello")
+    with run():
         polls.append(Poll(pair[0], count=2, writable=False))
         polls.append(Poll(pair[0], count=3, readable=False))
-
-    pair[1].send(b"hello")
-    run(start)
     assert [poll.calls for poll in polls] == [[(True, False)] * 2, [(False, True)] * 3]
 
 
@@ -439,11 +420,9 @@ def test_a_descriptor_that_is_closed_while_it_is_polled_stays_open_for_the_polle
     ours, theirs = pair
     polls = []
 
-    def start():
+    with run():
         poll = Poll(ours, readable=False, count=3, action=lambda poll: ours.close())
         polls.append(poll)
-
-    run(start)
     assert polls[0].calls == [(False, True)] * 3
     theirs.settimeout(PATIENCE)
     assert theirs.recv(1) == b""
@@ -479,12 +458,10 @@ def test_a_number_that_is_used_again_is_another_descriptor(run):
 def test_a_blocking_descriptor_stays_blocking(run, pair):
     polls = []
 
-    def start():
-        polls.append(Poll(pair[0], action=lambda poll: blocking.append(os.get_blocking(fd))))
-
     fd, blocking = pair[0].fileno(), []
     os.set_blocking(fd, True)
-    run(start)
+    with run():
+        polls.append(Poll(pair[0], action=lambda poll: blocking.append(os.get_blocking(fd))))
     assert [*blocking, os.get_blocking(fd)] == [True, True]
 
 
@@ -510,7 +487,8 @@ def test_a_poller_that_another_one_of_the_same_batch_closes_is_not_called(run, p
 
 
 def test_closing_twice_does_nothing(run, pair):
-    def start():
+
+    with run():
         poller = pyasync.poll(pair[0], partial(pytest.fail, "called"))
         assert not poller.closed
         poller.close()
@@ -519,30 +497,26 @@ def test_closing_twice_does_nothing(run, pair):
         with pytest.raises(pyasync.HandleClosed, match="Poller is closed"):
             poller.modify(readable=True)
 
-    run(start)
-
 
 def test_a_poller_is_closed_with_the_loop_and_its_descriptor_with_it(run, pair):
-    pollers = []
 
-    def start():
-        pollers.append(pyasync.poll(pair[0], lambda *ready: pyasync.exit_event_loop()))
-
-    run(start)
-    assert pollers[0].closed
-    pollers[0].close()
+    with run():
+        poller = pyasync.poll(pair[0], lambda *ready: pyasync.exit_event_loop())
+    assert poller.closed
+    poller.close()
     pair[0].close()
     pair[1].settimeout(PATIENCE)
     assert pair[1].recv(1) == b""
     with pytest.raises(pyasync.EventLoopNotRunning):
-        pollers[0].modify(readable=False)
+        poller.modify(readable=False)
 
 
 # What is refused
 
 
 def test_a_regular_file_is_refused_with_the_reason(run, tmp_path):
-    def start():
+
+    with run():
         with open(tmp_path / "file", "wb") as file, pytest.raises(ValueError, match="regular file"):
             pyasync.poll(file, nothing)
         fd = os.open(tmp_path, os.O_RDONLY)
@@ -552,11 +526,10 @@ def test_a_regular_file_is_refused_with_the_reason(run, tmp_path):
         finally:
             os.close(fd)
 
-    run(start)
-
 
 def test_a_closed_descriptor_is_refused(run, pair):
-    def start():
+
+    with run():
         fd = os.dup(0)
         os.close(fd)
         with pytest.raises(pyasync.SocketError, match=f"descriptor {fd}") as raised:
@@ -567,24 +540,19 @@ def test_a_closed_descriptor_is_refused(run, pair):
         with pytest.raises(ValueError, match="0 or more, not -1"):
             pyasync.poll(pair[0], nothing)
 
-    run(start)
-
 
 def test_what_an_object_says_of_its_descriptor_is_passed_on(run):
-    def start():
-        with pytest.raises(io.UnsupportedOperation):
-            pyasync.poll(io.StringIO(), nothing)
 
-    run(start)
+    with run(), pytest.raises(io.UnsupportedOperation):
+        pyasync.poll(io.StringIO(), nothing)
 
 
 def test_running_out_of_descriptors_is_told(run, pair):
-    def start():
+
+    with run():
         with pytest.raises(OSError, match="Too many open files") as raised, no_descriptor_left():
             pyasync.poll(pair[0], nothing)
         assert raised.value.errno == errno.EMFILE
-
-    run(start)
 
 
 # Forks and Ctrl-C
@@ -594,7 +562,7 @@ def test_running_out_of_descriptors_is_told(run, pair):
 def test_the_child_of_a_fork_leaves_the_poller_to_the_parent(run, pair):
     polls = []
 
-    def start():
+    with run():
         poll = Poll(pair[0], writable=False)
         polls.append(poll)
         pid = os.fork()
@@ -609,6 +577,4 @@ def test_the_child_of_a_fork_leaves_the_poller_to_the_parent(run, pair):
                 os._exit(1)
         assert os.waitpid(pid, 0)[1] == 0
         pair[1].send(b"hello")
-
-    run(start)
     assert polls[0].calls == [(True, False)]

@@ -41,21 +41,19 @@ def result(run, path, args, **options):
     """Run a program to its end; return status, signal, what it has written, and errors told."""
     output, told = [], []
 
-    def start():
-        options.setdefault(
-            "output", pyasync.StdioPipe(read_cb=lambda pipe, data: output.append(data))
-        )
-        processes.append(
-            pyasync.spawn(path, args, exit_cb=exit_cb, event_cb=told.append, **options)
-        )
-
     def exit_cb(process, status, signo):
         assert process is processes[0]
         assert (process.exit_status, process.term_signal) == (status, signo)
         output[:0] = [(status, signo)]
 
     processes = []
-    run(start)
+    with run():
+        options.setdefault(
+            "output", pyasync.StdioPipe(read_cb=lambda pipe, data: output.append(data))
+        )
+        processes.append(
+            pyasync.spawn(path, args, exit_cb=exit_cb, event_cb=told.append, **options)
+        )
     errors = [event for event in told if not isinstance(event, pyasync.SocketEOF)]
     return *output[0], b"".join(output[1:]), errors
 
@@ -109,25 +107,23 @@ def test_a_process_without_callbacks_keeps_the_loop_running_until_it_exits(run):
 
 
 def test_before_the_exit_there_is_no_status(run):
-    def start():
+
+    with run():
         process = sh("")
         assert (process.exit_status, process.term_signal) == (None, None)
         assert not process.closed
         assert process.has_ref
         assert (process.input, process.output, process.error_output) == (None, None, None)
 
-    run(start)
-
 
 def test_an_unreferenced_process_lets_the_loop_end_before_it(run):
-    def start():
+
+    processes = []
+    with run():
         process = sh("read line", input=pyasync.PIPE, exit_cb=partial(pytest.fail, "called"))
         process.unref()
         assert not process.has_ref
         processes.append(process)
-
-    processes = []
-    run(start)
     assert processes[0].closed
     assert processes[0].exit_status is None
     with pytest.raises(pyasync.EventLoopNotRunning):
@@ -140,7 +136,7 @@ def test_an_unreferenced_process_lets_the_loop_end_before_it(run):
 def test_200_children_at_once(run, buffer_writes):
     output, statuses = {}, []
 
-    def start():
+    with run(buffer_writes=buffer_writes, limit=150):
         for number in range(200):
             read_cb = lambda pipe, data, number=number: output.setdefault(number, data)  # noqa: E731
             process = sh(
@@ -150,8 +146,6 @@ def test_200_children_at_once(run, buffer_writes):
                 exit_cb=lambda process, status, signo: statuses.append(status),
             )
             process.input.write(f"{number}\n")
-
-    run(start, buffer_writes=buffer_writes, limit=150)
     assert output == {number: b"%d\n" % number for number in range(200)}
     assert sorted(statuses) == list(range(200))
 
@@ -168,13 +162,11 @@ def test_a_child_may_be_referenced_that_has_exited_unheard(run):
             other.unref()
             seen.append(other.has_ref)
 
-    def start():
+    processes, seen = [], []
+    with run():
         processes.extend(sh("", exit_cb=exit_cb) for _ in range(2))
         for process in processes:
             wait_for_exit(process.pid)
-
-    processes, seen = [], []
-    run(start)
     assert seen == [False, False]
 
 
@@ -186,8 +178,7 @@ def test_the_end_of_an_output_may_come_after_the_exit(run):
         order.append(type(event))
         assert event.socket is process.output
 
-    def start():
-        nonlocal process
+    with run():
         process = sh(
             "exec 3<&0; cat <&3 & exit 0",
             input=pyasync.PIPE,
@@ -196,9 +187,6 @@ def test_the_end_of_an_output_may_come_after_the_exit(run):
             ),
             exit_cb=lambda *args: (order.append("exit"), process.input.write("to the other")),
         )
-
-    process = None
-    run(start)
     assert order == ["exit", b"to the other", pyasync.SocketEOF]
 
 
@@ -210,17 +198,13 @@ def test_a_child_may_close_its_output_and_live_on(run):
         assert process.exit_status is None
         process.input.close()
 
-    def start():
-        nonlocal process
+    with run():
         process = sh(
             "exec >&-; read line",
             input=pyasync.PIPE,
             output=pyasync.StdioPipe(event_cb=event_cb),
             exit_cb=lambda *args: order.append("exit"),
         )
-
-    process = None
-    run(start)
     assert order == [pyasync.SocketEOF, "exit"]
 
 
@@ -333,12 +317,10 @@ def test_a_user_who_may_not_become_another_is_told_so(run):
 def test_a_detached_child_leads_a_session(run, detached):
     sessions = []
 
-    def start():
+    with run():
         process = sh("read line", input=pyasync.PIPE, detached=detached)
         sessions.append((os.getsid(process.pid), process.pid))
         process.input.close()
-
-    run(start)
     session, pid = sessions[0]
     assert session == (pid if detached else os.getsid(0))
 
@@ -378,19 +360,16 @@ def test_a_child_gets_no_descriptor_but_those_meant_for_it(run):
         client.close()
         server.close()
 
-    def start():
-        nonlocal server
-        server = pyasync.tcp_server("127.0.0.1", 0, nothing)
-        pyasync.tcp_connect(*server.address, nothing, connect_cb=connected)
-
     def is_inheritable(fd):
         try:
             return os.get_inheritable(fd)
         except OSError:
             return False  # that of listdir
 
-    expected, server = {0, 1, 2}, None
-    run(start)
+    expected = {0, 1, 2}
+    with run():
+        server = pyasync.tcp_server("127.0.0.1", 0, nothing)
+        pyasync.tcp_connect(*server.address, nothing, connect_cb=connected)
     found = set(map(int, b"".join(output).split()))
     assert len(found - expected) == 1  # that of ls
 
@@ -409,7 +388,8 @@ def test_a_child_gets_no_descriptor_but_those_meant_for_it(run):
     ],
 )
 def test_a_program_that_cannot_be_run_is_an_error_of_the_call(run, path, kind, builtin, number):
-    def start():
+
+    with run():
         with pytest.raises(builtin) as caught:
             pyasync.spawn(
                 path,
@@ -424,11 +404,10 @@ def test_a_program_that_cannot_be_run_is_an_error_of_the_call(run, path, kind, b
         assert pyasync.stats().handles["process"] == 0
         assert pyasync.stats().handles["stdio"] == 0
 
-    run(start)
-
 
 def test_a_working_directory_that_is_not_there_is_the_one_named(run, tmp_path):
-    def start():
+
+    with run():
         with pytest.raises(pyasync.FilesystemNotFound) as caught:
             sh("", working_directory=tmp_path / "none")
         assert caught.value.filename == tmp_path / "none"
@@ -436,25 +415,21 @@ def test_a_working_directory_that_is_not_there_is_the_one_named(run, tmp_path):
             pyasync.spawn("pyasync-no-such-program", [], working_directory=tmp_path)
         assert caught.value.filename == "pyasync-no-such-program"
 
-    run(start)
-
 
 def test_out_of_descriptors_is_an_error_of_the_call(run):
-    def start():
+
+    with run():
         with no_descriptor_left(), pytest.raises(pyasync.FilesystemError) as caught:
             sh("", input=pyasync.PIPE)
         assert caught.value.errno == errno.EMFILE
 
-    run(start)
-
 
 def test_a_descriptor_that_is_not_open_is_refused_by_the_system(run):
-    def start():
+
+    with run():
         with pytest.raises(pyasync.FilesystemError) as caught:
             sh("", output=9999)
         assert caught.value.errno == errno.EBADF
-
-    run(start)
 
 
 # Standard streams
@@ -465,12 +440,10 @@ def test_a_descriptor_that_is_not_open_is_refused_by_the_system(run):
 def test_an_ignored_stream_is_the_null_device(run, kind):
     links = []
 
-    def start():
+    with run():
         process = sh("exec sleep 60", input=kind, output=kind, error_output=kind)
         links.extend(os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in range(3))
         process.kill(signal.SIGKILL)
-
-    run(start)
     assert links == ["/dev/null"] * 3
 
 
@@ -508,14 +481,14 @@ def test_a_descriptor_or_a_file_may_be_a_stream(run, tmp_path):
 def test_a_descriptor_that_a_child_shares_keeps_its_mode(run, blocking):
     """A socket of a loop's that began to block would halt the loop."""
 
-    def start():
-        theirs.sendall(b"hello\n")  # first, because the child does not wait on a non-blocking one
-        sh("read line; echo $line", input=ours, output=ours)
-
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(blocking)
-        run(start)
+        with run():
+            theirs.sendall(
+                b"hello\n"
+            )  # first, because the child does not wait on a non-blocking one
+            sh("read line; echo $line", input=ours, output=ours)
         assert os.get_blocking(ours.fileno()) is blocking
         assert theirs.recv(100) == b"hello\n"
 
@@ -545,8 +518,8 @@ def test_what_is_written_to_the_input_comes_from_an_output(run, kind, position, 
         if received == b"hello--42--":
             process.input.close()
 
-    def start():
-        nonlocal process
+    exits = []
+    with run():
         options = {position: KINDS[kind](read_cb=read_cb), "input": KINDS[kind](data="hello")}
         process = sh(script, exit_cb=lambda *args: exits.append(args), **options)
         process.input.write(b"--42--")
@@ -555,9 +528,6 @@ def test_what_is_written_to_the_input_comes_from_an_output(run, kind, position, 
         assert pyasync.process_error_output(process) is process.error_output
         assert (process.output is None) == (position != "output")
         assert (process.error_output is None) == (position != "error_output")
-
-    process, exits = None, []
-    run(start)
     assert exits == [(process, 0, 0)]
     assert received == b"hello--42--"
 
@@ -571,13 +541,11 @@ def test_much_data_passes_whole_and_in_order(run, kind, buffer_writes):
     def read_cb(pipe, piece):
         received.extend(piece if kind == "pipe" else piece.read())
 
-    def start():
+    with run(buffer_writes=buffer_writes):
         process = sh("cat", input=KINDS[kind](), output=KINDS[kind](read_cb=read_cb))
         for begin in range(0, len(data), 100_000):
             process.input.write(data[begin : begin + 100_000])
         process.input.close()
-
-    run(start, buffer_writes=buffer_writes)
     assert received == data
 
 
@@ -593,13 +561,12 @@ def test_a_stream_without_read_cb_keeps_what_it_gets(run):
 
 
 def test_a_stream_to_the_input_has_nothing_to_read(run):
-    def start():
+
+    with run():
         process = sh("cat >/dev/null", input=pyasync.STREAM)
         assert process.input.read() == b""
         assert process.input.write(b"x") == 1
         process.input.close()
-
-    run(start)
 
 
 def test_a_pipe_without_read_cb_does_not_hold_up_the_child(run):
@@ -611,7 +578,7 @@ def test_a_child_can_open_its_standard_streams_again(run):
     """Which of a socket fails, with ENXIO."""
     output, errors = [], []
 
-    def start():
+    with run():
         process = sh(
             "cat /dev/stdin > /dev/stdout; echo err > /dev/stderr",
             input=pyasync.StdioPipe(data="in"),
@@ -619,15 +586,13 @@ def test_a_child_can_open_its_standard_streams_again(run):
             error_output=pyasync.StdioPipe(read_cb=lambda pipe, data: errors.append(data)),
         )
         process.input.close()
-
-    run(start)
     assert (output, errors) == ([b"in"], [b"err\n"])
 
 
 def test_writes_call_their_own_write_cb_or_the_pipes(run):
     called = []
 
-    def start():
+    with run():
         process = sh(
             "cat",
             input=pyasync.StdioPipe(data="1", write_cb=lambda pipe: called.append("pipe's")),
@@ -636,8 +601,6 @@ def test_writes_call_their_own_write_cb_or_the_pipes(run):
         process.input.write("3")
         process.input.close()
         assert called == []
-
-    run(start)
     assert called == ["pipe's", "own", "pipe's"]
 
 
@@ -646,7 +609,7 @@ def test_the_end_of_the_input_comes_after_all_that_was_written(run, end):
     """However long the child takes: it is stopped until the pipe is full and the loop waits."""
     output, called, told = [], [], []
 
-    def start():
+    with run():
         process = sh(
             "wc -c",
             input=pyasync.PIPE,
@@ -663,8 +626,6 @@ def test_the_end_of_the_input_comes_after_all_that_was_written(run, end):
             process.input.write(b"?")
         assert called == []
         pyasync.delay(lambda: process.kill(signal.SIGCONT), time=0.05)
-
-    run(start)
     assert [int(data) for data in output] == [MORE_THAN_FITS + 1]
     assert called == ["large", "small"]
     assert [type(event) for event in told] == [pyasync.SocketEOF]
@@ -673,7 +634,7 @@ def test_the_end_of_the_input_comes_after_all_that_was_written(run, end):
 def test_a_close_by_force_drops_what_was_written(run):
     output = []
 
-    def start():
+    with run():
         process = sh(
             "wc -c",
             input=pyasync.PIPE,
@@ -683,8 +644,6 @@ def test_a_close_by_force_drops_what_was_written(run):
         process.input.write(bytes(MORE_THAN_FITS), write_cb=partial(pytest.fail, "called"))
         process.input.close(force=True)
         process.kill(signal.SIGCONT)
-
-    run(start)
     assert int(output[0]) < MORE_THAN_FITS
 
 
@@ -700,14 +659,10 @@ def test_pressure_is_told_when_the_child_does_not_read_and_when_it_does(run):
         else:
             pipe.close()
 
-    def start():
-        nonlocal process
+    with run():
         process = sh("cat > /dev/null", input=pyasync.StdioPipe(pressure_cb=on_pressure))
         process.kill(signal.SIGSTOP)
         process.input.write(bytes(MORE_THAN_FITS))
-
-    process = None
-    run(start)
     assert pressure == [True, False]
 
 
@@ -730,14 +685,10 @@ def test_a_child_whose_output_is_not_read_has_to_wait(run):
         paused = False
         pipe.enable(read=True)
 
-    def start():
-        nonlocal process
+    with run():
         process = sh(
             f"head -c {4 * MORE_THAN_FITS} /dev/zero", output=pyasync.StdioPipe(read_cb=read_cb)
         )
-
-    process = None
-    run(start)
     assert size == 4 * MORE_THAN_FITS
 
 
@@ -755,13 +706,11 @@ def test_writing_to_a_child_that_is_gone_is_a_broken_pipe(run, size):
 def test_what_waits_for_a_child_that_dies_is_a_broken_pipe(run):
     told = []
 
-    def start():
+    with run():
         process = sh("read line", input=pyasync.PIPE, event_cb=told.append)
         process.input.write(bytes(MORE_THAN_FITS), write_cb=partial(pytest.fail, "called"))
         process.input.close()
         pyasync.delay(lambda: process.kill(signal.SIGKILL), time=0.01)
-
-    run(start)
     assert [type(error) for error in told] == [pyasync.SocketBrokenPipe]
 
 
@@ -772,8 +721,7 @@ def test_writing_to_a_child_that_has_closed_its_input_is_a_broken_pipe(run):
         told.append((type(error), error.socket))
         process.kill(signal.SIGKILL)
 
-    def start():
-        nonlocal process
+    with run():
         process = sh(
             "exec <&-; echo closed; exec sleep 60",
             input=pyasync.PIPE,
@@ -782,47 +730,41 @@ def test_writing_to_a_child_that_has_closed_its_input_is_a_broken_pipe(run):
             ),
             event_cb=event_cb,
         )
-
-    process = None
-    run(start)
     assert told == [(pyasync.SocketBrokenPipe, process.input)]
 
 
 def test_an_output_cannot_be_written_to(run):
-    def start():
+
+    got = []
+    with run():
         process = sh(
             "echo one", output=pyasync.StdioPipe(read_cb=lambda pipe, data: got.append(data))
         )
         with pytest.raises(pyasync.SocketBrokenPipe):
             process.output.write(b"x")
         process.output.shutdown()  # there is nothing to be shut
-
-    got = []
-    run(start)
     assert got == [b"one\n"]
 
 
 def test_an_input_cannot_be_read(run):
-    def start():
+
+    with run():
         process = sh("read line", input=pyasync.StdioPipe(read_cb=partial(pytest.fail, "called")))
         process.input.disable(read=True)
         process.input.enable(read=True)
         process.input.set_timeouts(0.001, None)
         pyasync.delay(process.input.close, time=0.01)
 
-    run(start)
-
 
 def test_an_output_that_is_closed_with_data_unread_ends_the_writer(run):
-    def start():
+
+    ended = []
+    with run():
         process = pyasync.spawn(
             "yes", [], output=pyasync.StdioPipe(read_cb=lambda pipe, data: pipe.close()),
             exit_cb=lambda *args: ended.append(args[1:]),
         )  # fmt: skip
         assert process.output.fileno() > 2
-
-    ended = []
-    run(start)
     assert ended == [(0, signal.SIGPIPE)]
 
 
@@ -840,28 +782,18 @@ def test_events_of_pipes_go_to_their_own_event_cb_or_the_process(run):
 
 
 def test_the_input_is_closed_after_the_exit(run):
-    def start():
+
+    processes = []
+    with run():
         process = sh("", input=pyasync.PIPE, exit_cb=lambda *args: None)
         processes.append(process)
         wait = pyasync.interval(lambda: process.input.closed and wait.close(), time=0.001)
-
-    processes = []
-    run(start)
 
 
 @LINUX
 @pytest.mark.parametrize("kind", [pyasync.PIPE, pyasync.STREAM])
 def test_the_input_of_a_process_that_was_closed_stays_open_after_the_exit(run, kind):
     # The child is gone, but what it has started reads on, and nobody was told of the exit.
-    def start():
-        process = sh(
-            "exec 3<&0; cat <&3 & exit",
-            input=kind,
-            output=pyasync.StdioPipe(read_cb=lambda pipe, data: received.append(data)),
-            exit_cb=partial(pytest.fail, "called"),
-        )
-        process.close()
-        wait = pyasync.interval(lambda: exists(process.pid) or on_gone(process, wait), time=0.001)
 
     def on_gone(process, wait):
         wait.close()
@@ -877,7 +809,15 @@ def test_the_input_of_a_process_that_was_closed_stays_open_after_the_exit(run, k
         process.input.close()
 
     received = []
-    run(start)
+    with run():
+        process = sh(
+            "exec 3<&0; cat <&3 & exit",
+            input=kind,
+            output=pyasync.StdioPipe(read_cb=lambda pipe, data: received.append(data)),
+            exit_cb=partial(pytest.fail, "called"),
+        )
+        process.close()
+        wait = pyasync.interval(lambda: exists(process.pid) or on_gone(process, wait), time=0.001)
     assert b"".join(received) == b"late"
 
 
@@ -921,12 +861,11 @@ def test_pipes_of_children_are_no_connections(run):
 
 
 def test_the_status_of_the_loop_shows_children_and_pipes(run, capsys):
-    def start():
+
+    with run():
         process = sh("read line", input=pyasync.PIPE)
         pyasync.dump_event_loop_status()
         process.input.close()
-
-    run(start)
     kinds = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert {"process", "stdio"} <= set(kinds)
 
@@ -938,13 +877,11 @@ def test_the_status_of_the_loop_shows_children_and_pipes(run, capsys):
 def test_a_child_is_ended_by_a_signal(run, signo):
     ended = []
 
-    def start():
+    with run():
         process = pyasync.spawn(
             "cat", [], input=pyasync.PIPE, exit_cb=lambda *args: ended.append(args[1:])
         )
         assert pyasync.process_kill(process, signo) is True
-
-    run(start)
     assert ended == [(0, signo)]
 
 
@@ -952,12 +889,10 @@ def test_signal_zero_tells_whether_a_child_is_there(run):
     def exit_cb(process, status, signo):
         assert process.kill(0) is False
 
-    def start():
+    with run():
         process = sh("read line", input=pyasync.PIPE, exit_cb=exit_cb)
         assert process.kill(0) is True
         process.input.close()
-
-    run(start)
 
 
 def test_a_signal_after_the_exit_is_no_error(run):
@@ -1003,24 +938,21 @@ def test_a_signal_never_reaches_another_process_that_has_the_pid_now(run):
             stranger.kill()
         assert stranger.returncode == -signal.SIGKILL
 
-    def start():
+    processes = []
+    with run():
         processes.extend(sh("", exit_cb=exit_cb) for _ in range(2))
         for process in processes:
             wait_for_exit(process.pid)
-
-    processes = []
-    run(start)
     assert killed == [False]
 
 
 def test_kill_belongs_to_the_loops_thread(run):
-    def start():
+
+    with run():
         process = sh("read line", input=pyasync.PIPE)
         with pytest.raises(RuntimeError, match="from a thread"):
             Background(process.kill, 0).result()
         process.input.close()
-
-    run(start)
 
 
 # Closing, and zombies
@@ -1028,7 +960,8 @@ def test_kill_belongs_to_the_loops_thread(run):
 
 @LINUX
 def test_a_process_that_is_closed_is_forgotten_and_reaped(run):
-    def start():
+
+    with run():
         process = sh("read line", input=pyasync.PIPE, exit_cb=partial(pytest.fail, "called"))
         process.close()
         process.close()
@@ -1040,8 +973,6 @@ def test_a_process_that_is_closed_is_forgotten_and_reaped(run):
         process.input.close()
         # Only this keeps the loop running.
         wait = pyasync.interval(lambda: exists(process.pid) or wait.close(), time=0.001)
-
-    run(start)
 
 
 def reap_abandoned(run, pid):
@@ -1057,36 +988,29 @@ def reap_abandoned(run, pid):
 @LINUX
 @pytest.mark.parametrize("close", [False, True])
 def test_a_child_that_outlives_its_loop_is_reaped_by_the_next(run, close):
-    def start():
+
+    with run():
         process = sh("exec sleep 60")
         if close:
             process.close()
         else:
             process.unref()
-        pids.append(process.pid)
-
-    pids = []
-    run(start)
-    reap_abandoned(run, pids[0])
+        pid = process.pid
+    reap_abandoned(run, pid)
 
 
 @LINUX
 def test_a_child_that_outlives_its_loop_is_reaped_by_the_next_spawn(run):
-    pids = []
 
-    def leave():
+    with run():
         process = sh("exec sleep 60")
         process.unref()
-        pids.append(process.pid)
-
-    def start():
-        os.kill(pids[0], signal.SIGKILL)
-        wait_for_exit(pids[0])
+        pid = process.pid
+    with run():
+        os.kill(pid, signal.SIGKILL)
+        wait_for_exit(pid)
         sh("")
-        assert not exists(pids[0])
-
-    run(leave)
-    run(start)
+        assert not exists(pid)
 
 
 @LINUX
@@ -1105,19 +1029,18 @@ def test_a_child_that_has_exited_unheard_is_reaped_at_the_end_of_the_loop(run, e
 
 
 def test_other_children_of_the_program_are_left_alone(run):
-    def start():
-        others = [subprocess.Popen(["sh", "-c", f"exit {number}"]) for number in range(5)]
-        ours = [sh(f"exit {number}", exit_cb=exit_cb) for number in range(5)]
-        others.extend(subprocess.Popen(["sh", "-c", f"exit {number}"]) for number in range(5, 9))
-        assert [other.wait() for other in others] == list(range(9))
-        del ours
 
     def exit_cb(process, status, signo):
         statuses.append(status)
         assert subprocess.call(["sh", "-c", "exit 3"]) == 3
 
     statuses = []
-    run(start)
+    with run():
+        others = [subprocess.Popen(["sh", "-c", f"exit {number}"]) for number in range(5)]
+        ours = [sh(f"exit {number}", exit_cb=exit_cb) for number in range(5)]
+        others.extend(subprocess.Popen(["sh", "-c", f"exit {number}"]) for number in range(5, 9))
+        assert [other.wait() for other in others] == list(range(9))
+        del ours
     assert sorted(statuses) == list(range(5))
 
 
@@ -1140,8 +1063,7 @@ def test_everything_can_be_closed_in_every_callback(run, where, force):
             assert process.closed
             assert process.output.closed
 
-    def start():
-        nonlocal process
+    with run():
         process = sh(
             "read line; echo $line; echo error >&2",
             input=pyasync.StdioPipe(data="line\n", write_cb=partial(close, "write_cb")),
@@ -1157,9 +1079,6 @@ def test_everything_can_be_closed_in_every_callback(run, where, force):
             close("start", None)
         # A process that is closed does not keep the loop running.
         wait = pyasync.interval(lambda: exists(process.pid) or wait.close(), time=0.001)
-
-    process = None
-    run(start)
     assert where in called
     assert set(called[called.index(where) + 1 :]) <= {"exit_cb", "event_cb", "write_cb", "read_cb"}
     if where in ("timer", "start"):
@@ -1196,34 +1115,30 @@ def test_pythons_own_handler_acts_again_after_the_last_child(run, python_handler
 
 
 def test_pythons_own_handler_acts_again_after_two_children_reaped_together(run, python_handler):
-    def start():
+
+    with run():
         for process in [sh(""), sh("")]:
             wait_for_exit(process.pid)
-
-    run(start)
     assert_handled(python_handler)
 
 
 def test_pythons_own_handler_acts_again_after_a_loop_that_a_child_outlives(run, python_handler):
-    def start():
+
+    with run():
         process = sh("exec sleep 60")
         process.unref()
-        pids.append(process.pid)
-
-    pids = []
-    run(start)
+        pid = process.pid
     assert_handled(python_handler)
-    reap_abandoned(run, pids[0])
+    reap_abandoned(run, pid)
     assert_handled(python_handler)
 
 
 def test_pythons_own_handler_acts_again_after_a_failure(run, python_handler):
-    def start():
+
+    with run():
         with pytest.raises(FileNotFoundError):
             pyasync.spawn("/no/such/program", [])
         assert_handled(python_handler)
-
-    run(start)
 
 
 def test_children_are_heard_of_although_sigchld_was_ignored(run):
@@ -1239,14 +1154,6 @@ def test_children_are_heard_of_although_sigchld_was_ignored(run):
 def test_a_handler_for_sigchld_works_beside(run, python_handler, first):
     handled = []
 
-    def start():
-        if first == "handler":
-            handlers.append(pyasync.signal_handler(signal.SIGCHLD, handled.append))
-        process = sh("read line", exit_cb=exited, input=pyasync.PIPE)
-        if first == "child":
-            handlers.append(pyasync.signal_handler(signal.SIGCHLD, handled.append))
-        process.input.close()
-
     def exited(process, status, signo):
         when(lambda: handled, again)
 
@@ -1256,7 +1163,13 @@ def test_a_handler_for_sigchld_works_beside(run, python_handler, first):
         sh("", exit_cb=lambda *args: exits.append(args))
 
     handlers, exits = [], []
-    run(start)
+    with run():
+        if first == "handler":
+            handlers.append(pyasync.signal_handler(signal.SIGCHLD, handled.append))
+        process = sh("read line", exit_cb=exited, input=pyasync.PIPE)
+        if first == "child":
+            handlers.append(pyasync.signal_handler(signal.SIGCHLD, handled.append))
+        process.input.close()
     assert len(exits) == 1
     assert handled == []
     assert_handled(python_handler)
@@ -1267,12 +1180,11 @@ def test_loops_in_threads_have_children_each(run, python_handler):
     both = threading.Barrier(2, timeout=10)
 
     def one(number):
-        def start():
+
+        with run():
             for _ in range(5):
                 sh(f"exit {number}", exit_cb=lambda process, status, signo: ended.append(status))
             both.wait()
-
-        run(start)
 
     threads = [Background(one, number) for number in (1, 2)]
     for thread in threads:
@@ -1297,28 +1209,24 @@ def test_a_forked_child_leaves_the_processes_to_the_parent(run, python_handler):
         assert result(run, "sh", ["-c", "exit 3"])[:2] == (3, 0)
         assert_handled(python_handler)
 
-    def start():
-        process = sh("read line; exit 4", input=pyasync.PIPE, exit_cb=exit_cb)
-        fork_and_check(partial(check, process))
-        process.input.close()
-
     def exit_cb(process, status, signo):
         statuses.append(status)
 
     statuses = []
-    run(start)
+    with run():
+        process = sh("read line; exit 4", input=pyasync.PIPE, exit_cb=exit_cb)
+        fork_and_check(partial(check, process))
+        process.input.close()
     assert statuses == [4]
     assert_handled(python_handler)
 
 
 @forking
 def test_a_forked_child_does_not_wait_for_the_abandoned(run):
-    def leave():
+
+    with run():
         process = sh("exec sleep 60")
         process.unref()
-        pids.append(process.pid)
-
-    pids = []
-    run(leave)
+        pid = process.pid
     fork_and_check(partial(result, run, "sh", []))
-    reap_abandoned(run, pids[0])
+    reap_abandoned(run, pid)

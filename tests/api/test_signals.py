@@ -50,14 +50,10 @@ def test_a_handler_runs_in_the_loop_when_its_signal_arrives(run, send, signo):
         handled.append((number, pyasync.current_loop() is not None))
         handler.close()
 
-    def start():
-        nonlocal handler
+    with run():
         handler = pyasync.signal_handler(signo, handle)
         assert handler.signo == signo
         send(signo)
-
-    handler = None
-    run(start)
     assert handled == [(signo, True)]
 
 
@@ -71,11 +67,9 @@ def test_a_handler_runs_each_time_its_signal_arrives(run):
         else:
             pyasync.clear_signal_handlers()
 
-    def start():
+    with run():
         pyasync.signal_handler(signal.SIGUSR1, handle)
         kill_self(signal.SIGUSR1)
-
-    run(start)
     assert handled == [signal.SIGUSR1] * 5
 
 
@@ -87,24 +81,21 @@ def test_each_signal_has_its_own_handler(run):
         if len(handled) == 2:
             pyasync.clear_signal_handlers()
 
-    def start():
+    with run():
         pyasync.signal_handler(signal.SIGUSR1, partial(handle, "one"))
         pyasync.signal_handler(signal.SIGUSR2, partial(handle, "two"))
         kill_self(signal.SIGUSR2)
         kill_self(signal.SIGUSR1)
-
-    run(start)
     assert sorted(handled) == [("one", signal.SIGUSR1), ("two", signal.SIGUSR2)]
 
 
 def test_a_second_handler_replaces_the_first(run):
-    def start():
+
+    with run():
         first = pyasync.signal_handler(signal.SIGUSR1, partial(pytest.fail, "called"))
         second = pyasync.signal_handler(signal.SIGUSR1, lambda signo: second.close())
         assert (first.closed, second.closed) == (True, False)
         kill_self(signal.SIGUSR1)
-
-    run(start)
 
 
 # Its end
@@ -122,15 +113,12 @@ def test_a_second_handler_replaces_the_first(run):
 def test_a_handler_that_has_ended_is_not_called_and_lets_the_loop_end(run, end):
     handled = []
 
-    def start():
+    with python_handler(signal.SIGUSR1, lambda signo, frame: handled.append("Python's")), run():
         handler = pyasync.signal_handler(signal.SIGUSR1, nothing)
         end(handler)
         end(handler)
         assert handler.closed
         signal.raise_signal(signal.SIGUSR1)
-
-    with python_handler(signal.SIGUSR1, lambda signo, frame: handled.append("Python's")):
-        run(start)
     assert handled == ["Python's"]
 
 
@@ -142,25 +130,22 @@ def test_a_handler_that_another_one_of_the_same_batch_closes_is_not_called(run):
         handlers[other].close()
         pyasync.delay(pyasync.clear_signal_handlers, time=0.01)
 
-    def start():
+    handlers = []
+    with run():
         handlers.append(pyasync.signal_handler(signal.SIGUSR1, partial(handle, 1)))
         handlers.append(pyasync.signal_handler(signal.SIGUSR2, partial(handle, 0)))
         signal.raise_signal(signal.SIGUSR1)
         signal.raise_signal(signal.SIGUSR2)
-
-    handlers = []
-    run(start)
     assert called == [signal.SIGUSR1]
 
 
 def test_free_signal_handler_leaves_other_signals_alone(run):
-    def start():
+
+    with run():
         handler = pyasync.signal_handler(signal.SIGUSR1, lambda signo: handler.close())
         pyasync.free_signal_handler(signal.SIGUSR2)
         assert not handler.closed
         kill_self(signal.SIGUSR1)
-
-    run(start)
 
 
 # What a signal did before, it does again
@@ -220,14 +205,12 @@ def test_a_signal_that_killed_the_process_kills_it_again_after_the_loop():
 def test_a_handler_that_python_gets_meanwhile_stays(run):
     handled = []
 
-    def start():
-        handler = pyasync.signal_handler(signal.SIGUSR1, partial(pytest.fail, "called"))
-        signal.signal(signal.SIGUSR1, lambda signo, frame: handled.append("new"))
-        handler.close()
-        signal.raise_signal(signal.SIGUSR1)
-
     with python_handler(signal.SIGUSR1, signal.SIG_IGN):
-        run(start)
+        with run():
+            handler = pyasync.signal_handler(signal.SIGUSR1, partial(pytest.fail, "called"))
+            signal.signal(signal.SIGUSR1, lambda signo, frame: handled.append("new"))
+            handler.close()
+            signal.raise_signal(signal.SIGUSR1)
         signal.raise_signal(signal.SIGUSR1)
     assert handled == ["new", "new"]
 
@@ -259,15 +242,13 @@ def test_loops_in_two_threads_handle_the_same_signal(run):
         else:
             pyasync.clear_signal_handlers()
 
-    def second():
-        pyasync.signal_handler(signal.SIGUSR1, handle_twice)
-        both.wait()
-        kill_self(signal.SIGUSR1)
-
     with python_handler(signal.SIGUSR1, lambda signo, frame: handled.append("Python's")):
         thread = threading.Thread(target=first)
         thread.start()
-        run(second)
+        with run():
+            pyasync.signal_handler(signal.SIGUSR1, handle_twice)
+            both.wait()
+            kill_self(signal.SIGUSR1)
         thread.join()
         signal.raise_signal(signal.SIGUSR1)
     assert sorted(handled[:2]) == ["first", "second"]
@@ -303,12 +284,9 @@ def test_pythons_own_handlers_run_while_the_loop_sleeps(run, send_to_sleeping_lo
         handled.append(signo)
         pyasync.exit_event_loop()
 
-    def start():
+    with python_handler(signal.SIGUSR1, python), run():
         pyasync.delay(partial(pytest.fail, "slept"), time=HOUR)
         send_to_sleeping_loop(signal.SIGUSR1)
-
-    with python_handler(signal.SIGUSR1, python):
-        run(start)
     assert handled == [signal.SIGUSR1]
 
 
@@ -376,7 +354,8 @@ def test_a_loop_in_another_thread_leaves_the_wakeup_descriptor_alone(run):
 
 
 def test_a_refused_handler_leaves_the_one_there_is(run):
-    def start():
+
+    with run():
         handler = pyasync.signal_handler(signal.SIGUSR1, lambda signo: handler.close())
         with pytest.raises(TypeError, match="callback must be callable"):
             pyasync.signal_handler(signal.SIGUSR1, None)
@@ -384,45 +363,42 @@ def test_a_refused_handler_leaves_the_one_there_is(run):
             pyasync.signal_handler(signal.SIGUSR1, nothing, event_cb=1)
         kill_self(signal.SIGUSR1)
 
-    run(start)
-
 
 def test_a_write_of_a_signal_handler_does_not_overtake_what_was_written(run):
     """Real signals, at any place of the writes that they interrupt."""
     received, sent = bytearray(), bytearray()
 
-    def start():
-        def write(force):
-            client.data = "writing"  # not to be interrupted between these two by the other
-            piece = b"%d\n" % (len(sent) // 8)
-            sent.extend(piece.rjust(8))
-            client.write(piece.rjust(8), write_cb=called.append, force=force)
-            client.data = "idle"
-
-        def handler(signo, frame):
-            if not client.closed and client.data == "idle":
-                write(True)
-
-        def step():
-            for _ in range(20):
-                write(False)
-            if len(sent) < 1 << 18:
-                pyasync.call_soon(step)
-            else:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                client.close()
-                server.close()
-
-        server = pyasync.tcp_server("127.0.0.1", 0, lambda socket, data: received.extend(data))
-        client = pyasync.tcp_connect(*server.address, lambda socket, data: None)
-        signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
-        pyasync.call_soon(step)
-
     called = []
     before = signal.getsignal(signal.SIGALRM)
     try:
-        run(start)
+        with run():
+
+            def write(force):
+                client.data = "writing"  # not to be interrupted between these two by the other
+                piece = b"%d\n" % (len(sent) // 8)
+                sent.extend(piece.rjust(8))
+                client.write(piece.rjust(8), write_cb=called.append, force=force)
+                client.data = "idle"
+
+            def handler(signo, frame):
+                if not client.closed and client.data == "idle":
+                    write(True)
+
+            def step():
+                for _ in range(20):
+                    write(False)
+                if len(sent) < 1 << 18:
+                    pyasync.call_soon(step)
+                else:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    client.close()
+                    server.close()
+
+            server = pyasync.tcp_server("127.0.0.1", 0, lambda socket, data: received.extend(data))
+            client = pyasync.tcp_connect(*server.address, lambda socket, data: None)
+            signal.signal(signal.SIGALRM, handler)
+            signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+            pyasync.call_soon(step)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -225,15 +225,14 @@ def test_a_socket_that_is_not_connected_cannot_be_upgraded():
 
 
 def test_a_pipe_cannot_be_upgraded(run):
-    def start():
+
+    with run():
         server = pyasync.pipe_server("\0pyasync-start-tls", nothing)
         client = pyasync.pipe_connect("\0pyasync-start-tls", nothing)
         with pytest.raises(TypeError):
             pyasync.start_tls(client)
         client.close()
         server.close()
-
-    run(start)
 
 
 def test_a_socket_adopted_by_descriptor_begins_with_the_handshake(run):
@@ -244,10 +243,10 @@ def test_a_socket_adopted_by_descriptor_begins_with_the_handshake(run):
         with TlsPeer(sock, SERVER(), server_side=True) as tls:
             tls.sendall(b"hello")
 
-    def start():
+    with run():
         listener = link.listen()
         sock = link.dial(listener.getsockname())
-        threads.append(Background(talk, link.accept(listener)))
+        thread = Background(talk, link.accept(listener))
         pyasync.init_tcp_ssl_socket(
             lambda socket, data: received.append(data),
             fd=sock.fileno(),
@@ -255,8 +254,5 @@ def test_a_socket_adopted_by_descriptor_begins_with_the_handshake(run):
             server_hostname="localhost",
         )
         sock.close()
-
-    threads = []
-    run(start)
-    threads[0].result()
+    thread.result()
     assert received == [b"hello"]

@@ -268,13 +268,9 @@ def test_writes_interleaved_over_two_sockets_leave_in_one_packet_each(link):
                 for stream in streams:
                     stream.write(piece)
 
-    def start():
-        nonlocal server
+    with link.run():
         server = link.serve(read_cb=nothing, connect_cb=connect_cb)
         peers.extend(Background(peer, server.address) for _ in range(2))
-
-    server = None
-    link.run(start)
     assert [thread.result() for thread in peers] == [(b"one,two,end.", 1)] * 2
 
 
@@ -595,18 +591,15 @@ def test_write_replaces_the_callbacks_of_its_socket_alone(link):
                 assert sock.recv(1) == b"?"
                 sock.sendall(b"data")
 
-    def start():
-        nonlocal server
+    streams = []
+    with link.run():
         server = link.serve(
             connect_cb=connect_cb,
             read_cb=lambda socket, data: told.append(("old", data)),
             event_cb=lambda event: told.append(("old", type(event))),
         )
-        threads.append(Background(peer, server.address))
-
-    server, streams, threads = None, [], []
-    link.run(start)
-    threads[0].result()
+        thread = Background(peer, server.address)
+    thread.result()
     assert told == [
         ("new", b"data"),
         ("new", pyasync.SocketEOF),
@@ -920,13 +913,10 @@ def test_more_than_the_arena_holds_in_one_iteration_is_read_whole(link):
         if sum(map(len, received[socket])) == size + 1:
             socket.close()
 
-    def start():
-        nonlocal server
+    threads, sent = [], threading.Semaphore(0)
+    with link.run():
         server = link.serve(connect_cb=connect_cb, read_cb=read_cb)
         threads.extend(Background(peer, server.address, number) for number in range(count))
-
-    server, threads, sent = None, [], threading.Semaphore(0)
-    link.run(start)
     for thread in threads:
         thread.result()
     assert sorted(b"".join(pieces) for pieces in received.values()) == [
@@ -987,14 +977,11 @@ def test_a_fast_peer_does_not_starve_a_ping_pong(link):
         for stream in streams:
             stream.close(force=True)
 
-    def start():
-        nonlocal server
-        server = link.serve(read_cb=serve, event_cb=nothing)
-        processes.extend(blast(server.address) for _ in range(blasters))
-
-    server, before, streams, processes = None, None, [], []
+    before, streams, processes = None, [], []
     try:
-        link.run(start)
+        with link.run():
+            server = link.serve(read_cb=serve, event_cb=nothing)
+            processes.extend(blast(server.address) for _ in range(blasters))
     finally:
         for process in processes:
             process.kill()
@@ -1045,13 +1032,10 @@ def test_fast_peers_that_fill_the_arena_have_their_turns_one_after_the_other(lin
             for stream in streams:
                 stream.close(force=True)
 
-    def start():
-        nonlocal server
+    streams, turns, pinged = [], [], []
+    with link.run():
         server = link.serve(connect_cb=connect_cb, read_cb=read_cb, event_cb=nothing)
         dial(link, server, peers, fast + 1)
-
-    server, streams, turns, pinged = None, [], [], []
-    link.run(start)
     assert turns[-1] == fast
     assert len(turns) - pinged[0] <= 3 * fast
 
@@ -1081,12 +1065,10 @@ def test_nobody_loses_a_turn_to_a_disable_that_is_undone_at_once(link, peers):
         if sum(turns.values()) == number * rounds:
             pyasync.exit_event_loop()
 
-    def start():
+    streams, turns = [], {}
+    with link.run():
         server = link.serve(connect_cb=connect_cb, read_cb=read_cb, event_cb=nothing)
         dial(link, server, peers, number)
-
-    streams, turns = [], {}
-    link.run(start)
     assert min(turns.values()) > rounds / 2
 
 
@@ -1136,18 +1118,15 @@ def test_a_socket_can_be_left_between_the_poll_and_its_turn(link, peers, leave):
         for stream in streams:
             stream.close(force=True)
 
-    def start():
-        nonlocal server
-        server = link.serve(connect_cb=connect_cb, read_cb=read_cb, event_cb=nothing)
-        dial(link, server, peers, number)
-
     leaves = {
         "disable": lambda socket: socket.disable(read=True),
         "close": lambda socket: socket.close(),
         "force": lambda socket: socket.close(force=True),
     }
-    server, streams, told, left = None, [], [], []
-    link.run(start)
+    streams, told, left = [], [], []
+    with link.run():
+        server = link.serve(connect_cb=connect_cb, read_cb=read_cb, event_cb=nothing)
+        dial(link, server, peers, number)
 
 
 def test_what_the_peer_has_sent_before_it_went_comes_before_the_error(link):
@@ -1204,13 +1183,10 @@ def test_what_the_peer_has_sent_before_it_went_comes_before_the_error_of_a_later
         for stream in streams:
             stream.close(force=True)
 
-    def start():
-        nonlocal server
+    streams, told, failing = [], [], []
+    with link.run():
         server = link.serve(connect_cb=connect_cb, read_cb=read_cb, event_cb=event_cb)
         dial(link, server, peers, number)
-
-    server, streams, told, failing = None, [], [], []
-    link.run(start)
     assert [what for socket, what in told if socket is failing[0]][-2:] == [
         b"last words",
         pyasync.SocketReset,
@@ -1342,13 +1318,10 @@ def accept_one(link, peer, **options):
     def connect_cb(socket):
         server.close()
 
-    def start():
-        nonlocal server
+    threads = []
+    with link.run():
         server = link.serve(connect_cb=connect_cb, **options)
         threads.append(Background(lambda: link._talk(lambda: link.dial(server.address), peer)))
-
-    server, threads = None, []
-    link.run(start)
     threads[0].result()
 
 
@@ -1490,7 +1463,7 @@ def disable_each_other(link, ends, after, then=nothing):
     Return what was told to the sockets, each for itself, in order.
     """
     count = 3
-    told, threads, server = {}, [], None
+    told, threads = {}, []
     accepted, disabled = threading.Event(), threading.Event()
     sent, ended = threading.Semaphore(0), threading.Semaphore(0)
 
@@ -1529,16 +1502,13 @@ def disable_each_other(link, ends, after, then=nothing):
         for other in others:
             other.enable(read=True)
 
-    def start():
-        nonlocal server
+    with link.run():
         server = link.serve(
             connect_cb=connect_cb,
             read_cb=read_cb,
             event_cb=lambda event: told[event.socket].append(type(event)),
         )
         threads.extend(Background(peer, server.address) for _ in range(count))
-
-    link.run(start)
     for thread in threads:
         thread.result()
     return list(told.values())
@@ -1755,14 +1725,11 @@ def test_timeouts_set_on_one_socket_are_its_own(link):
         with link.dial(address), link.dial(address):
             assert done.wait(PATIENCE)
 
-    def start():
-        nonlocal server
+    done = threading.Event()
+    with link.run():
         server = link.serve(connect_cb=connect_cb, read_cb=nothing, event_cb=event_cb)
-        threads.append(Background(peer, server.address))
-
-    server, threads, done = None, [], threading.Event()
-    link.run(start)
-    threads[0].result()
+        thread = Background(peer, server.address)
+    thread.result()
     assert told == [(pyasync.SocketTimeout, 0), (pyasync.SocketEOF, 1)]
 
 
@@ -2013,14 +1980,10 @@ def run_schedule(link, schedule, half_open, small):
 
         return connect_cb
 
-    def start():
-        nonlocal server
+    with link.run():
         options = {"allow_half_open": half_open, "linger": 5}
         server = link.serve(connect_cb=connected(ends[0]), **ends[0].options(), **options)
         link.connect(server.address, connect_cb=connected(ends[1]), **ends[1].options(), **options)
-
-    server = None
-    link.run(start)
     return ends
 
 

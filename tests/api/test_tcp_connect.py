@@ -155,7 +155,7 @@ def test_a_refusal_can_be_answered_by_another_attempt(run, unused):
 def test_a_client_closed_on_its_way_is_never_counted_or_told_anything(link, force):
     told, counted = [], []
 
-    def start():
+    with link.run():
         listener = link.listen()
         client = link.connect(
             listener.getsockname(),
@@ -168,8 +168,6 @@ def test_a_client_closed_on_its_way_is_never_counted_or_told_anything(link, forc
         assert client.closed
         listener.close()
         pyasync.add_event_loop_exit_callback(lambda: counted.append(pyasync.stats()))
-
-    link.run(start)
     assert told == []
     (stats,) = counted
     assert stats.connected == stats.closed
@@ -194,11 +192,9 @@ def test_outgoing_connections_are_counted_while_they_stand(link):
 def test_two_hundred_refused_clients_leave_nothing(run, unused):
     events, counted = [], []
 
-    def start():
+    with run():
         for _ in range(200):
             pyasync.tcp_connect(*unused, nothing, data=b"data", event_cb=events.append)
         after_iterations(5, lambda: counted.append(pyasync.stats()))
-
-    run(start)
     assert [type(event) for event in events] == [pyasync.SocketRefused] * 200
     assert counted[0].handles["tcp"] == 0

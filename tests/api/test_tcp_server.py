@@ -69,12 +69,10 @@ def serve(run, talk, read_cb=echo, *, host="127.0.0.1", port=0, **options):
         server.close()
         threads.append(thread)
 
-    def start():
+    with run():
         server = pyasync.tcp_server(host, port, read_cb, **options)
         thread = Background(talk, server.address)
         when(lambda: not thread.is_alive(), lambda: finish(thread, server))
-
-    run(start)
     return threads[0].result()
 
 
@@ -83,7 +81,8 @@ def serve(run, talk, read_cb=echo, *, host="127.0.0.1", port=0, **options):
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_server_has_an_address_and_a_descriptor_that_listens(run, host):
-    def start():
+
+    with run():
         server = pyasync.tcp_server(host, 0, echo)
         assert server.address[0] == host
         assert server.address[1] > 0
@@ -97,8 +96,6 @@ def test_a_server_has_an_address_and_a_descriptor_that_listens(run, host):
         with pytest.raises(pyasync.SocketClosed):
             server.fileno()
         server.close()
-
-    run(start)
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -151,38 +148,36 @@ def test_an_ipv6_address_does_not_serve_ipv4(run):
 
 
 def test_an_address_in_use_raises(run):
-    def start():
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            port = taken.getsockname()[1]
-            with pytest.raises(pyasync.SocketAddressInUse) as caught:
-                pyasync.tcp_server("127.0.0.1", port, echo)
-            assert (caught.value.address, caught.value.port) == ("127.0.0.1", port)
-            assert isinstance(caught.value, OSError)
-            assert isinstance(caught.value, pyasync.TcpServerBindError)
-            assert caught.value.errno == errno.EADDRINUSE
-            assert caught.value.errcode == -errno.EADDRINUSE
-            assert caught.value.errmsg
-            assert str(port) in str(caught.value)
 
-    run(start)
+    with run(), socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(pyasync.SocketAddressInUse) as caught:
+            pyasync.tcp_server("127.0.0.1", port, echo)
+        assert (caught.value.address, caught.value.port) == ("127.0.0.1", port)
+        assert isinstance(caught.value, OSError)
+        assert isinstance(caught.value, pyasync.TcpServerBindError)
+        assert caught.value.errno == errno.EADDRINUSE
+        assert caught.value.errcode == -errno.EADDRINUSE
+        assert caught.value.errmsg
+        assert str(port) in str(caught.value)
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "not an address", "2001:db8::1"])
 def test_an_address_that_cannot_be_bound_raises(run, address):
-    def start():
+
+    with run():
         with pytest.raises(pyasync.TcpServerBindError) as caught:
             pyasync.tcp_server(address, 0, echo)
         assert not isinstance(caught.value, pyasync.SocketAddressInUse)
         assert (caught.value.address, caught.value.port) == (address, 0)
         assert address in str(caught.value)
 
-    run(start)
-
 
 @linux_only
 @pytest.mark.parametrize(("backlog", "length"), [(7, 7), (None, socket.SOMAXCONN)])
 def test_the_backlog_is_what_was_asked_for(run, backlog, length):
-    def start():
+
+    with run():
         server = pyasync.tcp_server("127.0.0.1", 0, echo, backlog=backlog)
         with socket.socket(fileno=os.dup(server.fileno())) as sock:
             info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
@@ -190,13 +185,16 @@ def test_the_backlog_is_what_was_asked_for(run, backlog, length):
         (granted,) = struct.unpack_from("I", info, 28)  # tcpi_sacked: of a listening socket
         assert granted == min(length, int(Path("/proc/sys/net/core/somaxconn").read_text()))
 
-    run(start)
-
 
 def test_two_servers_share_a_port_with_reuse_port(run):
     served = set()
 
-    def start():
+    def finish(thread, *servers):
+        thread.result()
+        for server in servers:
+            server.close()
+
+    with run():
         first = pyasync.tcp_server(
             "127.0.0.1", 0, echo, reuse_port=True, connect_cb=lambda stream: served.add(1)
         )
@@ -208,13 +206,6 @@ def test_two_servers_share_a_port_with_reuse_port(run):
         )
         thread = Background(lambda: [talk(first.address) for _ in range(100)])
         when(lambda: not thread.is_alive(), lambda: finish(thread, first, second))
-
-    def finish(thread, *servers):
-        thread.result()
-        for server in servers:
-            server.close()
-
-    run(start)
     assert served == {1, 2}
 
 
@@ -262,12 +253,6 @@ def test_closing_the_callers_descriptor_does_not_end_the_server(run):
 
 
 def test_descriptors_of_the_wrong_kind_are_refused(run, tmp_path):
-    def start():
-        for fd in wrong:
-            with pytest.raises(ValueError, match="descriptor"):
-                pyasync.tcp_server(None, 0, echo, fd=fd)
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            pyasync.tcp_server(None, 0, echo, fd=-1)
 
     with contextlib.ExitStack() as stack:
         wrong = [
@@ -278,19 +263,22 @@ def test_descriptors_of_the_wrong_kind_are_refused(run, tmp_path):
                 socket.socket(socket.AF_UNIX),
             ]
         ]
-        run(start)  # and leaves them open, or the stack would raise
+        with run():
+            for fd in wrong:
+                with pytest.raises(ValueError, match="descriptor"):
+                    pyasync.tcp_server(None, 0, echo, fd=fd)
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                pyasync.tcp_server(None, 0, echo, fd=-1)
 
 
 def test_a_connected_descriptor_is_refused_and_stays_connected(run):
-    def start():
-        with pytest.raises((ValueError, pyasync.TcpServerBindError)):
-            pyasync.tcp_server(None, 0, echo, fd=client.fileno())
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = dial(listener.getsockname())
         accepted = listener.accept()[0]
     with client, accepted:
-        run(start)
+        with run(), pytest.raises((ValueError, pyasync.TcpServerBindError)):
+            pyasync.tcp_server(None, 0, echo, fd=client.fileno())
         client.sendall(b"still")
         assert read_exactly(accepted, 5) == b"still"
 
@@ -299,15 +287,14 @@ def test_a_connected_descriptor_is_refused_and_stays_connected(run):
 
 
 def test_closing_frees_the_address_at_once(run):
-    def start():
+
+    with run():
         first = pyasync.tcp_server("127.0.0.1", 0, echo)
         first.close()
         second = pyasync.tcp_server("127.0.0.1", first.address[1], echo)
         second.close()
         with socket.socket() as sock:
             sock.bind(first.address)
-
-    run(start)
 
 
 def test_closing_frees_the_address_also_while_connections_are_open(run):
@@ -327,30 +314,25 @@ def test_closing_frees_the_address_also_while_connections_are_open(run):
                 assert read_exactly(new, 6) == b"second"
             assert exchange(old, b"still") == b"still"
 
-    def start():
-        nonlocal first
+    servers = []
+    with run():
         first = pyasync.tcp_server("127.0.0.1", 0, echo, connect_cb=connect_cb)
         servers.append(first)
-        threads.append(Background(clients, first.address))
-
-    first, servers, threads = None, [], []
-    run(start)
-    threads[0].result()
+        thread = Background(clients, first.address)
+    thread.result()
 
 
 def test_a_closed_server_refuses_connections(run):
     refused = []
 
-    def start():
-        server = pyasync.tcp_server("127.0.0.1", 0, echo)
-        server.close()
-        after_iterations(2, lambda: knock(server.address))
-
     def knock(address):
         with socket.socket() as sock:
             refused.append(sock.connect_ex(address))
 
-    run(start)
+    with run():
+        server = pyasync.tcp_server("127.0.0.1", 0, echo)
+        server.close()
+        after_iterations(2, lambda: knock(server.address))
     assert refused == [errno.ECONNREFUSED]
 
 
@@ -439,13 +421,10 @@ def test_many_connections_of_one_iteration_are_all_accepted(run):
         if len(accepted) == count:
             server.close()
 
-    def start():
-        nonlocal server
+    clients = []
+    with run():
         server = pyasync.tcp_server("127.0.0.1", 0, echo, connect_cb=connect_cb)
         clients.extend(dial(server.address) for _ in range(count))
-
-    server, clients = None, []
-    run(start)
     assert [read_all(client) for client in clients] == [b""] * count
     for client in clients:
         client.close()
@@ -454,7 +433,11 @@ def test_many_connections_of_one_iteration_are_all_accepted(run):
 def test_resets_before_accept_do_not_end_the_listener(run):
     events = []
 
-    def start():
+    def finish(thread, server):
+        server.close()
+        thread.result()
+
+    with run():
         server = pyasync.tcp_server(
             "127.0.0.1", 0, echo, event_cb=lambda event: events.append(type(event))
         )
@@ -462,12 +445,6 @@ def test_resets_before_accept_do_not_end_the_listener(run):
             reset(dial(server.address))
         thread = Background(talk, server.address)
         when(lambda: not thread.is_alive(), lambda: finish(thread, server))
-
-    def finish(thread, server):
-        server.close()
-        thread.result()
-
-    run(start)
     assert events.count(pyasync.SocketEOF) == 1
     assert set(events) <= {pyasync.SocketEOF, pyasync.SocketReset}
 
@@ -503,14 +480,10 @@ def test_a_closed_server_with_max_connections_lets_its_connections_end(run):
     def connect_cb(stream):
         server.close()
 
-    def start():
-        nonlocal server
+    with run():
         server = pyasync.tcp_server("127.0.0.1", 0, echo, connect_cb=connect_cb, max_connections=1)
-        threads.append(Background(talk, server.address))
-
-    server, threads = None, []
-    run(start)
-    threads[0].result()
+        thread = Background(talk, server.address)
+    thread.result()
 
 
 @pytest.fixture
@@ -561,14 +534,11 @@ def test_five_thousand_connections_at_once_each_get_their_echo(run, buffer_write
         if len(clients) < count:
             pyasync.call_soon(connect_some)
 
-    def start():
-        nonlocal server
+    stats = []
+    with run(limit=50, buffer_writes=buffer_writes):
         server = pyasync.tcp_server("127.0.0.1", 0, read_cb, event_cb=failed_cb)
         pyasync.add_event_loop_exit_callback(lambda: stats.append(pyasync.stats()))
         connect_some()
-
-    server, stats = None, []
-    run(start, limit=50, buffer_writes=buffer_writes)
     assert failed == []
     assert answered == {number: b"%d" % number for number in range(count)}
     assert (stats[0].accepted, stats[0].connected, stats[0].closed) == (count, count, 2 * count)
@@ -581,7 +551,7 @@ def test_five_thousand_connections_at_once_each_get_their_echo(run, buffer_write
 def test_all_callbacks_of_a_batch_are_called_when_each_raises(run):
     """Data for 20 connections is there when the loop looks."""
     count = 20
-    streams, caught, threads, server = [], [], [], None
+    streams, caught, threads = [], [], []
     accepted, sent = threading.Event(), threading.Semaphore(0)
 
     def connect_cb(stream):
@@ -604,13 +574,10 @@ def test_all_callbacks_of_a_batch_are_called_when_each_raises(run):
             sent.release()
             assert read_all(sock) == b""
 
-    def start():
-        nonlocal server
+    iterations = []
+    with run(catch_app_errors=lambda error: caught.append(error.args[0])):
         server = pyasync.tcp_server("127.0.0.1", 0, read_cb, connect_cb=connect_cb)
         threads.extend(Background(client, server.address) for _ in range(count))
-
-    iterations = []
-    run(start, catch_app_errors=lambda error: caught.append(error.args[0]))
     for thread in threads:
         thread.result()
     assert sorted(caught) == list(range(count))
@@ -768,7 +735,7 @@ def test_each_connection_of_a_flood_gets_its_echo(run, tmp_path):
     count = 15_000
     clients = []
 
-    def start():
+    with run(limit=55):
         server = pyasync.tcp_server("127.0.0.1", 0, echo, backlog=128, event_cb=nothing)
         client = subprocess.Popen(
             [sys.executable, "-c", FLOOD, str(server.address[1]), str(count)],
@@ -786,7 +753,6 @@ def test_each_connection_of_a_flood_gets_its_echo(run, tmp_path):
                 server.close()
                 clients.append(thread.result()[0])
 
-    run(start, limit=55)
     connected, echoed, failed = map(int, clients[1].split())
     assert (connected, echoed, failed) == (count, count, 0)
 
@@ -795,7 +761,7 @@ def test_what_comes_with_a_connection_waits_until_reading_is_enabled(run):
     def connect_cb(connection):
         connection.disable(read=True)
         pyasync.delay(lambda: connection.enable(read=True), time=0.05)
-        socks[0].sendall(b"then")
+        sock.sendall(b"then")
 
     def read_cb(connection, data):
         received.append((pyasync.now() >= opened + 0.04, data))
@@ -803,18 +769,15 @@ def test_what_comes_with_a_connection_waits_until_reading_is_enabled(run):
             server.close()
             connection.close()
 
-    def start():
-        nonlocal server, opened
-        opened = pyasync.now()
-        server = pyasync.tcp_server("127.0.0.1", 0, read_cb, connect_cb=connect_cb)
-        socks.append(socket.create_connection(server.address))
-        socks[0].sendall(b"first")
-
-    server, opened, received, socks = None, 0.0, [], []
+    opened, received = 0.0, []
     try:
-        run(start)
+        with run():
+            opened = pyasync.now()
+            server = pyasync.tcp_server("127.0.0.1", 0, read_cb, connect_cb=connect_cb)
+            sock = socket.create_connection(server.address)
+            sock.sendall(b"first")
     finally:
-        socks[0].close()
+        sock.close()
     assert all(late for late, _ in received)
 
 
@@ -822,25 +785,22 @@ def test_a_connection_that_brings_data_along_is_read_on_and_to_its_end(run):
     def read_cb(connection, data):
         received.append(data)
         if data == b"first":
-            socks[0].sendall(b"second")
+            sock.sendall(b"second")
         else:
-            socks[0].shutdown(socket.SHUT_WR)
+            sock.shutdown(socket.SHUT_WR)
 
     def event_cb(event):
         received.append(type(event))
         server.close()
 
-    def start():
-        nonlocal server
-        server = pyasync.tcp_server("127.0.0.1", 0, read_cb, event_cb=event_cb)
-        socks.append(socket.create_connection(server.address))
-        socks[0].sendall(b"first")
-
-    server, received, socks = None, [], []
+    received = []
     try:
-        run(start)
+        with run():
+            server = pyasync.tcp_server("127.0.0.1", 0, read_cb, event_cb=event_cb)
+            sock = socket.create_connection(server.address)
+            sock.sendall(b"first")
     finally:
-        socks[0].close()
+        sock.close()
     assert received == [b"first", b"second", pyasync.SocketEOF]
 
 
@@ -859,15 +819,12 @@ def test_new_connections_that_bring_much_along_do_not_hold_up_others(run):
             accepted.append(pyasync.stats().accepted)
             pyasync.exit_event_loop()
 
-    def start():
-        nonlocal server
-        server = pyasync.tcp_server("127.0.0.1", 0, read_cb)
-        socks.append(socket.create_connection(server.address))
-        socks[0].sendall(b"first")
-
-    server, accepted, socks = None, [], []
+    accepted, socks = [], []
     try:
-        run(start)
+        with run():
+            server = pyasync.tcp_server("127.0.0.1", 0, read_cb)
+            socks.append(socket.create_connection(server.address))
+            socks[0].sendall(b"first")
     finally:
         for sock in socks:
             sock.close()

@@ -38,13 +38,10 @@ def test_calls_from_many_threads_all_run_in_the_loops_thread_in_order(run):
         for count in range(calls):
             loop.call_threadsafe(partial(call, number, count))
 
-    def start():
-        nonlocal keep_running
+    ident, others = threading.get_ident(), []
+    with run(limit=50):
         keep_running = pyasync.delay(nothing, time=HOUR)
         others.extend(Background(make_calls, pyasync.current_loop(), n) for n in range(threads))
-
-    ident, keep_running, others = threading.get_ident(), None, []
-    run(start, limit=50)
     for other in others:
         other.result()
     for number in range(threads):
@@ -56,14 +53,10 @@ def test_a_call_wakes_a_sleeping_loop(run, wait_until_asleep):
         wait_until_asleep(loop)
         loop.call_threadsafe(sleeper.free)
 
-    def start():
-        nonlocal sleeper
+    with run():
         sleeper = pyasync.delay(partial(pytest.fail, "slept"), time=HOUR)
-        others.append(Background(wake, pyasync.current_loop()))
-
-    sleeper, others = None, []
-    run(start)
-    others[0].result()
+        other = Background(wake, pyasync.current_loop())
+    other.result()
 
 
 class CountedWakeups:
@@ -90,14 +83,12 @@ def test_many_calls_that_the_loop_has_not_run_yet_share_one_wakeup(run, monkeypa
         for number in range(1000):
             loop.call_threadsafe(partial(calls.append, number))
 
-    def start():
+    with run():
         in_other_thread(call_often, pyasync.current_loop())
         assert counted.count == 1
         assert calls == []
         keep_running = pyasync.make_notifier(nothing)
         pyasync.current_loop().call_threadsafe(keep_running.free)
-
-    run(start)
     assert calls == list(range(1000))
 
 
@@ -121,18 +112,15 @@ def test_a_call_that_has_run_before_it_wakes_the_loop_leaves_the_next_its_wakeup
         monkeypatch.setattr(TakenAtOnce, "append", collections.deque.append)
         loop.call_threadsafe(sleeper.free)
 
-    def start():
-        nonlocal idler, sleeper
+    ident = threading.get_ident()
+    loops, iterations = [], []
+    monkeypatch.setattr(wakeup, "deque", TakenAtOnce)
+    with run():
         idler = pyasync.idle(nothing)
         sleeper = pyasync.delay(nothing, time=HOUR)
         loops.append(pyasync.current_loop())
-        others.append(Background(make_calls, pyasync.current_loop()))
-
-    ident, idler, sleeper = threading.get_ident(), None, None
-    loops, iterations, others = [], [], []
-    monkeypatch.setattr(wakeup, "deque", TakenAtOnce)
-    run(start)
-    others[0].result()
+        other = Background(make_calls, pyasync.current_loop())
+    other.result()
 
 
 def test_no_call_is_left_in_a_loop_that_sleeps(run):
@@ -143,19 +131,17 @@ def test_no_call_is_left_in_a_loop_that_sleeps(run):
             loop.call_threadsafe(partial(answers.put, True))
             assert answers.get(timeout=10)
 
-    def start():
-        loop = pyasync.current_loop()
-        keep_running = pyasync.make_notifier(nothing)
-        others.extend(Background(call_and_wait, loop) for _ in range(2))
-        others.append(Background(free_when_done, loop, keep_running))
-
     def free_when_done(loop, keep_running):
         for other in others[:2]:
             other.join()
         loop.call_threadsafe(keep_running.free)
 
     others, answers = [], queue.SimpleQueue()
-    run(start, limit=40)
+    with run(limit=40):
+        loop = pyasync.current_loop()
+        keep_running = pyasync.make_notifier(nothing)
+        others.extend(Background(call_and_wait, loop) for _ in range(2))
+        others.append(Background(free_when_done, loop, keep_running))
     for other in others:
         other.result()
 
@@ -163,11 +149,9 @@ def test_no_call_is_left_in_a_loop_that_sleeps(run):
 def test_a_call_of_the_loops_own_thread_runs_in_the_next_iteration(run):
     calls = []
 
-    def start():
+    with run():
         pyasync.current_loop().call_threadsafe(partial(calls.append, "threadsafe"))
         pyasync.delay(partial(calls.append, "delay"), time=0.01)
-
-    run(start)
     assert calls == ["threadsafe", "delay"]
 
 
@@ -178,11 +162,9 @@ def test_calls_that_go_on_and_on_do_not_keep_timers_waiting(run):
         if running:
             loop.call_threadsafe(partial(again, loop))
 
-    def start():
+    with run():
         again(pyasync.current_loop())
         pyasync.delay(running.clear, time=0.01)
-
-    run(start)
     assert not running
 
 
@@ -335,46 +317,44 @@ def test_calls_on_handles_from_another_thread_raise(run, tmp_path):
                     accepted.append((type(handle).__name__, name, outcome))
         assert accepted == []
 
-    def start():
-        server = pyasync.tcp_server("127.0.0.1", 0, nothing)
-        pipe_server = pyasync.pipe_server(tmp_path / "pipe", nothing)
-        process = pyasync.spawn("cat", [], input=pyasync.PIPE)
-        stream = pyasync.tcp_connect(*server.address, nothing, stream=True)
-        stream._feed(b"a line\nand more")
-        handles = [
-            pyasync.delay(nothing, time=HOUR),
-            pyasync.interval(nothing, time=HOUR),
-            pyasync.idle(nothing),
-            pyasync.make_notifier(nothing),
-            pyasync.work(nothing, nothing),
-            pyasync.poll(reader, nothing),
-            pyasync.signal_handler(signal.SIGUSR1, nothing),
-            pyasync.fs_watch(tmp_path, nothing),
-            pyasync.fs.stat("/", nothing),
-            pyasync.fs.close(os.dup(reader), nothing),
-            pyasync.dns_lookup("127.0.0.1", nothing),
-            pyasync.reverse_dns_lookup("127.0.0.1", nothing),
-            server,
-            tcp_ssl_server(),
-            pipe_server,
-            pyasync.tcp_connect(*server.address, nothing),
-            pyasync.init_tcp_ssl_socket(nothing),
-            pyasync.pipe_connect(tmp_path / "pipe", nothing),
-            process,
-            process.input,
-            pyasync.udp_socket("127.0.0.1", 0),
-            stream,
-        ]
-        in_other_thread(check, handles)
-        assert not any(handle.closed for handle in handles)
-        assert stream.read() == b"a line\nand more"
-        process.kill()
-        process.input.close()
-        pyasync.exit_event_loop()
-
     reader, writer = os.pipe()
     try:
-        run(start)
+        with run():
+            server = pyasync.tcp_server("127.0.0.1", 0, nothing)
+            pipe_server = pyasync.pipe_server(tmp_path / "pipe", nothing)
+            process = pyasync.spawn("cat", [], input=pyasync.PIPE)
+            stream = pyasync.tcp_connect(*server.address, nothing, stream=True)
+            stream._feed(b"a line\nand more")
+            handles = [
+                pyasync.delay(nothing, time=HOUR),
+                pyasync.interval(nothing, time=HOUR),
+                pyasync.idle(nothing),
+                pyasync.make_notifier(nothing),
+                pyasync.work(nothing, nothing),
+                pyasync.poll(reader, nothing),
+                pyasync.signal_handler(signal.SIGUSR1, nothing),
+                pyasync.fs_watch(tmp_path, nothing),
+                pyasync.fs.stat("/", nothing),
+                pyasync.fs.close(os.dup(reader), nothing),
+                pyasync.dns_lookup("127.0.0.1", nothing),
+                pyasync.reverse_dns_lookup("127.0.0.1", nothing),
+                server,
+                tcp_ssl_server(),
+                pipe_server,
+                pyasync.tcp_connect(*server.address, nothing),
+                pyasync.init_tcp_ssl_socket(nothing),
+                pyasync.pipe_connect(tmp_path / "pipe", nothing),
+                process,
+                process.input,
+                pyasync.udp_socket("127.0.0.1", 0),
+                stream,
+            ]
+            in_other_thread(check, handles)
+            assert not any(handle.closed for handle in handles)
+            assert stream.read() == b"a line\nand more"
+            process.kill()
+            process.input.close()
+            pyasync.exit_event_loop()
     finally:
         os.close(reader)
         os.close(writer)
@@ -421,20 +401,18 @@ def test_stats_can_be_read_while_the_loop_runs_and_never_run_backwards(run):
         for event in [pyasync.delay(nothing) for _ in range(50)]:
             event.remove()
 
-    def start():
-        others.append(Background(read, pyasync.current_loop()))
-        ticker = pyasync.interval(tick, time=0.001)
-        pyasync.delay(ticker.close, time=0.5)
-
-    finished, others = threading.Event(), []
+    finished = threading.Event()
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        run(start)
+        with run():
+            other = Background(read, pyasync.current_loop())
+            ticker = pyasync.interval(tick, time=0.001)
+            pyasync.delay(ticker.close, time=0.5)
     finally:
         sys.setswitchinterval(interval)
         finished.set()
-    others[0].result()
+    other.result()
     assert reads[-1].iterations > 1
 
 

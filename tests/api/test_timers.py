@@ -37,11 +37,9 @@ def test_a_delay_runs_its_callback_once(run):
 def test_a_delay_without_a_time_runs_as_soon_as_possible(run):
     order = []
 
-    def start():
+    with run():
         pyasync.delay(lambda: order.append("timed"), time=0.0)
         pyasync.delay(lambda: order.append("soon"))
-
-    run(start)
     assert order == ["soon", "timed"]
 
 
@@ -59,14 +57,13 @@ def test_a_delay_that_nobody_refers_to_still_fires(run):
 def test_with_delay_turns_a_function_into_an_event(run):
     fired = []
 
-    def start():
+    with run():
+
         @pyasync.with_delay(0.001)
         def greet():
             fired.append("greet")
 
         assert isinstance(greet, pyasync.Event)
-
-    run(start)
     assert fired == ["greet"]
 
 
@@ -78,12 +75,10 @@ def test_no_delay_fires_early(run, seconds):
         due = time.monotonic() + seconds
         pyasync.delay(lambda: early.append(time.monotonic() < due), time=seconds)
 
-    def start():
+    with run():
         for _ in range(5):
             arm()
         pyasync.delay(arm, time=0.0007)
-
-    run(start)
     assert early == [False] * 6
 
 
@@ -119,11 +114,9 @@ def test_a_delay_armed_after_a_callback_that_blocked_is_not_late_by_that_time(ru
 def test_events_due_together_fire_in_the_order_in_which_they_were_armed(run, seconds, buffered):
     fired = []
 
-    def start():
+    with run(buffer_writes=buffered):
         for number in range(100):
             pyasync.delay(partial(fired.append, number), time=seconds)
-
-    run(start, buffer_writes=buffered)
     assert fired == list(range(100))
 
 
@@ -131,11 +124,9 @@ def test_events_due_together_fire_in_the_order_in_which_they_were_armed(run, sec
 def test_very_many_timers_due_in_one_iteration_all_fire_in_order(run, count):
     fired = []
 
-    def start():
+    with run(limit=50):
         for number in range(count):
             pyasync.delay(partial(fired.append, number))
-
-    run(start, limit=50)
     assert fired == list(range(count))
 
 
@@ -144,7 +135,7 @@ def test_very_many_timers_can_be_cancelled(run, count):
     fired = []
     left = []
 
-    def start():
+    with run(limit=50):
         events = [
             pyasync.delay(partial(fired.append, n), time=random.uniform(1, HOUR))
             for n in range(count)
@@ -154,8 +145,6 @@ def test_very_many_timers_can_be_cancelled(run, count):
         for event in events:
             event.remove()
         left.append(timers_pending())
-
-    run(start, limit=50)
     assert (fired, left) == ([], [0])
 
 
@@ -163,12 +152,10 @@ def test_very_many_timers_due_together_do_not_keep_other_calls_waiting(run):
     fired = []
     fired_before_the_call = []
 
-    def start():
+    with run():
         pyasync.delay(lambda: pyasync.call_soon(lambda: fired_before_the_call.append(len(fired))))
         for number in range(50_000):
             pyasync.delay(partial(fired.append, number))
-
-    run(start)
     assert len(fired) == 50_000
     assert fired_before_the_call[0] < 50_000
 
@@ -181,11 +168,9 @@ def test_when_the_last_of_an_iterations_events_raises_the_others_fire_still(run)
         if number == LIMIT - 1:
             raise ZeroDivisionError
 
-    def start():
+    with run(catch_app_errors=lambda error: fired.append(error)):
         for number in range(LIMIT + 10):
             pyasync.delay(partial(callback, number))
-
-    run(start, catch_app_errors=lambda error: fired.append(error))
     assert len(fired) == LIMIT + 11
 
 
@@ -204,7 +189,7 @@ def test_an_event_armed_by_anothers_callback_waits_for_the_next_iteration(run):
 def test_an_event_armed_again_for_the_same_time_fires_in_its_new_place(run):
     fired = []
 
-    def start():
+    with run():
         events = [pyasync.make_event(partial(fired.append, number)) for number in range(4)]
         for event in events:
             event.add()
@@ -212,8 +197,6 @@ def test_an_event_armed_again_for_the_same_time_fires_in_its_new_place(run):
         events[1].remove()
         events[2].remove()
         events[1].add()
-
-    run(start)
     assert fired == [3, 0, 1]
 
 
@@ -308,14 +291,11 @@ STEPS = st.one_of(
 @settings(max_examples=60)
 @given(steps=st.lists(STEPS, max_size=30), buffered=st.booleans())
 def test_any_sequence_of_adds_and_removes_fires_what_a_model_says(run, steps, buffered):
-    models = []
 
-    def start():
-        models.append(Model())
-        take_steps(models[0], iter(steps))
-
-    run(start, buffer_writes=buffered)
-    assert models[0].armed == {}, "never fired"
+    with run(buffer_writes=buffered):
+        model = Model()
+        take_steps(model, iter(steps))
+    assert model.armed == {}, "never fired"
 
 
 def take_steps(model, steps):
@@ -344,13 +324,9 @@ def test_an_event_can_be_armed_again_after_it_has_fired(run):
         if len(fired) < 5:
             event.add(0.001)
 
-    def start():
-        nonlocal event
+    with run():
         event = pyasync.make_event(fire)
         event.add()
-
-    event = None
-    run(start)
     assert fired == ["event"] * 5
 
 
@@ -358,14 +334,12 @@ def test_an_event_can_be_armed_again_after_it_has_fired(run):
 def test_to_arm_an_armed_event_replaces_its_deadline(run, buffered):
     fired = []
 
-    def start():
+    with run(buffer_writes=buffered):
         sooner = pyasync.delay(lambda: fired.append("sooner"), time=HOUR)
         sooner.add(0.001)
         due = time.monotonic() + 0.02
         later = pyasync.delay(lambda: fired.append(("later, early", time.monotonic() < due)))
         later.add(0.02)
-
-    run(start, buffer_writes=buffered)
     assert fired == ["sooner", ("later, early", False)]
 
 
@@ -373,22 +347,20 @@ def test_to_arm_an_armed_event_replaces_its_deadline(run, buffered):
 def test_a_removed_event_does_not_fire_and_can_be_added_again(run, buffered):
     fired = []
 
-    def start():
+    with run(buffer_writes=buffered):
         removed = pyasync.delay(lambda: fired.append("removed"), time=0.001)
         removed.remove()
         removed.remove()
         added = pyasync.delay(lambda: fired.append("added"), time=HOUR)
         added.remove()
         added.add(0.001)
-
-    run(start, buffer_writes=buffered)
     assert fired == ["added"]
 
 
 def test_a_freed_event_never_fires_again(run):
     fired = []
 
-    def start():
+    with run():
         event = pyasync.delay(lambda: fired.append("event"))
         assert not event.freed
         event.free()
@@ -398,8 +370,6 @@ def test_a_freed_event_never_fires_again(run):
         for call in (event.add, event.remove, event.ref, event.unref):
             with pytest.raises(pyasync.EventFreed):
                 call()
-
-    run(start)
     assert fired == []
 
 
@@ -410,12 +380,8 @@ def test_an_event_can_be_freed_from_its_own_callback(run):
         event.free()
         freed.append(event.freed)
 
-    def start():
-        nonlocal event
+    with run():
         event = pyasync.delay(fire)
-
-    event = None
-    run(start)
     assert freed == [True]
 
 
@@ -425,8 +391,7 @@ def test_remaining_is_the_time_until_the_callback(run):
     def fire():
         seen.append(event.remaining)
 
-    def start():
-        nonlocal event
+    with run():
         event = pyasync.delay(fire, time=10)
         first = event.remaining
         time.sleep(0.01)
@@ -436,9 +401,6 @@ def test_remaining_is_the_time_until_the_callback(run):
         event.add(0.001)
         time.sleep(0.005)
         assert event.remaining == 0.0
-
-    event = None
-    run(start)
     assert seen == [None]
 
 
@@ -456,11 +418,8 @@ def test_an_event_belongs_to_the_loop_that_it_was_made_in(run):
     events = []
     run(lambda: events.append(pyasync.make_event(nothing)))
 
-    def start():
-        with pytest.raises(pyasync.EventLoopNotRunning):
-            events[0].add()
-
-    run(start)
+    with run(), pytest.raises(pyasync.EventLoopNotRunning):
+        events[0].add()
 
 
 # Two events of one batch, of which the first changes what the second was to do
@@ -473,12 +432,10 @@ def run_pair(run):
     def run_pair(change, buffered):
         fired = []
 
-        def start():
+        with run(buffer_writes=buffered):
             pyasync.delay(lambda: (fired.append("first"), change(second, fired)))
             second = pyasync.delay(lambda: fired.append("second"))
             pyasync.delay(lambda: fired.append("third"))
-
-        run(start, buffer_writes=buffered)
         return fired
 
     return run_pair
@@ -559,7 +516,7 @@ def test_events_are_reused_for_a_long_time_without_a_wrong_firing(run, buffered)
 def test_an_unreferenced_event_does_not_keep_the_loop_running(run):
     fired = []
 
-    def start():
+    with run():
         armed_first = pyasync.delay(lambda: fired.append("armed first"), time=HOUR)
         armed_first.unref()
         armed_later = pyasync.make_event(lambda: fired.append("armed later"))
@@ -567,36 +524,30 @@ def test_an_unreferenced_event_does_not_keep_the_loop_running(run):
         armed_later.add(HOUR)
         assert not armed_first.has_ref
         assert not armed_later.has_ref
-
-    run(start)
     assert fired == []
 
 
 def test_an_unreferenced_event_fires_while_something_else_keeps_the_loop_running(run):
     fired = []
 
-    def start():
+    with run():
         pyasync.delay(lambda: fired.append("unreferenced"), time=0.001).unref()
         pyasync.delay(lambda: fired.append("referenced"), time=0.02)
-
-    run(start)
     assert fired == ["unreferenced", "referenced"]
 
 
 def test_an_event_that_loses_its_reference_while_the_loop_sleeps_lets_it_end(run):
-    def start():
+
+    with run():
         event = pyasync.delay(nothing, time=HOUR)
         pyasync.delay(event.unref, time=0.001)
 
-    run(start)
-
 
 def test_a_pending_delay_that_is_removed_lets_the_loop_end(run):
-    def start():
+
+    with run():
         event = pyasync.delay(nothing, time=HOUR)
         pyasync.delay(event.remove, time=0.001)
-
-    run(start)
 
 
 # An interval
@@ -671,31 +622,26 @@ def test_an_interval_can_be_cancelled_from_its_own_callback(run, cancel):
             cancel(interval)
             ticks.append(interval.closed)
 
-    def start():
-        nonlocal interval
+    with run():
         interval = pyasync.interval(tick, time=0.001)
-
-    interval = None
-    run(start)
     assert ticks == [False, False, False, True]
 
 
 def test_an_interval_can_be_cancelled_before_it_ticks(run):
     ticks = []
 
-    def start():
+    with run():
         interval = pyasync.interval(lambda: ticks.append("tick"), time=0.001)
         interval.close()
         assert interval.closed
-
-    run(start)
     assert ticks == []
 
 
 def test_with_interval_turns_a_function_into_an_interval(run):
     ticks = []
 
-    def start():
+    with run():
+
         @pyasync.with_interval(0.001)
         def tick():
             ticks.append("tick")
@@ -703,22 +649,18 @@ def test_with_interval_turns_a_function_into_an_interval(run):
                 tick.close()
 
         assert isinstance(tick, pyasync.Interval)
-
-    run(start)
     assert ticks == ["tick"] * 2
 
 
 def test_an_unreferenced_interval_does_not_keep_the_loop_running(run):
     ticks = []
 
-    def start():
+    with run():
         interval = pyasync.interval(lambda: ticks.append("tick"), time=0.005)
         assert interval.has_ref
         interval.unref()
         assert not interval.has_ref
         pyasync.delay(nothing, time=0.05)
-
-    run(start)
     assert ticks
 
 
@@ -738,14 +680,10 @@ def test_delays_are_delivered_while_the_loop_waits_for_connections(run, buffered
         else:
             pyasync.delay(step, time=None if len(steps) % 2 else 0)
 
-    def start():
-        nonlocal server, last
+    with run(buffer_writes=buffered):
         server = pyasync.tcp_server("127.0.0.1", 0, lambda socket, data: None)
         last = pyasync.delay(nothing, time=HOUR)
         step()
-
-    server = last = None
-    run(start, buffer_writes=buffered)
     assert len(steps) == 200
 
 
@@ -755,19 +693,16 @@ def test_delays_are_delivered_while_the_loop_waits_for_connections(run, buffered
 def test_a_wrong_time_leaves_an_armed_event_as_it_was(run):
     fired = []
 
-    def start():
+    with run():
         event = pyasync.delay(lambda: fired.append("event"), time=0.001)
         with pytest.raises(ValueError, match="-1"):
             event.add(-1)
-
-    run(start)
     assert fired == ["event"]
 
 
 def test_a_time_of_many_years_is_no_error(run):
-    def start():
+
+    with run():
         event = pyasync.delay(nothing, time=1e9)
         assert event.remaining > 9e8
         event.free()
-
-    run(start)

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import weakref
+from functools import partial
 
 import pytest
 from peers import (
@@ -89,7 +90,7 @@ def be_client(run, peer, *, host=HOST, name="localhost", ssl_context=None, made=
         with sock:
             return peer(sock)
 
-    def start():
+    with run():
         listener = socket.create_server((HOST, 0))
         threads.append(Background(talk, listener))
         sock = pyasync.tcp_ssl_connect(
@@ -102,8 +103,6 @@ def be_client(run, peer, *, host=HOST, name="localhost", ssl_context=None, made=
             **options,
         )
         made(sock)
-
-    run(start)
     return threads[0].result(), events
 
 
@@ -118,7 +117,7 @@ def test_certificates_may_be_given_as_files(run):
             sock.sendall(b"data")
             return read_exactly(sock, 4)
 
-    def start():
+    with run():
         server = pyasync.tcp_ssl_server(
             HOST,
             0,
@@ -127,11 +126,8 @@ def test_certificates_may_be_given_as_files(run):
             certificate=leaf.certificate,
             key=leaf.key,
         )
-        threads.append(Background(talk, server))
-
-    threads = []
-    run(start)
-    assert threads[0].result() == b"data"
+        thread = Background(talk, server)
+    assert thread.result() == b"data"
 
 
 def test_the_handshake_says_what_was_agreed_upon(run):
@@ -301,15 +297,11 @@ def test_a_session_is_resumed(run, version):
         else:
             server.close()
 
-    def start():
-        nonlocal server
+    with run():
         server = pyasync.tcp_ssl_server(
             HOST, 0, lambda sock, data: sock.write(data), ssl_context=server_context()
         )
         dial()
-
-    server = None
-    run(start)
     assert reused == [False, True]
 
 
@@ -626,16 +618,13 @@ def test_leaving_the_loop_in_a_callback_makes_it_the_last(run, last):
         if what == last:
             pyasync.exit_event_loop()
 
-    def start():
+    with run():
         server = pyasync.tcp_ssl_server(
             HOST, 0, lambda sock, data: called("read"), ssl_context=SERVER(),
             connect_cb=lambda sock: called("connected"), event_cb=lambda event: called("event"),
         )  # fmt: skip
-        threads.append(Background(talk, server.address))
-
-    threads = []
-    run(start)
-    threads[0].result()
+        thread = Background(talk, server.address)
+    thread.result()
     assert order == ["connected", "read"][: ["connected", "read"].index(last) + 1]
 
 
@@ -801,12 +790,11 @@ def test_closing_in_the_event_cb_of_a_failed_handshake(run, force):
 
 
 def test_leaving_the_loop_in_a_handshake_leaves_nothing(run):
-    def start():
+
+    with run():
         server = pyasync.tcp_ssl_server(HOST, 0, nothing, ssl_context=SERVER())
         pyasync.tcp_ssl_connect(*server.address, nothing, ssl_context=CLIENT(), data=b"data")
         after_iterations(3, pyasync.exit_event_loop)
-
-    run(start)
 
 
 def test_what_was_written_is_tried_once_when_the_loop_is_left(run):
@@ -814,19 +802,16 @@ def test_what_was_written_is_tried_once_when_the_loop_is_left(run):
         sock.write(b"last words")
         pyasync.exit_event_loop()
 
-    def start():
-        server = pyasync.tcp_ssl_server(
-            HOST, 0, nothing, ssl_context=SERVER(), connect_cb=connected
-        )
-        threads.append(Background(talk, server.address))
-
     def talk(address):
         with connect(address) as sock:
             return read_all(sock)
 
-    threads = []
-    run(start)
-    assert threads[0].result() == b"last words"
+    with run():
+        server = pyasync.tcp_ssl_server(
+            HOST, 0, nothing, ssl_context=SERVER(), connect_cb=connected
+        )
+        thread = Background(talk, server.address)
+    assert thread.result() == b"last words"
 
 
 # Errors of callbacks
@@ -852,16 +837,15 @@ def test_what_a_connection_without_tls_brings_along_is_dropped(run, bring):
         events.append(type(error))
         server.close()
 
-    def start():
-        nonlocal server
-        context = BrokenContext(ssl.PROTOCOL_TLS_SERVER)
-        server = pyasync.tcp_ssl_server(HOST, 0, nothing, ssl_context=context, event_cb=event_cb)
-        bring(sock := connect_plain(server.address))
-        socks.append(sock)
-
-    server, events, socks = None, [], []
+    events, socks = [], []
     try:
-        run(start)
+        with run():
+            context = BrokenContext(ssl.PROTOCOL_TLS_SERVER)
+            server = pyasync.tcp_ssl_server(
+                HOST, 0, nothing, ssl_context=context, event_cb=event_cb
+            )
+            bring(sock := connect_plain(server.address))
+            socks.append(sock)
     finally:
         socks[0].close()
     assert events == [pyasync.TcpSslError]
@@ -945,7 +929,7 @@ def test_bytes_are_kept_by_reference(run):
 def test_a_write_queue_counts_what_is_not_encrypted_yet(run):
     sizes = []
 
-    def start():
+    with run():
         sock = pyasync.init_tcp_ssl_socket(
             nothing, ssl_context=CLIENT(), server_hostname="localhost"
         )
@@ -953,8 +937,6 @@ def test_a_write_queue_counts_what_is_not_encrypted_yet(run):
         sizes.append(sock.write_queue_size)
         sock.close()
         sizes.append(sock.closed)
-
-    run(start)
     assert sizes == [5, True]
 
 
@@ -1019,7 +1001,15 @@ def test_a_handshake_takes_more_at_once_than_is_fed_to_openssl_at_once(run):
             sock.push()
             filled.set()
 
-    def start():
+    def wait_for_the_server_hello():
+        # When the answer is out, block the loop until all of the peer's flight is here.
+        if pyasync.stats().bytes_written > 0:
+            assert filled.wait(PATIENCE)
+        else:
+            pyasync.call_soon(wait_for_the_server_hello)
+
+    events = []
+    with run():
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 << 20)
             listener.bind((HOST, 0))
@@ -1029,19 +1019,9 @@ def test_a_handshake_takes_more_at_once_than_is_fed_to_openssl_at_once(run):
                 ssl_context=SERVER(), event_cb=events.append,
                 connect_cb=lambda socket: server.close(),
             )  # fmt: skip
-        threads.append(Background(peer, address))
+        thread = Background(peer, address)
         pyasync.call_soon(wait_for_the_server_hello)
-
-    def wait_for_the_server_hello():
-        # When the answer is out, block the loop until all of the peer's flight is here.
-        if pyasync.stats().bytes_written > 0:
-            assert filled.wait(PATIENCE)
-        else:
-            pyasync.call_soon(wait_for_the_server_hello)
-
-    events, threads = [], []
-    run(start)
-    threads[0].result()
+    thread.result()
     assert [type(event) for event in events] == [pyasync.SocketEOF]
     assert sum(received) > 380_000
     assert sizes[0] >= 400_000
@@ -1143,19 +1123,16 @@ def test_writing_may_be_disabled_and_enabled_before_connecting(run):
         with wrap(sock, SERVER(), server_side=True) as peer:
             return read_all(peer)
 
-    def start():
+    with run():
         listener = socket.create_server((HOST, 0))
-        threads.append(Background(talk, listener))
+        thread = Background(talk, listener)
         sock = pyasync.init_tcp_ssl_socket(nothing, ssl_context=CLIENT(), event_cb=nothing)
         sock.disable(write=True)
         sock.write(b"data")
         sock.enable(write=True)
         pyasync.connect_tcp_socket(sock, HOST, listener.getsockname()[1])
         sock.close()
-
-    threads = []
-    run(start)
-    assert threads[0].result() == b"data"
+    assert thread.result() == b"data"
 
 
 def test_an_upgrade_that_is_closed_at_once_sends_what_was_written(run):
@@ -1177,15 +1154,13 @@ def test_an_upgrade_that_is_closed_at_once_sends_what_was_written(run):
             peer.handshake()
             return read_all(peer)
 
-    def start():
+    events = []
+    with run():
         server = pyasync.tcp_server(
             HOST, 0, on_line, event_cb=events.append, connect_cb=lambda sock: server.close()
         )
-        threads.append(Background(talk, server.address))
-
-    events, threads = [], []
-    run(start)
-    assert threads[0].result() == b"bye"
+        thread = Background(talk, server.address)
+    assert thread.result() == b"bye"
     assert events == []
 
 
@@ -1224,7 +1199,7 @@ def test_a_write_cb_that_raises_stops_no_other_of_its_batch(run):
 
     events = []
     result, _ = serve(
-        lambda start: run(start, catch_app_errors=True), talk, read_cb=read_cb,
+        partial(run, catch_app_errors=True), talk, read_cb=read_cb,
         event_cb=lambda event: events.append(type(event)),
     )  # fmt: skip
     assert result == b"abc"
@@ -1367,9 +1342,7 @@ def test_a_signals_handler_that_writes_in_between_keeps_the_order(run):
 
     sockets, before = [], signal.signal(signal.SIGALRM, write_in_between)
     try:
-        data, events = serve(
-            lambda start: run(start, limit=50), talk, connect_cb=connected, linger=PATIENCE
-        )
+        data, events = serve(partial(run, limit=50), talk, connect_cb=connected, linger=PATIENCE)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -1406,7 +1379,7 @@ def test_an_exception_amid_tls_ends_the_connection_with_an_error(run, moment):
     context._msg_callback = raise_in
     armed, told = [True] if moment == "handshake" else [], []
     serve(
-        lambda start: run(start, catch_app_errors=True), talk, ssl_context=context,
+        partial(run, catch_app_errors=True), talk, ssl_context=context,
         connect_cb=connected, event_cb=event_cb, linger=PATIENCE,
     )  # fmt: skip
     assert told[0] == "INTERRUPTED"
@@ -1431,7 +1404,7 @@ def test_a_pressure_cb_that_raises_is_told_to_the_event_cb(run):
 
     told = []
     serve(
-        lambda start: run(start, catch_app_errors=True),
+        partial(run, catch_app_errors=True),
         talk, connect_cb=connected, pressure_cb=pressure_cb,
         event_cb=lambda event: told.append(type(event)),
     )  # fmt: skip

@@ -59,13 +59,11 @@ def send_all(run, peer, *datagrams, **keywords):
     """Send each of the datagrams to a peer from a socket of pyasync's, and return what comes."""
     family = peer.family
 
-    def start():
+    with run(**keywords):
         sender = pyasync.udp_socket(HOSTS[family], event_cb=pytest.fail)
         for datagram in datagrams:
             sender.send(datagram, peer.getsockname())
         sender.close()
-
-    run(start, **keywords)
     return receive(peer, len(datagrams))
 
 
@@ -78,19 +76,21 @@ def buffer_of(udp, size):
 
 @pytest.fixture
 def in_loop(run):
-    """Give a function that runs another in a loop until the sockets that it opens are closed.
+    """Give `in_loop()`: a loop for a `with` block that is told of no error.
 
-    It is called with a function that opens sockets as `udp_socket` does, on the loopback.
+    It gives a function that opens sockets as `udp_socket` does, on the loopback.
     """
 
-    def in_loop(start_fn, **keywords):
+    @contextlib.contextmanager
+    def in_loop(**keywords):
         errors = []
 
         def open_socket(host="127.0.0.1", port=0, read_cb=None, **options):
             options.setdefault("event_cb", errors.append)
             return pyasync.udp_socket(host, port, read_cb, **options)
 
-        run(lambda: start_fn(open_socket), **keywords)
+        with run(**keywords):
+            yield open_socket
         assert errors == []
 
     return in_loop
@@ -110,10 +110,6 @@ def test_what_is_sent_comes_back_from_an_echo(run, family, buffer_writes):
         else:
             udp.send(data, address)
 
-    def start():
-        server = pyasync.udp_socket(HOSTS[family], 0, echo, event_cb=pytest.fail)
-        clients.append(Background(talk, server.address))
-
     def talk(address):
         with plain(family) as sock:
             for begin in range(0, number, window):
@@ -123,9 +119,10 @@ def test_what_is_sent_comes_back_from_an_echo(run, family, buffer_writes):
                 assert receive(sock, window) == expected
             sock.sendto(b"end", address)
 
-    clients = []
-    run(start, limit=40, buffer_writes=buffer_writes)
-    clients[0].result()
+    with run(limit=40, buffer_writes=buffer_writes):
+        server = pyasync.udp_socket(HOSTS[family], 0, echo, event_cb=pytest.fail)
+        client = Background(talk, server.address)
+    client.result()
 
 
 @each_family
@@ -135,16 +132,14 @@ def test_the_address_is_that_of_the_socket_module(run, family):
         if len(addresses) == 3:
             udp.close()
 
-    def start():
-        udp = pyasync.udp_socket(HOSTS[family], 0, read)
-        assert udp.address == udp.sockname
-        assert udp.address[0] == HOSTS[family]
-        for sock in (first, second, first):
-            sock.sendto(b"", udp.address)
-
     addresses = []
     with plain(family) as first, plain(family) as second:
-        run(start)
+        with run():
+            udp = pyasync.udp_socket(HOSTS[family], 0, read)
+            assert udp.address == udp.sockname
+            assert udp.address[0] == HOSTS[family]
+            for sock in (first, second, first):
+                sock.sendto(b"", udp.address)
         assert addresses == [first.getsockname(), second.getsockname(), first.getsockname()]
         assert type(addresses[0]) is tuple
 
@@ -188,14 +183,11 @@ def test_all_that_waits_at_many_sockets_is_received(run):
         received.append(data)
         udp.close()
 
-    def start():
-        with plain() as sock:
-            for index in range(number):
-                udp = pyasync.udp_socket("127.0.0.1", 0, read, event_cb=pytest.fail)
-                sock.sendto(bytes([index]) * size, udp.address)
-
     received = []
-    run(start)
+    with run(), plain() as sock:
+        for index in range(number):
+            udp = pyasync.udp_socket("127.0.0.1", 0, read, event_cb=pytest.fail)
+            sock.sendto(bytes([index]) * size, udp.address)
     assert sorted(received) == [bytes([index]) * size for index in range(number)]
 
 
@@ -213,17 +205,14 @@ def test_busy_sockets_that_fill_the_arena_have_their_turns_one_after_the_other(r
             for udp in udps:
                 udp.close()
 
-    def start():
+    udps, turns = [], []
+    with plain() as sock, run():
         for number in range(busy + 1):
             udps.append(pyasync.udp_socket("127.0.0.1", 0, read))
             udps[-1].data = number
         for udp in udps[:-1]:
             for _ in range(2):
                 sock.sendto(bytes(60_000), udp.address)
-
-    udps, turns = [], []
-    with plain() as sock:
-        run(start)
     assert turns[-1] == busy
 
 
@@ -235,13 +224,11 @@ def test_datagrams_are_received_in_batches_and_the_rest_by_and_by(run):
         if len(iterations) == 100:
             udp.close()
 
-    def start():
+    with run():
         udp = pyasync.udp_socket("127.0.0.1", 0, read)
         with plain() as sock:
             for _ in range(100):
                 sock.sendto(b"datagram", udp.address)
-
-    run(start)
     batches = [iterations.count(iteration) for iteration in sorted(set(iterations))]
     assert max(batches) <= 32
     if sys.platform == "linux":
@@ -249,12 +236,11 @@ def test_datagrams_are_received_in_batches_and_the_rest_by_and_by(run):
 
 
 def test_without_a_read_cb_what_arrives_is_dropped(run, peer):
-    def start():
+
+    with run():
         udp = pyasync.udp_socket("127.0.0.1", event_cb=pytest.fail)
         peer.sendto(b"dropped", udp.address)
         when(lambda: pyasync.stats().bytes_read == 7, udp.close)
-
-    run(start)
 
 
 # A flood
@@ -284,7 +270,8 @@ def test_a_flood_does_not_starve_a_connection(run, number):
     def read(udp, data, address):
         received[0] += 1
 
-    def start():
+    flooders = []
+    with run(limit=250):
         udp = pyasync.udp_socket("127.0.0.1", 0, read, event_cb=pytest.fail)
         server = pyasync.tcp_server("127.0.0.1", 0, lambda socket, data: socket.write(data))
         flooder = Background(flood, udp.address, number, [])
@@ -300,9 +287,6 @@ def test_a_flood_does_not_starve_a_connection(run, number):
             flooders.append(flooder)
 
         pyasync.tcp_connect(*server.address, on_data, data=b"ping")
-
-    flooders = []
-    run(start, limit=250)
     assert flooders[0].result() == number
     assert received[0] > 1000
     # Round trips and datagrams alternate: no more than some batches lie between two of them.
@@ -323,15 +307,14 @@ def test_datagrams_leave_in_order_and_whole(run, peer, buffer_writes):
 
 @each_way
 def test_a_buffer_may_be_changed_after_the_call(run, peer, buffer_writes):
-    def start():
+
+    with run(buffer_writes=buffer_writes):
         sender = pyasync.udp_socket("127.0.0.1")
         for size in (5, 20_000):
             data = bytearray(b"a" * size)
             sender.send(data, peer.getsockname())
             data[:] = b"b" * size
         sender.close()
-
-    run(start, buffer_writes=buffer_writes)
     assert receive(peer, 2) == [b"a" * 5, b"a" * 20_000]
 
 
@@ -363,7 +346,7 @@ def test_too_much_data_is_an_error_at_the_call(run, family, host, most, connecte
 def test_a_write_cb_is_called_later_and_in_order(run, peer, buffer_writes):
     called = []
 
-    def start():
+    with run(buffer_writes=buffer_writes):
         sender = pyasync.udp_socket("127.0.0.1")
         for index, size in enumerate([1, 10_000, 1]):
             sender.send(
@@ -374,26 +357,22 @@ def test_a_write_cb_is_called_later_and_in_order(run, peer, buffer_writes):
             assert called == []
         sender.close()
         assert called == []
-
-    run(start, buffer_writes=buffer_writes)
     assert called == [(True, 0), (True, 1), (True, 2)]
 
 
 def test_sends_cross_together(run, peer):
     crossings = []
 
-    def start():
+    def done(before):
+        interval = pyasync.stats() - before
+        crossings.append((interval.crossings, interval.bytes_written))
+
+    with run():
         sender = pyasync.udp_socket("127.0.0.1")
         before = pyasync.stats()
         for _ in range(100):
             sender.send(b"datagram", peer.getsockname())
         sender.send(b"last", peer.getsockname(), write_cb=lambda udp: (done(before), udp.close()))
-
-    def done(before):
-        interval = pyasync.stats() - before
-        crossings.append((interval.crossings, interval.bytes_written))
-
-    run(start)
     assert crossings == [(1, 804)]
 
 
@@ -406,13 +385,11 @@ def test_a_scope_may_be_named_or_numbered(in_loop):
         if len(received) == 3:
             udp.close()
 
-    def start(open_socket):
+    with in_loop() as open_socket:
         udp = open_socket("::1", read_cb=read)
         port = udp.address[1]
         for address in (("::1%lo", port), (f"::1%{scope}", port), ("::1", port, 0, scope)):
             udp.send(address[0].encode(), address)
-
-    in_loop(start)
     assert received == [b"::1%lo", b"::1%%%d" % scope, b"::1"]
 
 
@@ -427,15 +404,13 @@ def test_more_peers_than_are_remembered(in_loop, monkeypatch):
         if len(received) == 30:
             udp.close()
 
-    def start(open_socket):
-        udp = open_socket(read_cb=read)
-        for _ in range(3):
-            for index, sock in enumerate(peers):
-                sock.sendto(b"%d" % index, udp.address)
-
     with contextlib.ExitStack() as stack:
         peers = [stack.enter_context(plain()) for _ in range(10)]
-        in_loop(start)
+        with in_loop() as open_socket:
+            udp = open_socket(read_cb=read)
+            for _ in range(3):
+                for index, sock in enumerate(peers):
+                    sock.sendto(b"%d" % index, udp.address)
         for index, sock in enumerate(peers):
             assert receive(sock, 3) == [b"%d" % index] * 3
 
@@ -450,7 +425,7 @@ BROADCAST = "127.255.255.255"
 def test_bad_datagrams_among_many_harm_no_other(run, peer, bad, buffer_writes):
     errors, called = [], []
 
-    def start():
+    with run(buffer_writes=buffer_writes):
         udp = pyasync.udp_socket("127.0.0.1", event_cb=errors.append)
         for index in range(100):
             udp.send(
@@ -459,8 +434,6 @@ def test_bad_datagrams_among_many_harm_no_other(run, peer, bad, buffer_writes):
                 write_cb=lambda udp, index=index: called.append(index),
             )
         udp.close()
-
-    run(start, buffer_writes=buffer_writes)
     good = [index for index in range(100) if index not in bad]
     assert [int(datagram) for datagram in receive(peer, len(good))] == good
     assert called == good
@@ -471,20 +444,18 @@ def test_bad_datagrams_among_many_harm_no_other(run, peer, bad, buffer_writes):
 def test_a_datagram_that_cannot_be_sent_harms_no_other(run, peer, buffer_writes):
     errors, called = [], []
 
-    def start():
+    def finish(udp):
+        assert not udp.closed
+        udp.send(b"more", peer.getsockname())
+        udp.close()
+
+    with run(buffer_writes=buffer_writes):
         udp = pyasync.udp_socket("127.0.0.1", event_cb=errors.append)
         udp.send(b"first", peer.getsockname(), write_cb=lambda udp: called.append(1))
         udp.send(b"forbidden", (BROADCAST, 9), write_cb=lambda udp: called.append(2))
         udp.send(b"x" * 9000, (BROADCAST, 9))
         udp.send(b"last", peer.getsockname(), write_cb=lambda udp: called.append(3))
         when(lambda: len(errors) == 2 and len(called) == 2, lambda: finish(udp))
-
-    def finish(udp):
-        assert not udp.closed
-        udp.send(b"more", peer.getsockname())
-        udp.close()
-
-    run(start, buffer_writes=buffer_writes)
     assert receive(peer, 3) == [b"first", b"last", b"more"]
     assert called == [1, 3]
     assert [type(error) for error in errors] == [pyasync.SocketError] * 2
@@ -493,11 +464,6 @@ def test_a_datagram_that_cannot_be_sent_harms_no_other(run, peer, buffer_writes)
 
 
 def test_broadcasts_are_sent_if_asked_for(in_loop):
-    def start(open_socket):
-        assert not open_socket_and_close(open_socket).broadcast
-        udp = open_socket("0.0.0.0", read_cb=read, broadcast=True)
-        assert udp.broadcast
-        udp.send(b"to all", (BROADCAST, udp.address[1]))
 
     def open_socket_and_close(open_socket):
         udp = open_socket()
@@ -511,7 +477,11 @@ def test_broadcasts_are_sent_if_asked_for(in_loop):
         udp.close()
 
     received = []
-    in_loop(start)
+    with in_loop() as open_socket:
+        assert not open_socket_and_close(open_socket).broadcast
+        udp = open_socket("0.0.0.0", read_cb=read, broadcast=True)
+        assert udp.broadcast
+        udp.send(b"to all", (BROADCAST, udp.address[1]))
     assert received == [b"to all"]
 
 
@@ -593,7 +563,8 @@ def test_of_strangers_nothing_is_delivered_once_the_socket_is_connected(
 
 
 def test_a_connected_socket_takes_no_address_and_no_other_peer(in_loop, peer):
-    def start(open_socket):
+
+    with in_loop() as open_socket:
         udp = open_socket()
         with pytest.raises(pyasync.SocketError) as raised:
             _ = udp.peername
@@ -609,8 +580,6 @@ def test_a_connected_socket_takes_no_address_and_no_other_peer(in_loop, peer):
             assert raised.value.errno == errno.EISCONN
         udp.send(b"after", None)
         udp.close()
-
-    in_loop(start)
     assert receive(peer, 2) == [b"before", b"after"]
 
 
@@ -631,19 +600,16 @@ def test_a_refusal_is_told_and_the_socket_lives_on(run, family, buffer_writes):
         received.append(data)
         udp.close()
 
-    def start():
-        udp = pyasync.udp_socket(HOSTS[family], 0, read, event_cb=errors.append)
-        udp.connect(HOSTS[family], port)
-        udp.send(b"to nobody")
-        when(lambda: errors, lambda: come_alive(udp))
-
     def come_alive(udp):
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
             sock.bind((HOSTS[family], port))
             sock.sendto(b"here I am", udp.address)
 
-    with unused_port(family) as port:
-        run(start, buffer_writes=buffer_writes)
+    with unused_port(family) as port, run(buffer_writes=buffer_writes):
+        udp = pyasync.udp_socket(HOSTS[family], 0, read, event_cb=errors.append)
+        udp.connect(HOSTS[family], port)
+        udp.send(b"to nobody")
+        when(lambda: errors, lambda: come_alive(udp))
     assert [type(error) for error in errors] == [pyasync.SocketRefused]
     assert isinstance(errors[0].socket, pyasync.UdpSocket)
     assert received == [b"here I am"]
@@ -652,7 +618,8 @@ def test_a_refusal_is_told_and_the_socket_lives_on(run, family, buffer_writes):
 def test_a_refusal_costs_no_other_datagram(run):
     errors, called = [], []
 
-    def start():
+    received = []
+    with unused_port() as port, run(buffer_writes=False):
         udp = pyasync.udp_socket("127.0.0.1", event_cb=errors.append)
         udp.connect("127.0.0.1", port)
         udp.send(b"to nobody")
@@ -661,10 +628,6 @@ def test_a_refusal_costs_no_other_datagram(run):
             sock.settimeout(PATIENCE)
             udp.send(b"to somebody", write_cb=lambda udp: (called.append(1), udp.close()))
             received.append(sock.recv(100))
-
-    received = []
-    with unused_port() as port:
-        run(start, buffer_writes=False)
     assert received == [b"to somebody"]
     assert [type(error) for error in errors] == [pyasync.SocketRefused]
     assert called == [1]
@@ -674,15 +637,12 @@ def test_a_refusal_costs_no_other_datagram(run):
 def test_each_refusal_is_told(run, buffer_writes):
     errors, called = [], []
 
-    def start():
+    with unused_port() as port, run(buffer_writes=buffer_writes):
         udp = pyasync.udp_socket("127.0.0.1", event_cb=errors.append)
         udp.connect("127.0.0.1", port)
         for _ in range(50):
             udp.send(b"to nobody", write_cb=called.append)
         when(lambda: len(errors) == len(called) == 50, udp.close)
-
-    with unused_port() as port:
-        run(start, buffer_writes=buffer_writes)
     assert {type(error) for error in errors} == {pyasync.SocketRefused}
 
 
@@ -718,7 +678,8 @@ def test_every_address_of_both_families_by_default(run):
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "localhost"])
 def test_an_address_in_use_is_an_error_at_the_call(in_loop, address):
-    def start(open_socket):
+
+    with in_loop() as open_socket:
         udp = open_socket(address)
         with pytest.raises(pyasync.SocketAddressInUse) as raised:
             open_socket(address, udp.address[1])
@@ -727,11 +688,10 @@ def test_an_address_in_use_is_an_error_at_the_call(in_loop, address):
         udp.close()
         open_socket(address, udp.address[1]).close()
 
-    in_loop(start)
-
 
 def test_nobody_takes_what_comes_to_a_socket_by_binding_to_its_port(in_loop):
-    def start(open_socket):
+
+    with in_loop() as open_socket:
         udp = open_socket()
         with socket.socket(V4, socket.SOCK_DGRAM) as thief:
             thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -739,22 +699,20 @@ def test_nobody_takes_what_comes_to_a_socket_by_binding_to_its_port(in_loop):
                 thief.bind(udp.address)
         udp.close()
 
-    in_loop(start)
-
 
 @pytest.mark.parametrize("address", ["192.0.3.77", "name.invalid", "2001:db8::7"])
 def test_an_address_that_is_not_there_is_an_error_at_the_call(in_loop, address):
-    def start(open_socket):
+
+    with in_loop() as open_socket:
         with pytest.raises(pyasync.TcpServerBindError) as raised:
             open_socket(address, 0)
         assert isinstance(raised.value, pyasync.SocketError)
         assert raised.value.address == address
 
-    in_loop(start)
-
 
 def test_several_sockets_share_a_port_if_all_ask_for_it(in_loop):
-    def start(open_socket):
+
+    with in_loop() as open_socket:
         udp = open_socket(reuse_port=True)
         other = open_socket(port=udp.address[1], reuse_port=True)
         assert other.address == udp.address
@@ -762,8 +720,6 @@ def test_several_sockets_share_a_port_if_all_ask_for_it(in_loop):
             open_socket(port=udp.address[1])
         udp.close()
         other.close()
-
-    in_loop(start)
 
 
 # Multicast
@@ -784,8 +740,7 @@ def test_members_of_a_group_get_what_is_sent_to_it(in_loop, bind_address, source
             udp.close()
             sender.close()
 
-    def start(open_socket):
-        nonlocal sender
+    with in_loop() as open_socket:
         udp = open_socket(bind_address, read_cb=read)
         udp.join_multicast(GROUP, "127.0.0.1", source=source)
         with pytest.raises(pyasync.SocketError):
@@ -793,9 +748,6 @@ def test_members_of_a_group_get_what_is_sent_to_it(in_loop, bind_address, source
         sender = open_socket()
         sender.set_multicast_interface("127.0.0.1")
         sender.send(b"to the group", (GROUP, udp.address[1]))
-
-    sender = None
-    in_loop(start)
     assert received == [b"to the group", b"end"]
 
 
@@ -806,7 +758,7 @@ def test_other_sources_are_not_heard(in_loop):
         received.append(data)
         udp.close()
 
-    def start(open_socket):
+    with in_loop() as open_socket:
         udp = open_socket("0.0.0.0", read_cb=read)
         udp.join_multicast(GROUP, "127.0.0.1", source="127.0.0.2")
         for source in ("127.0.0.1", "127.0.0.2"):
@@ -814,15 +766,14 @@ def test_other_sources_are_not_heard(in_loop):
             sender.set_multicast_interface("127.0.0.1")
             sender.send(source, (GROUP, udp.address[1]))
             sender.close()
-
-    in_loop(start)
     assert received == [b"127.0.0.2"]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", None])
 def test_this_systems_members_can_be_left_out(in_loop, host):
     # A datagram that leaves through the loopback's own interface comes back all the same.
-    def start(open_socket):
+
+    with in_loop() as open_socket:
         udp = open_socket(host)
         assert udp.multicast_loop is True
         udp.multicast_loop = False
@@ -830,8 +781,6 @@ def test_this_systems_members_can_be_left_out(in_loop, host):
         udp.multicast_loop = True
         assert udp.multicast_loop is True
         udp.close()
-
-    in_loop(start)
 
 
 GROUP6 = "ff02::7:7"
@@ -897,7 +846,7 @@ def test_a_group_is_joined_on_the_interface_that_is_named(
 ):
     source = None if not by_source else "::1" if group == GROUP6 else "127.0.0.1"
 
-    def start(open_socket):
+    with in_loop() as open_socket:
         udp = open_socket(bind_address)
         assert members(group) == []
         udp.join_multicast(group, interface, source=source)
@@ -912,14 +861,12 @@ def test_a_group_is_joined_on_the_interface_that_is_named(
             udp.leave_multicast(group, interface, source=source)
         udp.close()
 
-    in_loop(start)
-
 
 @needs_tables
 def test_a_group_is_joined_on_the_interface_of_its_zone(in_loop):
     others = [name for name in sorted(os.listdir("/sys/class/net")) if number_of(name) > 1]
 
-    def start(open_socket):
+    with in_loop() as open_socket:
         udp = open_socket("::")
         for zone in ("lo", number_of("lo")):
             for interface in (None, "lo", "::1", "::"):
@@ -933,8 +880,6 @@ def test_a_group_is_joined_on_the_interface_of_its_zone(in_loop):
         with pytest.raises(ValueError, match="no interface"):
             udp.join_multicast(f"{GROUP6}%nowhere")
         udp.close()
-
-    in_loop(start)
 
 
 @pytest.mark.parametrize(
@@ -970,7 +915,8 @@ def test_what_goes_to_groups_leaves_through_the_interface_that_is_named(
         received.append(data)
         member.close()
 
-    def start(open_socket):
+    received = []
+    with in_loop() as open_socket:
         udp = open_socket(bind_address)
         udp.set_multicast_interface(interface)
         of_v6 = [] if bind_address == "0.0.0.0" else [number_of("lo")]
@@ -984,9 +930,6 @@ def test_what_goes_to_groups_leaves_through_the_interface_that_is_named(
         udp.set_multicast_interface("::" if bind_address == "::" else "0.0.0.0")
         assert options(udp) == [0] * len(of_v6) + ["0.0.0.0"] * len(of_v4)
         udp.close()
-
-    received = []
-    in_loop(start)
     assert received == ([] if source is None else [b"to the group"])
 
 
@@ -1122,7 +1065,8 @@ def test_among_several_interfaces_the_one_that_is_named_is_taken():
 
 
 def test_a_group_must_be_one(in_loop):
-    def start(open_socket):
+
+    with in_loop() as open_socket:
         udp, udp6 = open_socket("0.0.0.0"), open_socket("::")
         for group in ("127.0.0.1", "240.0.0.1", "ff02::1", "name", ""):
             with pytest.raises(ValueError, match="group"):
@@ -1149,12 +1093,11 @@ def test_a_group_must_be_one(in_loop):
         udp.close()
         udp6.close()
 
-    in_loop(start)
-
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", None])
 def test_hops_are_limited(in_loop, host):
-    def start(open_socket):
+
+    with in_loop() as open_socket:
         udp = open_socket(host)
         assert udp.multicast_ttl == 1
         for hops in (0, 255):
@@ -1168,8 +1111,6 @@ def test_hops_are_limited(in_loop, host):
             with pytest.raises(TypeError, match=name):
                 setattr(udp, name, 1.5)
         udp.close()
-
-    in_loop(start)
 
 
 # Closing
@@ -1187,7 +1128,7 @@ def test_a_socket_can_be_closed_within_any_callback(run, peer, where, buffer_wri
             udp.close()
             assert udp.closed
 
-    def start():
+    with run(buffer_writes=buffer_writes):
         udp = pyasync.udp_socket(
             "127.0.0.1",
             0,
@@ -1205,31 +1146,22 @@ def test_a_socket_can_be_closed_within_any_callback(run, peer, where, buffer_wri
             pyasync.delay(lambda: close("timer", udp), time=0.001)
         else:
             pyasync.call_soon(lambda: close("call_soon", udp))
-
-    run(start, buffer_writes=buffer_writes)
     assert called == [where]
 
 
 def test_what_was_sent_before_a_close_is_sent(run, peer):
     called = []
 
-    def start():
+    with run():
         udp = pyasync.udp_socket("127.0.0.1", 0, pytest.fail)
         for index in range(10):
             udp.send(b"%d" % index, peer.getsockname(), write_cb=called.append)
         udp.close()
-
-    run(start)
     assert receive(peer, 10) == [b"%d" % index for index in range(10)]
     assert len(called) == 10
 
 
 def test_a_closed_socket_refuses_everything(in_loop, peer):
-    def start(open_socket):
-        udp = open_socket()
-        udp.close()
-        after_iterations(2, lambda: check(udp))
-        check(udp)
 
     def check(udp):
         assert udp.closed
@@ -1250,29 +1182,31 @@ def test_a_closed_socket_refuses_everything(in_loop, peer):
             with pytest.raises(pyasync.SocketClosed):
                 call()
 
-    in_loop(start)
+    with in_loop() as open_socket:
+        udp = open_socket()
+        udp.close()
+        after_iterations(2, lambda: check(udp))
+        check(udp)
 
 
 def test_after_the_end_of_the_loop_a_socket_is_closed(run, peer):
-    sockets = []
 
-    def start():
-        sockets.append(pyasync.udp_socket("127.0.0.1", 0, pytest.fail))
-        sockets[0].send(b"tried once", peer.getsockname())
+    with run():
+        socket = pyasync.udp_socket("127.0.0.1", 0, pytest.fail)
+        socket.send(b"tried once", peer.getsockname())
         pyasync.exit_event_loop()
-
-    run(start)
     assert receive(peer, 1) == [b"tried once"]
-    assert sockets[0].closed
+    assert socket.closed
     with pytest.raises(pyasync.EventLoopNotRunning):
-        sockets[0].send(b"data", peer.getsockname())
-    sockets[0].close()
+        socket.send(b"data", peer.getsockname())
+    socket.close()
     with pytest.raises(pyasync.EventLoopNotRunning):
         pyasync.udp_socket()
 
 
 def test_another_thread_may_not_use_a_socket(in_loop, peer):
-    def start(open_socket):
+
+    with in_loop() as open_socket:
         udp = open_socket()
         for call in (lambda: udp.send(b"data", peer.getsockname()), udp.close):
             with pytest.raises(RuntimeError, match="thread"):
@@ -1280,31 +1214,21 @@ def test_another_thread_may_not_use_a_socket(in_loop, peer):
         assert not udp.closed
         udp.close()
 
-    in_loop(start)
-
 
 # As a handle
 
 
 def test_a_socket_has_a_descriptor_and_a_place_for_data(in_loop):
-    def start(open_socket):
+
+    with in_loop() as open_socket:
         udp = open_socket()
         udp.data = "for the application"
         assert udp.fileno() > 2
         udp.close()
         assert udp.data == "for the application"
 
-    in_loop(start)
-
 
 def test_sockets_and_bytes_are_counted(run, peer):
-    def start():
-        before = pyasync.stats()
-        udp = pyasync.udp_socket("127.0.0.1", 0, lambda *datagram: finish(udp, before))
-        assert pyasync.stats().handles["udp"] == before.handles["udp"] + 1
-        udp.send(b"seven..", peer.getsockname())
-        assert udp.send_queue_size == 7
-        peer.sendto(b"five.", udp.address)
 
     def finish(udp, before):
         interval = pyasync.stats() - before
@@ -1314,7 +1238,13 @@ def test_sockets_and_bytes_are_counted(run, peer):
         after_iterations(2, lambda: gone.append(pyasync.stats().handles["udp"]))
 
     gone = []
-    run(start)
+    with run():
+        before = pyasync.stats()
+        udp = pyasync.udp_socket("127.0.0.1", 0, lambda *datagram: finish(udp, before))
+        assert pyasync.stats().handles["udp"] == before.handles["udp"] + 1
+        udp.send(b"seven..", peer.getsockname())
+        assert udp.send_queue_size == 7
+        peer.sendto(b"five.", udp.address)
     assert gone == [0]
 
 

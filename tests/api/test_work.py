@@ -47,25 +47,22 @@ def test_the_result_of_a_function_in_another_thread_comes_to_the_loops(run):
 
 
 def test_the_loop_runs_on_while_a_function_does(run):
-    def start():
+
+    found = []
+    with run():
         gate = Gate("result")
         pyasync.work(gate, found.append)
         pyasync.delay(gate.go.set, time=0.01)  # which only a loop that runs can do
-
-    found = []
-    run(start)
     assert found == ["result"]
 
 
 def test_a_thousand_functions_all_run_and_their_results_arrive(run):
     found = []
 
-    def start():
+    with run():
         for number in range(1000):
             pyasync.work(partial(pow, number, 2), found.append)
         assert pyasync.stats().handles["work"] == 1000
-
-    run(start)
     assert sorted(found) == [number**2 for number in range(1000)]
 
 
@@ -112,7 +109,9 @@ def test_an_exception_that_is_none_of_the_applications_leaves_the_loop(run, erro
 
 
 def test_work_that_no_thread_has_begun_can_be_cancelled(run):
-    def start():
+
+    works, found, ran = [], [], []
+    with run():
         pyasync.set_max_workers(1)
         first = Gate("first")
         works.append(pyasync.work(first, found.append))
@@ -124,15 +123,13 @@ def test_work_that_no_thread_has_begun_can_be_cancelled(run):
         assert works[1].closed
         assert works[1].cancelled
         first.go.set()
-
-    works, found, ran = [], [], []
-    run(start)
     assert (found, ran) == (["first"], [])
     assert not works[0].cancelled
 
 
 def test_the_callback_of_closed_work_is_not_called_though_its_function_ends(run):
-    def start():
+
+    with run():
         gate = Gate()
         work = pyasync.work(gate, partial(pytest.fail, "called"), event_cb=partial(pytest.fail))
         assert gate.entered.wait(PATIENCE)
@@ -142,17 +139,14 @@ def test_the_callback_of_closed_work_is_not_called_though_its_function_ends(run)
         gate.go.set()
         pyasync.work(nothing, nothing)  # the loop runs on, and would call it
 
-    run(start)
-
 
 def test_work_that_is_done_can_be_closed_before_its_callback_is_called(run):
-    def start():
+
+    with run():
         done = threading.Event()
         work = pyasync.work(done.set, partial(pytest.fail, "called"))
         assert done.wait(PATIENCE)
         work.close()
-
-    run(start)
 
 
 def test_work_is_closed_when_its_callback_is_called(run):
@@ -160,13 +154,10 @@ def test_work_is_closed_when_its_callback_is_called(run):
         closed.append(work.closed)
         work.close()
 
-    def start():
-        nonlocal work
+    closed = []
+    with run():
         work = pyasync.work(int, callback)
         closed.append(work.closed)
-
-    work, closed = None, []
-    run(start)
     assert closed == [False, True]
     with pytest.raises(pyasync.EventLoopNotRunning):
         work.ref()
@@ -178,14 +169,12 @@ def test_a_callback_may_close_other_work(run):
         for work in works:
             work.close()
 
-    def start():
+    called, works, done = [], [], []
+    with run():
         done.extend(threading.Event() for _ in range(3))
         works.extend(pyasync.work(event.set, close_others) for event in done)
         for event in done:
             assert event.wait(PATIENCE)
-
-    called, works, done = [], [], []
-    run(start)
     assert len(called) == 1
 
 
@@ -251,11 +240,9 @@ def test_a_function_that_does_not_end_is_left_to_its_thread_with_a_warning(run, 
 def test_the_threads_of_a_loop_end_with_it(run):
     before = set(threading.enumerate())
 
-    def start():
+    with run():
         for _ in range(50):
             pyasync.work(nothing, nothing)
-
-    run(start)
     assert set(threading.enumerate()) == before
 
 
@@ -289,17 +276,18 @@ def running_at_once(limit, count):
 
 @pytest.mark.parametrize("limit", [1, 3, 20])
 def test_so_many_functions_run_at_once(run, limit):
-    def start():
-        pyasync.set_max_workers(limit)
-        most.append(running_at_once(limit, 3 * limit))
 
     most = []
-    run(start)
+    with run():
+        pyasync.set_max_workers(limit)
+        most.append(running_at_once(limit, 3 * limit))
     assert most == [[limit]]
 
 
 def test_more_threads_take_what_waits_for_one(run):
-    def start():
+
+    most, found = [], []
+    with run():
         pyasync.set_max_workers(1)
         first = Gate("first")
         pyasync.work(first, found.append)
@@ -307,15 +295,14 @@ def test_more_threads_take_what_waits_for_one(run):
         most.append(running_at_once(5, 10))
         pyasync.work(first.go.set, nothing)  # ends the first when it is its turn: so not behind it
         pyasync.set_max_workers(5)
-
-    most, found = [], []
-    run(start)
     assert found == ["first"]
     assert most == [[5]]
 
 
 def test_fewer_threads_take_what_waits_in_order(run):
-    def start():
+
+    ran = []
+    with run():
         pyasync.set_max_workers(4)
         gates = [Gate() for _ in range(4)]
         for gate in gates:
@@ -326,24 +313,19 @@ def test_fewer_threads_take_what_waits_in_order(run):
             pyasync.work(partial(ran.append, number), nothing)
         pyasync.set_max_workers(1)
         pyasync.work(lambda: [gate.go.set() for gate in gates], nothing)
-
-    ran = []
-    run(start)
     assert ran == list(range(20))
 
 
 def test_only_the_loops_thread_may_close_work(run):
-    def start():
-        nonlocal work
-        work = pyasync.work(Gate(), nothing)
-        pyasync.work(close, nothing, event_cb=errors.append)
-        pyasync.delay(lambda: work._fn.go.set(), time=0.01)
 
     def close():
         work.close()
 
-    work, errors = None, []
-    run(start)
+    errors = []
+    with run():
+        work = pyasync.work(Gate(), nothing)
+        pyasync.work(close, nothing, event_cb=errors.append)
+        pyasync.delay(lambda: work._fn.go.set(), time=0.01)
     assert [type(error) for error in errors] == [RuntimeError]
 
 
@@ -355,7 +337,7 @@ def test_only_the_loops_thread_may_close_work(run):
 def test_the_child_of_a_fork_has_work_of_its_own(run):
     found = []
 
-    def start():
+    with run():
         gate = Gate("parent's")
         work = pyasync.work(gate, found.append)
         assert gate.entered.wait(PATIENCE)
@@ -372,8 +354,6 @@ def test_the_child_of_a_fork_has_work_of_its_own(run):
                 os._exit(1)
         assert os.waitpid(pid, 0)[1] == 0
         gate.go.set()
-
-    run(start)
     assert found == ["parent's"]
 
 

@@ -39,8 +39,13 @@ def test_a_handler_may_write_at_any_line_of_a_write(run, size):
             client.write(b"end")
             client.close()
 
-        def start():
-            nonlocal server
+        def handler():
+            if clients and not clients[0].closed:
+                clients[0].write(b"S" * 9000)
+                handled.append(1)
+
+        scenario.handler = handler
+        with run():
             server = pyasync.tcp_ssl_server(
                 "127.0.0.1", 0, read, ssl_context=SERVER(), event_cb=ended
             )
@@ -52,15 +57,6 @@ def test_a_handler_may_write_at_any_line_of_a_write(run, size):
                 server_hostname="localhost",
                 connect_cb=connected,
             )
-
-        def handler():
-            if clients and not clients[0].closed:
-                clients[0].write(b"S" * 9000)
-                handled.append(1)
-
-        scenario.handler = handler
-        server = None
-        run(start)
         assert [type(event) for event in events] == [pyasync.SocketEOF]
         written = b"".join(bytes([letter]) * size for letter in b"abc") + b"end"
         assert received.replace(b"S", b"") == written

@@ -112,11 +112,6 @@ def test_thousands_of_pieces_of_one_stream_leave_at_once(run):
     """IOV_MAX, 1,024 of them, is a limit of one system call, and no sign of a full kernel."""
     events, servers, peers, streams = [], [], [], []
 
-    def start():
-        server = pyasync.tcp_server("127.0.0.1", 0, lambda *_: None, connect_cb=accepted)
-        servers.append(server)
-        peers.extend(Background(read_at, server.address) for _ in range(2))
-
     def read_at(address):
         with socket.create_connection(address) as sock:
             return read_all(sock)
@@ -139,7 +134,10 @@ def test_thousands_of_pieces_of_one_stream_leave_at_once(run):
         for stream in streams:
             stream.close()
 
-    run(start)
+    with run():
+        server = pyasync.tcp_server("127.0.0.1", 0, lambda *_: None, connect_cb=accepted)
+        servers.append(server)
+        peers.extend(Background(read_at, server.address) for _ in range(2))
     for peer in peers:
         assert peer.result() == b"0123456789" * 2500
     assert events[1] == events[0]  # nothing was reported as blocked, and then as written

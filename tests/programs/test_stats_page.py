@@ -230,7 +230,7 @@ def module():
 def test_a_viewer_that_does_not_read_misses_frames_and_holds_up_nobody(run, module):
     found = {}
 
-    def start():
+    with run(limit=40):
         page = module.StatsPage("127.0.0.1", 0)
         slow = socket.create_connection(page.address)
         slow.sendall(GET % b"events")
@@ -271,8 +271,6 @@ def test_a_viewer_that_does_not_read_misses_frames_and_holds_up_nobody(run, modu
             quick.close(force=True)
 
         pyasync.call_soon(flood)
-
-    run(start, limit=40)
     assert 0 < found["waits"] == found["waits later"]
     assert found["read"] > found["read before"] > 0
     assert found["keeps up"]
@@ -281,7 +279,7 @@ def test_a_viewer_that_does_not_read_misses_frames_and_holds_up_nobody(run, modu
 def test_a_client_that_asks_on_and_does_not_read_is_not_read_any_more(run, module):
     blocked = []
 
-    def start():
+    with run(limit=40):
         page = module.StatsPage("127.0.0.1", 0)
         greedy = socket.create_connection(page.address)
         greedy.setblocking(False)
@@ -299,18 +297,15 @@ def test_a_client_that_asks_on_and_does_not_read_is_not_read_any_more(run, modul
                 pyasync.delay(ask, time=0.001)
 
         ask()
-
-    run(start, limit=40)
     assert blocked
 
 
 def test_the_page_keeps_no_loop_running(run, module):
-    def start():
+
+    with run():
         page = module.StatsPage("127.0.0.1", 0)
         with socket.create_connection(page.address) as sock:
             sock.sendall(GET % b"events")
-
-    run(start)
 
 
 # Attached to the benchmark's server
