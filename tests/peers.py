@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import uuid
 
@@ -51,6 +52,14 @@ class Background(threading.Thread):
         if self._error is not None:
             raise self._error
         return self._value
+
+
+def wait_until(condition, seconds=PATIENCE):
+    """Wait, in no event loop, until `condition()` is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def in_other_thread(fn, *args):

@@ -8,7 +8,6 @@ import ssl
 import subprocess
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -314,14 +313,6 @@ TLS_LINKS = [
     )
     for incoming in (True, False)
 ]  # fmt: skip
-
-
-def wait_until(condition):
-    """Wait in a peer's thread, with a limit."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def serve(run, talk, *, read_cb=None, ssl_context=None, **options):

@@ -30,6 +30,7 @@ from peers import (
     read_exactly,
     reset,
     small_buffers,
+    wait_until,
     when,
     within,
 )
@@ -45,7 +46,6 @@ from tls_peers import (
     client_context,
     serve,
     server_context,
-    wait_until,
     wrap,
 )
 

@@ -9,10 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from peers import wait_until
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
@@ -507,11 +507,11 @@ def test_a_comparison_that_is_killed_leaves_no_server():
     arguments = ["--workloads=held", "--servers=pyasync", "--held-delay=30"]
     with start("compare.py", "--quick", *arguments, stderr=subprocess.DEVNULL) as process:
         # The server listens when its client has been started.
-        wait_until(lambda: any(map(is_client, children_of(process.pid))))
+        wait_until(lambda: any(map(is_client, children_of(process.pid))), PATIENCE)
         server, *_ = children_of(process.pid)
         assert b"pyasync_peer.py" in command_of(server)
         process.kill()
-    wait_until(lambda: not command_of(server))
+    wait_until(lambda: not command_of(server), PATIENCE)
 
 
 def is_client(pid):
@@ -524,13 +524,6 @@ def command_of(pid):
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
