@@ -25,11 +25,18 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import common
 import http_delay
-from common import CONNECTIONS_PER_ADDRESS, LOAD, MIB, private_bytes, progress
+from common import (
+    CONNECTIONS_PER_ADDRESS,
+    LOAD,
+    MIB,
+    positive_float,
+    positive_int,
+    private_bytes,
+    progress,
+)
 from workers import STOP_SIGNALS, Workers, describe_exit
 
 FIRST_SOURCE = ipaddress.IPv4Address("127.1.0.0")
@@ -56,12 +63,10 @@ def main():
     files, _ = common.raise_open_files_limit()
     # A tenth of the descriptors stays free.
     most = int((files - common.RESERVED_FILES) * 0.9)
-    options.per_process = min(options.per_process or most, most)
-    options.processes = math.ceil(options.connections / options.per_process)
+    options.processes = math.ceil(options.connections / min(options.per_process or most, most))
     if options.delay is None:
         options.delay = 1.2 * options.connections / options.rate + SPARE_DELAY
-    reasons = list(in_the_way(options))
-    if reasons:
+    if reasons := list(in_the_way(options)):
         print("This machine cannot do it:", *reasons, sep="\n  ", file=sys.stderr)
         return 2
     common.compile_baseline("load")
@@ -78,14 +83,14 @@ def main():
 
 def parse_options():
     parser = common.option_parser(__doc__)
-    number, seconds = common.positive(int), common.positive(float)
     add = parser.add_argument
-    add("--connections", type=number, default=1_000_000, metavar="N", help="(%(default)s)")
-    add("--rate", type=seconds, default=8_000.0, help="connections a second (%(default)g)")
+    add("--connections", type=positive_int, default=1_000_000, metavar="N", help="(%(default)s)")
+    add("--rate", type=positive_float, default=8_000.0, help="connections a second (%(default)g)")
     add("--delay", type=common.delay_time, help="seconds before an answer"
         f" (1.2 * connections / rate + {SPARE_DELAY:g})")  # fmt: skip
-    add("--per-process", type=number, help="most connections of a process (as open files allow)")
-    add("--limit", type=seconds, default=480.0, help="seconds for all of it (%(default)g)")
+    add("--per-process", type=positive_int, metavar="N",
+        help="most connections of a process (as open files allow)")  # fmt: skip
+    add("--limit", type=positive_float, default=480.0, help="seconds for all of it (%(default)g)")
     return parser.parse_args()
 
 
@@ -149,22 +154,22 @@ def meminfo():
     return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if "kB" in line}
 
 
-class Memory(NamedTuple):
-    """What the machine's memory is used for, in bytes."""
-
-    used: int  # all but what is free and what files are cached in
-    kernel: dict  # by name: its slabs, and of them some caches where these may be read
-    sockets: str  # what /proc/net/sockstat says of TCP
-
-
 def memory_now():
+    """What memory is used for, in bytes by name: in all, but for files' pages; and the kernel's."""
     info = meminfo()
+    return {
+        "used": info["MemTotal"] - info["MemFree"] - info["Buffers"] - info["Cached"],
+        "slab": info["Slab"],
+        "socket buffers": int(tcp_sockets().split()[-1]) * 4096,  # in pages
+        "page tables": info["PageTables"],
+        **dict(slabs()),
+    }
+
+
+def tcp_sockets():
+    """What /proc/net/sockstat says of TCP."""
     lines = Path("/proc/net/sockstat").read_text().splitlines()
-    sockets = next(line for line in lines if line.startswith("TCP:"))
-    buffers = int(sockets.split()[-1]) * 4096  # in pages
-    kernel = {"slab": info["Slab"], "socket buffers": buffers, "page tables": info["PageTables"]}
-    used = info["MemTotal"] - info["MemFree"] - info["Buffers"] - info["Cached"]
-    return Memory(used, {**kernel, **dict(slabs())}, sockets)
+    return next(line for line in lines if line.startswith("TCP:"))
 
 
 def slabs():
@@ -198,7 +203,7 @@ class Run:
         )
         began = time.monotonic()
         self.deadline = began + options.limit
-        self.before = memory_now()
+        self.used_before = memory_now()["used"]
         gc.collect()
         gc.freeze()  # the collector must not write to pages that the servers share
         server = http_delay.parse_options(["--port=0", f"--delay={options.delay}"])
@@ -222,7 +227,6 @@ class Run:
             workers.send_signal(signal.SIGKILL)
             for client in self.clients:
                 client.kill()
-            for client in self.clients:
                 client.communicate()
             for _ in workers.messages():
                 pass
@@ -247,13 +251,10 @@ class Run:
         for port, share in zip(ports, common.shares(self.options.connections, len(ports))):
             rate = self.options.rate * share / self.options.connections
             words = ["-r", rate, "-t", self.options.delay + 60, "-a", source, "-n", share]
-            client = subprocess.Popen(
-                [str(word) for word in (LOAD, *words, "http", port, share)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,  # a Ctrl-C at the terminal is for this process alone
-            )
+            # In a session of its own: a Ctrl-C at the terminal is for this process alone.
+            words = map(str, [LOAD, *words, "http", port, share])
+            pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True}
+            client = subprocess.Popen(words, start_new_session=True, **pipes)
             self.clients.append(client)
             source += 1 + share // CONNECTIONS_PER_ADDRESS  # as many as it connects from
 
@@ -271,24 +272,20 @@ class Run:
             if total.incoming == self.options.connections:
                 break
         seconds = time.monotonic() - self.connecting
-        held = memory_now()
+        now, sockets = memory_now(), tcp_sockets()
         server = sum(map(private_bytes, self.pids)) - self.idle_private
         client = sum(private_bytes(client.pid) for client in self.clients)
         self.say(f"held at once: {held_at_once:,}, after {seconds:,.0f} s, none answered yet")
-        self.result.update(
-            held_at_once=held_at_once,
-            connecting_seconds=seconds,
-            memory=self.memory(held, server, client),
-        )
+        self.say(f"kernel: {sockets}")
+        memory = {**self.memory(now, server, client), "sockets": sockets}
+        self.result.update(held_at_once=held_at_once, connecting_seconds=seconds, memory=memory)
 
-    def memory(self, held, server, client):
+    def memory(self, now, server, client):
         """Bytes for each connection, and of an idle server."""
-        count = self.options.connections
-        before = self.idle.kernel
-        rows = {name: size - before.get(name, 0) for name, size in held.kernel.items()}
+        count, used = self.options.connections, now.pop("used") - self.used_before
+        rows = {name: size - self.idle.get(name, 0) for name, size in now.items()}
         kernel = rows["slab"] + max(0, rows["socket buffers"])
-        idle, used = self.idle_private / len(self.pids), held.used - self.before.used
-        self.say(f"kernel: {held.sockets}")
+        idle = self.idle_private / len(self.pids)
         for name, size in rows.items():
             if abs(size) >= count:  # a byte for each
                 name = f"  {name}" if name in SLABS else name
@@ -307,7 +304,6 @@ class Run:
             "idle_server_bytes": idle,
             "used_bytes": used,
             "slabs": {name: size for name, size in rows.items() if name in SLABS},
-            "sockets": held.sockets,
         }
 
     def collect_answers(self, messages):
@@ -316,11 +312,10 @@ class Run:
             progress(f"answering: {total.finished:,} answered, {total.incoming:,} held")
             if all(client.poll() is not None for client in self.clients):
                 break
-        found = [client.stdout.read().splitlines() for client in self.clients]
-        died = sum(len(lines) < 2 for lines in found)
-        replies = sum(json.loads(lines[1])["done"] for lines in found if len(lines) == 2)
+        found = [client.stdout.read().splitlines()[1:] for client in self.clients]
+        replies = sum(json.loads(line)["done"] for lines in found for line in lines)
         self.result.update(replies=replies, errors=self.options.connections - replies)
-        if died:
+        if died := found.count([]):
             raise Failure(f"{died} clients died; {replies:,} good answers")
 
     def finish(self, total, seconds):

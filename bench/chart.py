@@ -3,24 +3,30 @@
 matplotlib is needed, and imported only to draw.
 """
 
-import functools
 import importlib.util
 import textwrap
+from functools import partial
 
 MISSING = "--svg needs matplotlib: pip install 'pyasync[bench]'"
 
-PYASYNC = "#d9480f"
-OTHERS = "#8d99ae"
+PYASYNC, OTHERS = "#d9480f", "#8d99ae"
 COLORS = {"c": "#222222", "pyasync": PYASYNC, "pypy": PYASYNC, "unbuffered": "#f4a261"}
-CURVES = {  # in a bar's panel the name stands beside it, in a curve's only the color tells
-    **COLORS,
-    "uvloop": "#1864ab",
-    "asyncio": "#2b8a3e",
-    "gevent": "#862e9c",
-    "node": "#5f3dc4",
-    "pypy-asyncio": "#74b816",
-}
+# In a bar's panel the name stands beside it, in a curve's only the color tells.
+CURVES = {"uvloop": "#1864ab", "asyncio": "#2b8a3e", "gevent": "#862e9c", "node": "#5f3dc4",
+          "pypy-asyncio": "#74b816", **COLORS}  # fmt: skip
 PARTS = ["#64748b", "#dc4c2c", "#2f6fde", "#2a9d6f"]  # of a bar
+
+STYLE = {
+    "svg.hashsalt": "pyasync",  # the same figures give the same file
+    "svg.fonttype": "none",
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+}
 
 
 def available():
@@ -33,13 +39,12 @@ def draw_comparison(workloads, measured, options, where):
     for workload in workloads:
         summaries = measured.get(workload.name, {})
         if workload.curve and summaries:
-            curves.append(functools.partial(draw_curves, workload, summaries, options))
+            curves.append(partial(draw_curves, workload, summaries, options))
             continue
         heading = workload.title.format(**vars(options))
         for title, summary in summaries.items():
             if summary:
-                heading_here = f"{heading}: {title}" if title else heading
-                bars.append(functools.partial(draw_bars, heading_here, summary))
+                bars.append(partial(draw_bars, f"{heading}: {title}".strip(": "), summary))
                 rows = max(rows, len(summary))
     if bars:
         yield save(options.svg / "compare.svg", bars, rows, where, columns=3)
@@ -49,33 +54,26 @@ def draw_comparison(workloads, measured, options, where):
 
 def draw_parts(results, path, where):
     """Draw what ffi_profile.py has found: a bar for each variant, with its parts."""
-    panels = [functools.partial(draw_stack, name, costs) for name, costs in results.items()]
+    panels = [partial(draw_stack, name, costs) for name, costs in results.items()]
     save(path, panels, max(map(len, results.values())) + 3, where, columns=1, width=8.5)
 
 
 def save(path, panels, lines, where, columns, width=4.4):
+    """Draw panels, each a function of its axes, so many a row and with room for so many lines."""
     import matplotlib
 
     matplotlib.use("svg")
-    # The same figures give the same file.
-    matplotlib.rcParams.update({"svg.hashsalt": "pyasync", "font.size": 9, "svg.fonttype": "none"})
+    matplotlib.rcParams.update(STYLE)
     from matplotlib import pyplot
 
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    figure, grid = pyplot.subplots(
-        rows,
-        columns,
-        figsize=(width * columns, (0.24 * lines + 1.0) * rows + 0.3),
-        squeeze=False,
-        layout="constrained",
-    )
+    size = (width * columns, (0.24 * lines + 1.0) * rows + 0.3)
+    figure, grid = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
     for axes, panel in zip(grid.flat, panels):
         panel(axes)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
     figure.supxlabel(where, fontsize=7, color="#666666")
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
@@ -88,20 +86,14 @@ def draw_bars(heading, summary, axes):
     medians = [one["median"] for one in found]
     spread = [[one["median"] - one["min"] for one in found],
               [one["max"] - one["median"] for one in found]]  # fmt: skip
-    bars = axes.barh(
-        list(summary),
-        medians,
-        xerr=spread,
-        color=[COLORS.get(name, OTHERS) for name in summary],
-        height=0.72,
-        error_kw={"ecolor": "#555555", "elinewidth": 0.8},
-    )
-    axes.bar_label(bars, map(short, medians), padding=2, fontsize=8)
+    colors = [COLORS.get(name, OTHERS) for name in summary]
+    thin = {"ecolor": "#555555", "elinewidth": 0.8}
+    bars = axes.barh(list(summary), medians, 0.72, xerr=spread, color=colors, error_kw=thin)
+    axes.bar_label(bars, map(short, medians), padding=2)
     axes.margins(x=0.18)  # for the last label
     axes.invert_yaxis()
-    axes.set_title(textwrap.fill(heading, 52), fontsize=9, loc="left")
     better = "more is better" if figure.endswith("/s") else "less is better"
-    axes.set_xlabel(f"{figure} ({better})", fontsize=8)
+    axes.set(title=textwrap.fill(heading, 52), xlabel=f"{figure} ({better})")
 
 
 def draw_curves(workload, summaries, options, axes):
@@ -109,30 +101,23 @@ def draw_curves(workload, summaries, options, axes):
     names = dict.fromkeys(name for summary in summaries.values() for name in summary)
     figure = ""
     for name in names:
-        here = [(points[title], summary[name]) for title, summary in summaries.items()
-                if name in summary]  # fmt: skip
-        figure = next(iter(here[0][1]))
+        here = {points[title]: summary[name] for title, summary in summaries.items()
+                if name in summary}  # fmt: skip
+        figure = next(iter(next(iter(here.values()))))
+        medians = [figures[figure]["median"] for figures in here.values()]
         own = name in ("pyasync", "pypy")
+        line = {"linewidth": 2.2, "zorder": 3} if own else {"linewidth": 1.2, "zorder": 2}
+        dashes, color = "--" if name.startswith("pypy") else "-", CURVES.get(name, OTHERS)
         axes.plot(
-            [x for x, _ in here],
-            [figures[figure]["median"] for _, figures in here],
-            label=name,
-            marker="o",
-            markersize=3,
-            linewidth=2.2 if own else 1.2,
-            linestyle="--" if name.startswith("pypy") else "-",
-            color=CURVES.get(name, OTHERS),
-            zorder=3 if own else 2,
+            list(here), medians, dashes, label=name, marker="o", markersize=3, color=color, **line
         )
     axes.set_xscale("log")
     axes.set_yscale("log", nonpositive="mask")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, position: f"{value:,.10g}")
         axis.set_minor_formatter("")
-    axes.set_title(workload.title, fontsize=9, loc="left")
-    axes.set_xlabel(workload.curve, fontsize=8)
-    axes.set_ylabel(f"{figure} (less is better)", fontsize=8)
-    axes.legend(fontsize=7, frameon=False)
+    axes.set(title=workload.title, xlabel=workload.curve, ylabel=f"{figure} (less is better)")
+    axes.legend()
 
 
 def draw_stack(title, variants, axes):
@@ -143,17 +128,16 @@ def draw_stack(title, variants, axes):
             max(0.0, costs["parts"][part]) * (1e6 / costs["requests"] if costs["requests"] else 1)
             for costs in variants.values()
         ]
-        bars = axes.barh(list(variants), widths, left=ends, label=part, color=color, height=0.65)
+        bars = axes.barh(list(variants), widths, 0.65, left=ends, label=part, color=color)
         shares = [costs["shares"][part] for costs in variants.values()]
         labels = [f"{share:.0%}" if share > 0.05 else "" for share in shares]
-        axes.bar_label(bars, labels, label_type="center", color="white", fontsize=8)
+        axes.bar_label(bars, labels, label_type="center", color="white")
         ends = [end + width for end, width in zip(ends, widths)]
-    axes.bar_label(bars, map(short, ends), padding=3, fontsize=8)
+    axes.bar_label(bars, map(short, ends), padding=3)
     axes.invert_yaxis()
-    axes.set_title(f"{title}: where the CPU time goes", fontsize=9, loc="left")
-    axes.set_xlabel(f"CPU {'µs for each' if first['requests'] else 's'}", fontsize=8)
-    axes.legend(fontsize=7, frameon=False, ncols=len(PARTS), loc="upper left",
-                bbox_to_anchor=(0, -0.25))  # fmt: skip
+    unit = "µs for each" if first["requests"] else "s"
+    axes.set(title=f"{title}: where the CPU time goes", xlabel=f"CPU {unit}")
+    axes.legend(ncols=len(PARTS), loc="upper left", bbox_to_anchor=(0, -0.25))
 
 
 def short(value):

@@ -54,37 +54,24 @@ def option_parser(description):
     return parser
 
 
-def positive(kind):
-    """Return a type for argparse: a number above zero, of this kind."""
+def between(kind, least, most):
+    """Return a type for argparse: a number in this range."""
 
     def read(text):
         value = kind(text)
-        if not 0 < value < math.inf:  # nor NaN
-            raise argparse.ArgumentTypeError("must be positive")
+        if not least <= value <= most:  # nor is NaN
+            raise argparse.ArgumentTypeError(f"must be from {least:,} to {most:,}")
         return value
 
     read.__name__ = kind.__name__  # which argparse names when there is no number
     return read
 
 
-def between(kind, least, most):
-    """Return a type for argparse: a number in this range."""
-
-    def read(text):
-        value = kind(text)
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"must be from {least:,} to {most:,}")
-        return value
-
-    read.__name__ = kind.__name__
-    return read
-
-
-#: Of a server: 0 is any port that is free.
-port_to_listen = between(int, 0, 65535)
+positive_int = between(int, 1, 10**12)
+positive_float = between(float, 1e-6, 1e12)
+port_to_listen = between(int, 0, 65535)  # 0 is any port that is free
 port_to_connect = between(int, 1, 65535)
-#: The time before an answer, in seconds.
-delay_time = between(float, 0, 1_000_000)
+delay_time = between(float, 0, 1_000_000)  # before an answer, in seconds
 
 
 def new_folder(text):

@@ -20,22 +20,22 @@ import sys
 
 import chart
 import common
-from common import aligned, progress, say
+from common import aligned, positive_float, positive_int, progress, say
 from contenders import Unsupported, known_contenders
 from workloads import all_workloads
 
 # In full, with --quick, the type, and what --help says of the option; None: it has none.
 SIZES = {
-    "rounds": (3, 1, int, ""),
-    "seconds": (2.0, 0.1, float, "of each load"),
-    "warm_up": (0.5, 0.1, float, "seconds before it"),
-    "connections": (15_000, 300, int, "that are held"),
-    "held_delay": (10.0, 2.0, float, "seconds for that"),
-    "timers": (1_000_000, 5_000, int, ""),
-    "mebibytes": ([25, 50, 100], [1, 2], int, "of lines"),
-    "spread": (1.0, 0.05, float, None),
-    "most": (1_000_000, 100, int, None),
-    "waiting": (1024, 8, int, None),
+    "rounds": (3, 1, positive_int, ""),
+    "seconds": (2.0, 0.1, positive_float, "of each load"),
+    "warm_up": (0.5, 0.1, positive_float, "seconds before it"),
+    "connections": (15_000, 300, positive_int, "that are held"),
+    "held_delay": (10.0, 2.0, positive_float, "seconds for that"),
+    "timers": (1_000_000, 5_000, positive_int, ""),
+    "mebibytes": ([25, 50, 100], [1, 2], positive_int, "of lines"),
+    "spread": (1.0, 0.05, None, None),
+    "most": (1_000_000, 100, None, None),
+    "waiting": (1024, 8, None, None),
 }
 
 
@@ -177,7 +177,7 @@ def parse_options():
         if words is not None:
             many = isinstance(full, list)
             shown = " ".join(map(str, full)) if many else f"{full:,}"
-            add(f"--{name.replace('_', '-')}", type=common.positive(kind), metavar="NUM",
+            add(f"--{name.replace('_', '-')}", type=kind, metavar="NUM",
                 nargs="+" if many else None, help=f"{words} ({shown})".strip())  # fmt: skip
     add("--quick", action="store_true", help="small numbers; a look, no measurement")
     add("--svg", metavar="FOLDER", type=common.new_folder, help="draw the figures into this folder")

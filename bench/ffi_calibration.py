@@ -5,17 +5,17 @@ itself, so that the package carries nothing for the benchmarks. All figures are 
 each the lowest of several rounds: what disturbs a round only makes it slower.
 """
 
-import argparse
 import cProfile
 import hashlib
-import importlib
+import importlib.util
+import json
 import sys
 from struct import Struct
 from time import perf_counter_ns
 from timeit import Timer
 
 from cffi import FFI
-from common import BENCH, KIB
+from common import BENCH, KIB, option_parser
 
 CACHE = BENCH.parent / "build" / "ffi-calibration"
 PYPY = sys.implementation.name == "pypy"
@@ -24,20 +24,19 @@ ROUNDS = 15
 REPEATS = 20_000  # in a round
 RECORD = Struct("iiqq")  # pa_event
 
-# Of a call with up to four arguments, and of one with eight: the types that pyasync passes most.
-FEW = ["void *loop", "int slot", "int64_t value", "const char *data"]
-MANY = ["void *loop", "const int64_t *operations", "int count", "const char *payload", "int slot",
-        "const char *data", "size_t size", "int callback"]  # fmt: skip
+# Calls are measured with so many arguments, the first of these: the types that pyasync passes most.
+COUNTS = (0, 1, 2, 3, 4, 8)
+TYPES = ["void *loop", "int slot", "int64_t value", "const char *data", "const int64_t *words",
+         "const char *payload", "size_t size", "int callback"]  # fmt: skip
 # Functions to profile: as many as a program calls by turns, which the profiler looks up in a tree.
 BY_TURNS = range(40)
-EMPTY = {
-    **{f"pa_empty{len(types)}": types for types in (*(FEW[:i] for i in range(5)), MANY)},
-    **{f"pa_by_turns{i}": [] for i in BY_TURNS},
-}
-PROTOTYPES = [f"void {name}({', '.join(types) or 'void'})" for name, types in EMPTY.items()]
+PROTOTYPES = [
+    *(f"void pa_empty{count}({', '.join(TYPES[:count]) or 'void'})" for count in COUNTS),
+    *(f"void pa_by_turns{i}(void)" for i in BY_TURNS),
+]
 CALLBACK = "void pa_called(int slot, int64_t value, int64_t data);"
-DECLARATIONS = f'extern "Python" {CALLBACK}\nvoid pa_call_in(int times);\n' + "\n".join(
-    f"{prototype};" for prototype in PROTOTYPES
+DECLARATIONS = "\n".join(
+    [f'extern "Python" {CALLBACK}', "void pa_call_in(int times);", *(f"{p};" for p in PROTOTYPES)]
 )
 # A compiler that sees through the functions would leave out the calls.
 SOURCE = f"""
@@ -48,9 +47,7 @@ static void pa_call_in(int times) {{
   for (int i = 0; i < times; i++)
     pa_called(i & 63, i, i);
 }}
-""" + "\n".join(
-    f'__attribute__((noinline)) static {prototype} {{ __asm__(""); }}' for prototype in PROTOTYPES
-)
+""" + "\n".join(f'__attribute__((noinline)) static {p} {{ __asm__(""); }}' for p in PROTOTYPES)
 
 
 def load_module():
@@ -58,51 +55,40 @@ def load_module():
     text = DECLARATIONS + SOURCE + sys.version
     name = f"ffi_calibration_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     sys.path.append(str(CACHE))
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError:
+    if importlib.util.find_spec(name) is None:
         builder = FFI()
         builder.cdef(DECLARATIONS)
         builder.set_source(name, SOURCE, extra_compile_args=["-O2"])
         builder.compile(tmpdir=str(CACHE))
         importlib.invalidate_caches()
-        return importlib.import_module(name)
+    return importlib.import_module(name)
 
 
 def calibrate():
     """Measure everything. Returns nanoseconds by name, and by number of arguments for calls."""
     module = load_module()
     ffi, lib = module.ffi, module.lib
-    pointer, data = ffi.new("char[8]"), b"data"
-    few, many = (pointer, 1, 2, data), (pointer, ffi.new("int64_t[3]"), 1, data, 1, data, 4, 1)
-    calls = {
-        len(given): call_time(getattr(lib, f"pa_empty{len(given)}"), given)
-        for given in (*(few[:i] for i in range(5)), many)
-    }
-    call_in, record = calibrate_events(ffi, lib)
-    result = {
-        "call_out": calls,
-        "call_in": call_in,
-        "record": record,
-        "copy": copy_time(ffi, 1),
-        "copy_1k": copy_time(ffi, KIB),
-    }
+    values = [ffi.new("char[8]"), 1, 2, b"data", ffi.new("int64_t[3]"), b"data", 4, 1]
+    calls = {count: call_time(getattr(lib, f"pa_empty{count}"), values[:count]) for count in COUNTS}
+    call_in, record = event_times(ffi, lib)
+    copy, copy_1k = copy_time(ffi, 1), copy_time(ffi, KIB)
+    found = {
+        "call_out": calls, "call_in": call_in, "record": record, "copy": copy, "copy_1k": copy_1k
+    }  # fmt: skip
     if not PYPY:
-        result["profiler"] = {
-            "python": calibrate_profiler([eval("lambda: None") for _ in BY_TURNS], 0.0),
-            "c": calibrate_profiler([getattr(lib, f"pa_by_turns{i}") for i in BY_TURNS], calls[0]),
+        found["profiler"] = {
+            "python": profiler_times([eval("lambda: None") for _ in BY_TURNS], 0.0),
+            "c": profiler_times([getattr(lib, f"pa_by_turns{i}") for i in BY_TURNS], calls[0]),
         }
-    return result
+    return found
 
 
 def call_cost(calibration, arguments):
     """What a call out with so many arguments costs: measured, or between two that were."""
     calls = calibration["call_out"]
-    if arguments in calls:
-        return calls[arguments]
-    few = max(count for count in calls if count <= min(arguments, 4))
-    many = max(calls)
-    return calls[few] + (calls[many] - calls[few]) / (many - few) * (arguments - few)
+    few = max(count for count in COUNTS if count <= arguments)
+    many = min((count for count in COUNTS if count >= arguments), default=few)
+    return calls[few] + (calls[many] - calls[few]) * (arguments - few) / max(1, many - few)
 
 
 def time_each(statement, *, at_once=1, **names):
@@ -137,7 +123,7 @@ for kind, slot, value, data in unpack(records):
 """
 
 
-def calibrate_events(ffi, lib):
+def event_times(ffi, lib):
     """How an event comes from C to the object that it is for, without what the call there costs.
 
     Returns the cost of a call in, and of a record of a queue, unpacked and dispatched.
@@ -148,41 +134,30 @@ def calibrate_events(ffi, lib):
     def pa_called(slot, value, data):
         objects[slot].on_event(value, data)
 
-    call = time_each("target.on_event(value, value)", target=objects[0], value=0)
-    call_in = time_each("call_in(times)", at_once=REPEATS, call_in=lib.pa_call_in, times=REPEATS)
     records = memoryview(b"".join(RECORD.pack(4, i & 63, i, i) for i in range(REPEATS)))
     names = {"unpack": RECORD.iter_unpack, "records": records, "objects": objects}
+    call = time_each("target.on_event(value, value)", target=objects[0], value=0)
+    call_in = time_each("call_in(times)", at_once=REPEATS, call_in=lib.pa_call_in, times=REPEATS)
     record = time_each(WALK_RECORDS, at_once=REPEATS, **names)
     return max(0.0, call_in - call), max(0.0, record - call)
 
 
 def copy_time(ffi, size):
     """Return what one copy out of C's memory costs, as a read makes it."""
-    names = {
-        "arena": ffi.buffer(ffi.new("char[]", 64 * KIB)),
-        "starts": [(i * 64, i * 64 + size) for i in range(500)],
-    }
+    arena = ffi.buffer(ffi.new("char[]", 64 * KIB))
+    starts = [(i * 64, i * 64 + size) for i in range(500)]
     copies, nothing = (
-        time_each(f"for start, end in starts: {statement}", at_once=500, **names)
-        for statement in ("arena[start:end]", "pass")
+        time_each(f"for start, end in starts: {each}", at_once=500, arena=arena, starts=starts)
+        for each in ("arena[start:end]", "pass")
     )
     return max(0.0, copies - nothing)
 
 
-def calibrate_profiler(functions, inside):
+def profiler_times(functions, inside):
     """What cProfile adds to a call of these: to the caller's own time, and to the callee's.
 
     `inside` is what the callee's own time is without it.
     """
-    count = len(functions)
-    plain = time_each("for call in functions: call()", at_once=count, functions=functions)
-    of_all, of_callees = (min(times) for times in zip(*map(profile, [functions] * ROUNDS)))
-    in_callee = max(0.0, of_callees - inside)
-    return max(0.0, of_all - plain - in_callee), in_callee
-
-
-def profile(functions):
-    """Call functions by turns, profiled. Returns own times of a call: of all, and the callee's."""
 
     def call_by_turns():
         for _ in range(rounds):
@@ -190,20 +165,24 @@ def profile(functions):
                 function()
 
     rounds = REPEATS // len(functions)
-    profiler = cProfile.Profile()
-    profiler.runcall(call_by_turns)
-    entries = profiler.getstats()
-    return tuple(
-        sum(entry.inlinetime for entry in counted) * 1e9 / REPEATS
-        for counted in (entries, [entry for entry in entries if entry.callcount == rounds])
-    )
+    plain = time_each("for call in functions: call()", at_once=len(functions), functions=functions)
+    of_all, of_callees = [], []
+    for _ in range(ROUNDS):
+        profiler = cProfile.Profile()
+        profiler.runcall(call_by_turns)
+        own = [(entry.callcount, entry.inlinetime * 1e9 / REPEATS) for entry in profiler.getstats()]
+        of_all.append(sum(time for _, time in own))
+        of_callees.append(sum(time for calls, time in own if calls == rounds))
+    in_callee = max(0.0, min(of_callees) - inside)
+    return max(0.0, min(of_all) - plain - in_callee), in_callee
 
 
 def report(calibration):
     """Say what was measured, as lines of text."""
-    calls = calibration["call_out"]
     rows = {
-        f"a call out, with {' '.join(map(str, calls))} arguments": calls.values(),
+        f"a call out, with {' '.join(map(str, COUNTS))} arguments": calibration[
+            "call_out"
+        ].values(),
         'a call in through extern "Python" *': [calibration["call_in"]],
         "a queue record unpacked and dispatched *": [calibration["record"]],
         "a copy of 1 byte, of 1 KiB": [calibration["copy"], calibration["copy_1k"]],
@@ -217,7 +196,6 @@ def report(calibration):
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
-    print(*report(calibrate()), sep="\n")
+    options = option_parser(__doc__).parse_args()
+    measured = calibrate()
+    print(json.dumps(measured) if options.json else "\n".join(report(measured)))

@@ -44,21 +44,28 @@ def crossing(name, calls, cost, in_c=None):
     return {"name": name, "calls": calls, "cost": cost, "in_c": in_c}
 
 
-def costs(requests, parts, crossings, *, plain=None, measured=None, system=None, computed=False):
+def costs(requests, parts, crossings, *, plain=None, profiled=False, computed=False):
     """Where the time of some requests went, in seconds of CPU, as --json has it.
 
-    `requests` are 0 if their number is not known. `measured` is the CPU time without a profiler,
-    by the kernel's accounting, and `system` is that in the kernel. The loop's own counter, of the
-    run that nothing watched, says how many crossings a request took.
+    `requests` are 0 if their number is not known. `plain` is the run that nothing watched: the
+    loop's own counter there says how many crossings a request took. Of a profiled run its CPU time
+    is what the sum is compared with, `measured`, and of it that in the kernel, `system`.
     """
     total = sum(parts.values())
-    crossings = sorted(crossings, key=lambda row: -row["cost"])
+    measured = system = None
+    if plain and profiled:
+        measured, system = (
+            seconds * requests / plain.requests for seconds in (plain.cpu, plain.system)
+        )
     return {
         "requests": requests,
         "parts": parts,
         "shares": {name: seconds / total for name, seconds in parts.items()},
         "total": total,
-        "crossings": [{**row, "share": row["cost"] / total} for row in crossings],
+        "crossings": [
+            {**row, "share": row["cost"] / total}
+            for row in sorted(crossings, key=lambda row: -row["cost"])
+        ],
         "measured": measured,
         "system": system,
         "residual": None if measured is None else total / measured - 1,
@@ -130,26 +137,19 @@ def analyze_profile(profile, calibration, *, observed=None, plain=None, cpu=None
         PYASYNC: cpu_time[PYASYNC] - inward,
         APPLICATION: cpu_time[APPLICATION],
     }
-    if observed is None:
-        return costs(0, parts, rows)
-    measured, system = (
-        seconds * observed.requests / plain.requests for seconds in (plain.cpu, plain.system)
-    )
-    return costs(observed.requests, parts, rows, plain=plain, measured=measured, system=system)
+    return costs(observed.requests if observed else 0, parts, rows, plain=plain, profiled=True)
 
 
 def analyze_run(watched, plain, calibration):
-    """Return the costs that two runs show: one that was watched, and one that was not."""
+    """Return the costs that two runs show: one that was watched, and one that was not.
+
+    Where no profiler helps they are counts, times what each costs.
+    """
     if not watched.counts:
         return analyze_profile(watched.profile, calibration, observed=watched, plain=plain)
-    return analyze_counts(watched, plain, calibration)
-
-
-def analyze_counts(counted, plain, calibration):
-    """Return what is known where no profiler helps: counts, times what each costs."""
-    scale = plain.requests / counted.requests
+    scale = plain.requests / watched.requests
     rows = rows_inward(plain, calibration)
-    for name, count in counted.counts.items():
+    for name, count in watched.counts.items():
         cost = count * scale * cost_by_name(calibration, name)
         rows.append(crossing(name, round(count * scale), cost))
     crossings = sum(row["cost"] for row in rows)

@@ -20,7 +20,6 @@ import cProfile
 import json
 import multiprocessing
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from typing import NamedTuple
 import chart
 import common
 import http_delay
-from common import aligned, progress
+from common import aligned, positive_int, progress
 from ffi_calibration import PYPY, calibrate, report
 from ffi_costs import Observation, analyze_profile, analyze_run, read_profile, with_callbacks
 
@@ -72,27 +71,21 @@ def main():
 
 def parse_options():
     parser = common.option_parser(__doc__)
-    number = common.positive(int)
     add = parser.add_argument
     add("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME",
         help=", ".join(WORKLOADS))  # fmt: skip
-    add("--requests", type=number, default=20_000, metavar="NUM",
+    add("--requests", type=positive_int, default=20_000, metavar="NUM",
         help="in a run; of echo, messages (%(default)s)")  # fmt: skip
-    add("--concurrency", type=number, default=200, metavar="NUM",
+    add("--concurrency", type=positive_int, default=200, metavar="NUM",
         help="connections at a time (%(default)s)")  # fmt: skip
-    add("--rounds", type=number, default=3, metavar="NUM",
+    add("--rounds", type=positive_int, default=3, metavar="NUM",
         help="runs of each kind; the one with the least CPU time counts (%(default)s)")  # fmt: skip
     add("--from", dest="profile", type=Path, metavar="FILE",
         help="read a file of cProfile's in place of running anything")  # fmt: skip
-    add("--cpu", type=common.positive(float), metavar="SECONDS",
+    add("--cpu", type=common.positive_float, metavar="SECONDS",
         help="with --from: the CPU time of the program, as time(1) says; without it what libuv and"
         " the kernel take cannot be told from sleep")  # fmt: skip
-    add(
-        "--svg",
-        type=common.new_file,
-        metavar="FILE",
-        help="draw a bar for each variant into this file",
-    )
+    add("--svg", type=common.new_file, help="draw a bar for each variant into this file")
     options = parser.parse_args()
     if options.cpu is not None and options.profile is None:
         parser.error("--cpu needs --from")
@@ -132,13 +125,12 @@ def measure(name, calibration, options):
             with ProcessPoolExecutor(1, mp_context=fork) as pool:
                 run = pool.submit(observe, name, watched, VARIANTS[variant], options)
                 runs.append(run.result())
-    costs = {}
-    for variant in VARIANTS:
-        # What else the machine does only adds to a run.
-        plain, watched = (
-            min(observed[variant, watched], key=lambda run: run.cpu) for watched in (False, True)
-        )
-        costs[variant] = analyze_run(watched, plain, calibration)
+    # What else the machine does only adds to a run.
+    best = {key: min(runs, key=lambda run: run.cpu) for key, runs in observed.items()}
+    costs = {
+        variant: analyze_run(best[variant, True], best[variant, False], calibration)
+        for variant in VARIANTS
+    }
     costs["callbacks"] = with_callbacks(costs["unbuffered"], calibration)
     return costs
 
@@ -146,18 +138,19 @@ def measure(name, calibration, options):
 def observe(name, watched, unbuffered, options):
     """Run a server under load, and end it with the load. Returns an Observation."""
     common.raise_open_files_limit()
-    start = []
+    run = SimpleNamespace()
 
-    def send(kind, address):
-        if kind == "listening":
-            # Before the client, the only child: it may end at once.
-            pyasync.signal_handler(signal.SIGCHLD, end_server).unref()
-            words = [common.LOAD, "-n", options.requests, name, address[1], options.concurrency]
-            client = subprocess.Popen(
-                map(str, words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
-            )
-            loop = pyasync.current_loop()
-            start.extend((client, loop, loop.stats(), resource.getrusage(resource.RUSAGE_SELF)))
+    def send(kind, value):
+        if kind == "counters":
+            run.cpu = value.user, value.system
+            return
+        # Before the client, the only child: it may end at once.
+        pyasync.signal_handler(signal.SIGCHLD, end_server).unref()
+        load = [common.LOAD, "-n", options.requests, name, value[1], options.concurrency]
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+        run.client = subprocess.Popen(map(str, load), **pipes)
+        run.loop = pyasync.current_loop()
+        run.stats = run.loop.stats()
 
     def end_server(signo):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -169,21 +162,12 @@ def observe(name, watched, unbuffered, options):
     elif watched:
         profiler.enable()
     http_delay.serve(http_delay.parse_options(words), send, WORKLOADS[name].on_data)
-    profiler.disable()
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    client, loop, stats, before = start
-    output, _ = client.communicate()
-    if client.returncode != 0:
+    profiler.create_stats()  # which ends it
+    output, _ = run.client.communicate()
+    if run.client.returncode != 0:
         raise RuntimeError(f"the load on {name} has failed")
-    profiler.create_stats()
-    return Observation(
-        json.loads(output.splitlines()[-1])["done"],
-        after.ru_utime - before.ru_utime,
-        after.ru_stime - before.ru_stime,
-        loop.stats() - stats,
-        counts,
-        profiler.stats,
-    )
+    requests = json.loads(output.splitlines()[-1])["done"]
+    return Observation(requests, *run.cpu, run.loop.stats() - run.stats, counts, profiler.stats)
 
 
 def count_crossings(counts):

@@ -22,7 +22,7 @@ from types import MethodType
 from typing import NamedTuple
 
 import common
-from common import BENCH, RESPONSE
+from common import BENCH, RESPONSE, delay_time, port_to_listen, positive_float, positive_int
 from workers import STOP_SIGNALS, Console, Workers
 
 import pyasync
@@ -118,16 +118,9 @@ def watch(finished, send):
 
     def report():
         stats, usage = loop.stats(), resource.getrusage(resource.RUSAGE_SELF)
-        snapshot = Snapshot(
-            stats.incoming_tcp_connections,
-            stats.outgoing_tcp_connections,
-            finished(),
-            peak,
-            usage.ru_utime - before.ru_utime,
-            usage.ru_stime - before.ru_stime,
-            usage.ru_maxrss * 1024,
-        )
-        send("counters", snapshot)
+        cpu = usage.ru_utime - before.ru_utime, usage.ru_stime - before.ru_stime
+        counts = stats.incoming_tcp_connections, stats.outgoing_tcp_connections, finished(), peak
+        send("counters", Snapshot(*counts, *cpu, usage.ru_maxrss * 1024))
 
     loop, peak = pyasync.current_loop(), 0
     before = resource.getrusage(resource.RUSAGE_SELF)
@@ -154,16 +147,17 @@ def main():
     console = Console(as_json=options.json)
     fields = {"open_files": limit, "open_files_before": limit_before}
     console.print("limits", "open files: {open_files:,} (before: {open_files_before:,})", **fields)
-    load = Load(options)
+    run = Run(options, console)
     try:
-        status, total = (run_here if options.workers == 1 else run_workers)(options, console, load)
+        status = run.here() if options.workers == 1 else run.in_workers()
     except OSError as error:  # the port is in use, most likely
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:
-        load.stop()
-    print_summary(console, total)
-    return status or load.status
+        run.stop_load()
+    run.print_summary()
+    lost = run.client.returncode if run.client else bool(options.load)  # which was not even begun
+    return status or lost
 
 
 def connections_held(options):
@@ -192,35 +186,23 @@ def run_server(options, send):
         sys.exit(128 + signal.SIGINT)
 
 
-def run_here(options, console, load):
-    """Run the server in this process. Returns the exit status, and the counters at the end."""
-    total = Snapshot()
+class Run:
+    """A run of the server, in this process or in workers: the load on it, and what is printed."""
 
-    def send(kind, value):
-        nonlocal total
-        if kind == "counters":
-            total = value
-            print_counters(console, total, options)
-            return
-        print_listening(console, value, options)
-        if options.page is not None:
-            console.print("page", "page at {url}", url=serve_page(options))
-        if options.load:
-            # Before the client: it may end at once.
-            pyasync.signal_handler(signal.SIGCHLD, lambda signo: load.stop_server_at_end())
-            load.start(value)
+    def __init__(self, options, console):
+        self.options, self.console = options, console
+        self.client = None  # bench/http_load.py, which prints to where this process prints
+        self.listening = 0  # servers
+        self.total = Snapshot()
 
-    run_server(options, send)
-    return 0, total
+    def here(self):
+        """Run the server in this process. Returns the exit status."""
+        run_server(self.options, self.on_report)
+        return 0
 
-
-def run_workers(options, console, load):
-    """Run several processes on one port. Returns the exit status, and their counters."""
-    with reserve_port(options.host, options.port) as reservation:
-        options.port = reservation.getsockname()[1]
-        workers = Workers([functools.partial(run_server, options)] * options.workers, Snapshot())
-        signals = []
-        listening = status = 0
+    def in_workers(self):
+        """Run several processes on one port. Returns the exit status."""
+        options, signals, status = self.options, [], 0
 
         def on_stop_signal(signo, frame):
             signals.append(signo)
@@ -228,28 +210,92 @@ def run_workers(options, console, load):
 
         def on_child_signal(signo, frame):
             if not signals:
-                load.stop_server_at_end()
+                self.end_with_load()
 
-        for signo in STOP_SIGNALS:
-            signal.signal(signo, on_stop_signal)
-        signal.signal(signal.SIGCHLD, on_child_signal)
-
-        for pid, kind, value in workers.messages():
-            if kind == "listening":
-                listening += 1
-                if listening == options.workers:
-                    print_listening(console, value, options)
-                    if options.load:
-                        load.start(value)
-            elif kind == "counters" and value:
-                print_counters(console, value, options)
-            elif kind == "ended":
+        with reserve_port(options.host, options.port) as reservation:
+            options.port = reservation.getsockname()[1]
+            server = functools.partial(run_server, options)
+            workers = Workers([server] * options.workers, Snapshot())
+            for signo in STOP_SIGNALS:
+                signal.signal(signo, on_stop_signal)
+            signal.signal(signal.SIGCHLD, on_child_signal)
+            for pid, kind, value in workers.messages():
+                if kind != "ended":
+                    self.on_report(kind, value)
+                    continue
                 if value and len(signals) < 2:
                     common.say(f"worker {pid} {value}")
                     status = 1
-                if listening < options.workers:  # they will never be all
+                if self.listening < options.workers:  # they will never be all
                     workers.send_signal(signal.SIGTERM)
-    return 128 + signals[1] if len(signals) > 1 else status, workers.total()
+        self.total = workers.total()
+        return 128 + signals[1] if len(signals) > 1 else status
+
+    def on_report(self, kind, value):
+        """Deal with what a server says, and the counters of all."""
+        if kind == "listening":
+            self.listening += 1
+            if self.listening == self.options.workers:
+                self.on_listening(value)
+        elif value:
+            self.total = value
+            if self.options.stats:
+                self.console.print(
+                    "counters",
+                    "incoming: {incoming:,}  outgoing: {outgoing:,}  finished: {finished:,}"
+                    "  rate: {rate:,.0f} req/s",
+                    rate=self.console.rate(value.finished),
+                    **value._asdict(),
+                )
+
+    def on_listening(self, address):
+        options, where = self.options, dict(zip(("host", "port"), address))
+        more = {"pid": os.getpid(), "processes": options.workers}
+        self.console.print("listening", "listening on {host}:{port}", **where, **more)
+        if options.page is not None:
+            self.console.print("page", "page at {url}", url=serve_page(options))
+        if options.load:
+            if options.workers == 1:  # before the client: it may end at once
+                pyasync.signal_handler(signal.SIGCHLD, lambda signo: self.end_with_load())
+            self.start_load(**where)
+
+    def start_load(self, host, port):
+        options = self.options
+        command = [sys.executable, BENCH / "http_load.py", f"--server={host}", f"--port={port}"]
+        command += ["--lines", f"--num-conns={options.load}", f"--timeout={options.delay + 60}"]
+        command += [f"--rate={options.rate}"] if options.rate else []
+        command += [f"--concurrency={options.concurrency}"] if options.concurrency else []
+        command += [f"--{name}" for name in ("tls", "json") if getattr(options, name)]
+        self.client = subprocess.Popen(command)
+
+    def end_with_load(self):
+        """If the client has ended, end the server, as anyone would: by a signal."""
+        if self.client and self.client.poll() is not None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def stop_load(self):
+        """Stop the client, if the server has ended before it."""
+        if self.client:
+            self.client.terminate()
+            self.client.wait()
+
+    def print_summary(self):
+        total = self.total
+        cpu = total.user + total.system
+        self.console.print(
+            "summary",
+            "server: {requests:,} requests, {peak_connections:,} connections seen at most\n"
+            "  CPU: {cpu_user:.2f} s user, {cpu_system:.2f} s system,"
+            " {cpu_us_per_request:.1f} µs a request\n"
+            "  memory: {max_mebibytes:.1f} MiB at most",
+            requests=total.finished,
+            peak_connections=total.peak,
+            cpu_user=total.user,
+            cpu_system=total.system,
+            cpu_us_per_request=cpu / total.finished * 1e6 if total.finished else 0.0,
+            max_rss=total.max_rss,
+            max_mebibytes=total.max_rss / common.MIB,
+        )
 
 
 def reserve_port(host, port):
@@ -270,89 +316,28 @@ def serve_page(options):
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
-class Load:
-    """bench/http_load.py as a child process, which prints to where this process prints."""
-
-    def __init__(self, options):
-        self._options = options
-        self._process = None
-
-    def start(self, address):
-        options = self._options
-        host, port = address[:2]
-        command = [sys.executable, BENCH / "http_load.py", f"--server={host}", f"--port={port}"]
-        command += ["--lines", f"--num-conns={options.load}", f"--timeout={options.delay + 60}"]
-        command += [f"--rate={options.rate}"] if options.rate else []
-        command += [f"--concurrency={options.concurrency}"] if options.concurrency else []
-        command += [f"--{name}" for name in ("tls", "json") if getattr(options, name)]
-        self._process = subprocess.Popen(command)
-
-    def stop_server_at_end(self):
-        """If the client has ended, end the server, as anyone would: by a signal."""
-        if self._process and self._process.poll() is not None:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def stop(self):
-        """Stop the client, if the server has ended before it."""
-        if self._process:
-            self._process.terminate()
-            self._process.wait()
-
-    @property
-    def status(self):
-        """The exit status: 0 if the client ran and lost no request, or was not asked for."""
-        if self._process:
-            return self._process.returncode
-        return 1 if self._options.load else 0
-
-
-# Options and output
-
-
 def parse_options(words=None):
     """Return the options that the command line asks for, or these words."""
     parser = common.option_parser(__doc__)
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    add(
-        "--port",
-        type=common.port_to_listen,
-        default=9009,
-        help="port, 0 for any that is free (%(default)s)",
-    )
-    add(
-        "--delay",
-        type=common.delay_time,
-        default=5.0,
-        help="seconds before the answer (%(default)s)",
-    )
-    add(
-        "--backlog",
-        type=common.between(int, 0, 2**31 - 1),
-        help="of the listening socket (the system's limit)",
-    )
-    add("--workers", type=common.positive(int), default=1, metavar="N",
-        help="processes that share the port")  # fmt: skip
+    add("--port", type=port_to_listen, default=9009, help="0 for any that is free (%(default)s)")
+    add("--delay", type=delay_time, default=5.0, help="seconds before the answer (%(default)s)")
+    add("--backlog", type=common.between(int, 0, 2**31 - 1), metavar="NUM",
+        help="of the listening socket (the system's limit)")  # fmt: skip
+    add("--workers", type=positive_int, default=1, help="processes that share the port")
     add("--unbuffered", action="store_true", help="a crossing into libuv for each operation")
     add("--tls", action="store_true", help="over TLS, with a certificate made for it")
     add("--busy", action="store_true", help="run a busy Python thread beside the server")
     add("--no-stats", dest="stats", action="store_false", help="no line of counters every second")
-    add(
-        "--page",
-        type=common.port_to_listen,
-        metavar="PORT",
-        help="show the counters live, at http://HOST:PORT/",
-    )
-    add = parser.add_argument_group(
-        "load", "start bench/http_load.py against the server"
-    ).add_argument
-    add("--load", type=common.positive(int), nargs="?", const=DEFAULT_LOAD, metavar="NUM",
+    add("--page", type=port_to_listen, help="show the counters live, at http://HOST:PAGE/")
+    load = parser.add_argument_group("load", "start bench/http_load.py against the server")
+    add = load.add_argument
+    add("--load", type=positive_int, nargs="?", const=DEFAULT_LOAD, metavar="NUM",
         help=f"how many connections to make ({DEFAULT_LOAD:,}); the server ends after the last"
         " one, with exit status 1 if one was lost")  # fmt: skip
-    add("--rate", type=common.positive(float), help=f"connections a second ({DEFAULT_RATE:,.0f})")
-    add(
-        "--concurrency", type=common.positive(int), help="how many to keep open, in place of a rate"
-    )
+    add("--rate", type=positive_float, help=f"connections a second ({DEFAULT_RATE:,.0f})")
+    add("--concurrency", type=positive_int, help="how many to keep open, in place of a rate")
     options = parser.parse_args(words)
     if options.page is not None and options.workers > 1:
         parser.error("--page shows one loop: it needs --workers 1")
@@ -361,41 +346,6 @@ def parse_options(words=None):
     if options.load and not options.rate and not options.concurrency:
         options.rate = DEFAULT_RATE
     return options
-
-
-def print_listening(console, address, options):
-    host, port = address[:2]
-    more = {"pid": os.getpid(), "processes": options.workers}
-    console.print("listening", "listening on {host}:{port}", host=host, port=port, **more)
-
-
-def print_counters(console, total, options):
-    if options.stats:
-        console.print(
-            "counters",
-            "incoming: {incoming:,}  outgoing: {outgoing:,}  finished: {finished:,}"
-            "  rate: {rate:,.0f} req/s",
-            rate=console.rate(total.finished),
-            **total._asdict(),
-        )
-
-
-def print_summary(console, total):
-    cpu = total.user + total.system
-    console.print(
-        "summary",
-        "server: {requests:,} requests, {peak_connections:,} connections seen at most\n"
-        "  CPU: {cpu_user:.2f} s user, {cpu_system:.2f} s system,"
-        " {cpu_us_per_request:.1f} µs a request\n"
-        "  memory: {max_mebibytes:.1f} MiB at most",
-        requests=total.finished,
-        peak_connections=total.peak,
-        cpu_user=total.user,
-        cpu_system=total.system,
-        cpu_us_per_request=cpu / total.finished * 1e6 if total.finished else 0.0,
-        max_rss=total.max_rss,
-        max_mebibytes=total.max_rss / common.MIB,
-    )
 
 
 if __name__ == "__main__":

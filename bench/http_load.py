@@ -11,7 +11,6 @@ servers are measured with.
 """
 
 import errno
-import functools
 import ipaddress
 import itertools
 import math
@@ -20,10 +19,11 @@ import sys
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 
 import common
-from common import CONNECTIONS_PER_ADDRESS, RESPONSE, shares
+from common import CONNECTIONS_PER_ADDRESS, RESPONSE, positive_float, positive_int, shares
 from workers import STOP_SIGNALS, Console, Workers
 
 import pyasync
@@ -80,18 +80,11 @@ class LoadClient:
         self.concurrency = concurrency
         self.timeout = options.timeout
         self.sources = itertools.cycle(sources)
-        connect = pyasync.tcp_connect
+        connect, more = pyasync.tcp_connect, {}
         if options.tls:
-            context = common.trusting_context()
-            connect = functools.partial(pyasync.tcp_ssl_connect, ssl_context=context)
-        self.connect = functools.partial(
-            connect,
-            options.server,
-            options.port,
-            self.on_data,
-            data=REQUEST,
-            event_cb=self.on_event,
-        )
+            connect, more = pyasync.tcp_ssl_connect, {"ssl_context": common.trusting_context()}
+        more.update(data=REQUEST, event_cb=self.on_event)
+        self.connect = partial(connect, options.server, options.port, self.on_data, **more)
         self.tally = Tally()
         self.open = {}  # when each connection was started, the oldest first
         self.latencies = array("d")  # of the good answers, in seconds
@@ -120,11 +113,9 @@ class LoadClient:
         self.tally.started += 1
         now = perf_counter()
         try:
-            socket = self.connect(local_address=next(self.sources))
+            self.open[self.connect(local_address=next(self.sources))] = now
         except pyasync.SocketError as error:
             self.count_error(error)
-            return
-        self.open[socket] = now
 
     def on_data(self, socket, data):
         socket.data = data if socket.data is None else socket.data + data
@@ -167,12 +158,9 @@ class LoadClient:
 
         The schedule is a function of the time, so it does not drift.
         """
-        due = self.connections
-        allowed = self.concurrency
-        if self.rate is None:
-            allowed = min(allowed, int(elapsed * RAMP_PER_SECOND) + 1)
-        else:
-            due = min(due, int(elapsed * self.rate) + 1)
+        by_now = int(elapsed * (self.rate or RAMP_PER_SECOND)) + 1
+        due = self.connections if self.rate is None else min(self.connections, by_now)
+        allowed = min(self.concurrency, by_now) if self.rate is None else self.concurrency
         return max(0, min(due - self.tally.started, allowed - len(self.open)))
 
     def on_second(self):
@@ -200,12 +188,8 @@ def main():
     processes = min(processes, most_open)
     rate = options.rate and options.rate / processes
     sources = source_addresses(options.server, options.num_conns)
-    clients = [
-        LoadClient(options, connections, rate, concurrency, sources)
-        for connections, concurrency in zip(
-            shares(options.num_conns, processes), shares(most_open, processes)
-        )
-    ]
+    parts = zip(shares(options.num_conns, processes), shares(most_open, processes))
+    clients = [LoadClient(options, part, rate, open_, sources) for part, open_ in parts]
     in_place = sys.stdout.isatty() and not options.lines and not options.json
     console = Console(as_json=options.json, in_place=in_place)
     workers = Workers([client.run for client in clients], Tally())
@@ -224,7 +208,6 @@ def main():
 
 def parse_options():
     parser = common.option_parser(__doc__)
-    positive_int, positive_float = common.positive(int), common.positive(float)
     add = parser.add_argument
     add("--server", default="127.0.0.1", help="address of the server (%(default)s)")
     add("--port", type=common.port_to_connect, default=9009, help="(%(default)s)")
