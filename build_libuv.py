@@ -6,12 +6,15 @@ PKG_CONFIG              the pkg-config command to ask for libuv
 PYASYNC_LIBUV_PREFIX    a folder whose include/ and lib/ hold libuv: pkg-config is not asked
 PYASYNC_SANITIZE=1      build with AddressSanitizer and UndefinedBehaviorSanitizer
 PYASYNC_WERROR=1        build with -Wall -Wextra -Werror
+CFLAGS, LDFLAGS         where they speak of optimization or hardening, ours are left out
 """
 
 import os
 import re
 import shlex
 import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
 from cffi import FFI
@@ -103,9 +106,30 @@ def compiler_flags():
         compile_flags = [*sanitize, "-fno-omit-frame-pointer", "-g", "-O1", "-UNDEBUG"]
         link_flags = sanitize
     else:
-        compile_flags, link_flags = ["-O2"], []
+        compile_flags, link_flags = hardening_flags()
     if os.environ.get("PYASYNC_WERROR") == "1":
         compile_flags += ["-Wall", "-Wextra", "-Werror"]
+    return compile_flags, link_flags
+
+
+def hardening_flags():
+    """Return flags that turn an overrun of memory into an abort, as distributions build.
+
+    setuptools puts these behind the user's flags, where they would win: so none is given that
+    contradicts one of the user's, or of those with which Python itself was built.
+    """
+    user = " ".join(os.environ.get(name, "") for name in ("CFLAGS", "CPPFLAGS"))
+    python = sysconfig.get_config_var("CFLAGS") or ""
+    compile_flags, link_flags = [], []
+    if "-O" not in user:
+        compile_flags.append("-O2")
+    if "-O0" not in user and "_FORTIFY_SOURCE" not in user + python:
+        # -U: some compilers define it by themselves, and would warn.
+        compile_flags += ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
+    if "stack-protector" not in user:
+        compile_flags.append("-fstack-protector-strong")
+    if sys.platform == "linux" and "-z" not in os.environ.get("LDFLAGS", ""):
+        link_flags.append("-Wl,-z,relro,-z,now")
     return compile_flags, link_flags
 
 

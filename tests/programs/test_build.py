@@ -1,6 +1,7 @@
 """The build finds libuv, or stops with a message that says what to do."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -111,6 +112,60 @@ def test_a_prefix_is_used_without_asking_pkg_config(tmp_path):
     )
     assert build.stderr == ""
     assert build.returncode == 0
+
+
+# Hardening
+
+
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="a build to find faults")
+@pytest.mark.skipif(not shutil.which("readelf"), reason="needs readelf")
+def test_the_extension_is_hardened():
+    elf = subprocess.run(
+        ["readelf", "--wide", "--segments", "--dynamic", "--symbols", _libuv.__file__],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    ).stdout
+    assert "GNU_RELRO" in elf  # with the next: the table of addresses of functions is read-only
+    assert re.search(r"\(FLAGS(_1)?\).*NOW", elf)
+    assert "__stack_chk_fail" in elf
+    assert re.search(r"GNU_STACK.* RW ", elf)  # not executable
+
+
+def flags_of_build(**environment):
+    """Return the compiler's and the linker's flags of our own, in this environment."""
+    inherited = {name: value for name, value in os.environ.items() if name not in FLAG_VARIABLES}
+    done = subprocess.run(
+        [sys.executable, "-c", "import build_libuv; print(*build_libuv.hardening_flags())"],
+        cwd=ROOT,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    return done.stdout
+
+
+FLAG_VARIABLES = ("CFLAGS", "CPPFLAGS", "LDFLAGS")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "ours"),
+    [
+        ("CFLAGS", "-O3", "-O2"),
+        ("CFLAGS", "-g -O0", "_FORTIFY_SOURCE"),
+        ("CFLAGS", "-U_FORTIFY_SOURCE", "_FORTIFY_SOURCE"),
+        ("CPPFLAGS", "-D_FORTIFY_SOURCE=3", "_FORTIFY_SOURCE"),
+        ("CFLAGS", "-fno-stack-protector", "stack-protector"),
+        ("LDFLAGS", "-Wl,-z,lazy", "relro"),
+    ],
+)
+def test_the_flags_of_the_user_win(variable, value, ours):
+    if ours not in flags_of_build():
+        pytest.skip("Python itself was built with such a flag")
+    assert ours not in flags_of_build(**{variable: value})
 
 
 # A tree in which nothing is built

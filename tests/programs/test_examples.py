@@ -15,7 +15,7 @@ import pytest
 from example_programs import command, run, serving
 from peers import PATIENCE, Background, end_of, read_all, read_exactly, reset
 
-SERVERS = ["echo_server.py", "proxy.py", "chat.py", "stats_page.py"]
+SERVERS = ["echo_server.py", "hardened_server.py", "proxy.py", "chat.py", "stats_page.py"]
 
 #: What a client sends to a server to get an answer, if no line will do.
 GREETINGS = {"stats_page.py": b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"}
