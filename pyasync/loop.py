@@ -56,8 +56,6 @@ class Loop(Engine):
     ) -> None:
         if not isinstance(catch_app_errors, bool) and not callable(catch_app_errors):
             raise TypeError("catch_app_errors must be a bool or a function of one exception")
-        if current.loop is not None:
-            raise RuntimeError("an event loop is running in this thread already")
         super().__init__(buffer_writes=buffer_writes)
         self._catch_app_errors = catch_app_errors
         self._send_errors_to_event_cb = send_errors_to_event_cb
@@ -68,6 +66,8 @@ class Loop(Engine):
     # Running
 
     def enter(self) -> None:
+        if current.loop is not None:
+            raise RuntimeError("an event loop is running in this thread already")
         super().enter()
         current.loop = self
 

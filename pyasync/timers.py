@@ -30,7 +30,7 @@ class Event:
 
     # Only four fields, because programs hold very many of these: see Armable. _options is
     # (event_cb, referenced), or None in place of (None, True), which almost all events have.
-    __slots__ = ("_bucket", "_callback", "_loop", "_options")
+    __slots__ = ("_bucket", "_loop", "_on_due", "_options")
 
     def __init__(
         self, loop: Loop, callback: Callback, event_cb: EventCallback | None = None
@@ -40,7 +40,7 @@ class Event:
         if event_cb is not None:
             require_callable("event_cb", event_cb)
         self._loop = loop
-        self._callback: Callback | None = callback
+        self._on_due: Callback | None = callback
         self._bucket: Bucket | None = None
         self._options: tuple[EventCallback | None, bool] | None = None
         if event_cb is not None:
@@ -53,14 +53,14 @@ class Event:
         when its loop has ended, and `ValueError` for a time that is negative or NaN.
         """
         self._loop.check_thread()
-        if self._callback is None:
+        if self._on_due is None:
             raise EventFreed("the event has been freed")
         self._loop.deadlines.arm(self, 0 if timeout is None else due_in(timeout))
 
     def remove(self) -> None:
         """Disarm the event; it can be added again. Raises `EventFreed`."""
         self._loop.check_thread()
-        if self._callback is None:
+        if self._on_due is None:
             raise EventFreed("the event has been freed")
         self._loop.deadlines.disarm(self)
 
@@ -69,19 +69,19 @@ class Event:
         loop = self._loop
         if loop.thread == get_ident() or loop.may_change():
             loop.deadlines.disarm(self)
-        self._callback = None
+        self._on_due = None
 
     close = free
 
     @property
     def freed(self) -> bool:
         """Whether the event has been freed."""
-        return self._callback is None
+        return self._on_due is None
 
     @property
     def closed(self) -> bool:
         """Whether the event has been freed, or its loop has ended."""
-        return self._callback is None or self._loop.closed
+        return self._on_due is None or self._loop.closed
 
     @property
     def remaining(self) -> float | None:
@@ -102,7 +102,7 @@ class Event:
 
     def _reference(self, referenced: bool) -> None:
         self._loop.check_thread()
-        if self._callback is None:
+        if self._on_due is None:
             raise EventFreed("the event has been freed")
         event_cb = self._event_cb
         options = None if event_cb is None and referenced else (event_cb, referenced)

@@ -42,7 +42,7 @@ class Armable(Protocol):
     #: The bucket in which the timer waits; None: it is not armed.
     _bucket: Bucket | None
     #: Called when the timer is due; None: it was stopped for good.
-    _callback: Callable[[], object] | None
+    _on_due: Callable[[], object] | None
     #: None, or a pair (anything, referenced). An armed timer that is not referenced lets the loop
     #: end.
     _options: tuple[Any, bool] | None
@@ -245,7 +245,7 @@ class Deadlines:
                         if self._postponed:
                             self._catch_up()
                         left -= 1
-                        callback = timer._callback
+                        callback = timer._on_due
                         if callback is not None:  # a postponed change may have stopped it
                             callback()
                         time = clock()
@@ -329,7 +329,8 @@ def _live(bucket: Bucket) -> list[Any]:
     entry counts, because it has the place in the order.
     """
     live = [timer for timer in bucket[1:] if timer._bucket is bucket]
-    return list(dict.fromkeys(reversed(live)))[::-1]
+    # By identity, because two timers of an API may be equal.
+    return [*{id(timer): timer for timer in reversed(live)}.values()][::-1]
 
 
 class Timer:
@@ -337,12 +338,12 @@ class Timer:
 
     # Only four fields, because programs hold very many of these. _options is (event_cb,
     # referenced), or None in place of (None, True), which almost all timers have.
-    __slots__ = ("_bucket", "_callback", "_loop", "_options")
+    __slots__ = ("_bucket", "_loop", "_on_due", "_options")
 
     def __init__(self, loop: Engine, callback: Callable[[], object], event_cb: Any = None) -> None:
         """``event_cb`` is for the engine's `on_error`, which gets the timer as the owner."""
         self._loop = loop
-        self._callback: Callable[[], object] | None = callback
+        self._on_due: Callable[[], object] | None = callback
         self._bucket: Bucket | None = None
         self._options: tuple[Any, bool] | None = None if event_cb is None else (event_cb, True)
 
@@ -361,7 +362,7 @@ class Timer:
         """
         if self._loop.may_change():
             self._loop.deadlines.disarm(self)
-        self._callback = None
+        self._on_due = None
 
 
 def background_timer(loop: Engine, callback: Callable[[], object], seconds: float) -> Timer:

@@ -42,7 +42,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from struct import Struct, pack
 from threading import current_thread, get_ident, main_thread
 from time import monotonic_ns, perf_counter, sleep
@@ -144,6 +144,7 @@ class Engine:
         "max_callback_time",
         "objects",
         "operations",
+        "pending",
         "python_handles",
         "queue",
         "ready",
@@ -174,6 +175,9 @@ class Engine:
         self.python_handles: dict[str, dict[Any, None]] = {"notifier": {}, "work": {}}
         #: Calls to make after this iteration's records and write callbacks.
         self.ready: list[Callable[[], object]] = []
+        #: A second queue of calls, that an API runs by itself: `poll` does not sleep while it is not
+        #: empty. Another thread that adds to it calls `Wakeup.wake` after that.
+        self.pending: Collection[Any] = ()
         #: TLS streams with deferred writes, which are encrypted together before the next crossing.
         self.to_encrypt: deque[Any] = deque()
         self.max_callback_time = 0.0
@@ -568,12 +572,13 @@ class Engine:
                 operations = self._pack_operations()
                 size, callbacks = self._in_flight
             due = deadlines.first()
-            # Cleared before wakeup.calls is checked: a later call wakes the loop, and none is
+            # Cleared before the queues are checked: a later call wakes the loop, and none is
             # missed.
             wakeup.woken = False
             # Last, because what runs in between, such as a __del__, may ask for something.
             wait = not (
                 self.ready
+                or self.pending
                 or self._written
                 or callbacks
                 or wakeup.calls
@@ -595,7 +600,7 @@ class Engine:
         except BaseException:
             self._recover()
             raise
-        if PYPY and wait and count in (0, -1) and not wakeup.calls:
+        if PYPY and wait and count in (0, -1) and not (wakeup.calls or self.pending):
             # Nothing but a signal can have woken the poll. On PyPy another thread may have noticed
             # it first: the sleep gives up the GIL, so that it passes it on to this one.
             sleep(0.001)

@@ -43,7 +43,12 @@ class Wakeup:
             if engine.closed:
                 raise engine.not_running()
             self.calls.append(fn)
-            if not self.woken:
+            self.wake(engine)
+
+    def wake(self, engine: Engine) -> None:
+        """Wake the loop, from any thread, unless a wake-up is already pending or it has ended."""
+        with self._lock:
+            if not self.woken and not engine.closed:
                 try:
                     self.woken = True
                 finally:  # Ctrl-C in between would leave it set, and no later call would wake

@@ -15,7 +15,7 @@ class Alarm:
 
     def __init__(self, callback=lambda: None, referenced=True):
         self._bucket = None
-        self._callback = callback
+        self._on_due = callback
         self._options = None if referenced else (None, False)
 
 
@@ -101,7 +101,7 @@ def test_disarming_timers_that_are_due_compacts_nothing_again_and_again(monkeypa
         for alarm in due[1:]:
             timers.disarm(alarm)
 
-    due[0]._callback = disarm_the_others
+    due[0]._on_due = disarm_the_others
     later = [Alarm() for _ in range(2000)]
     for alarm in due:
         timers.arm(alarm, 1)
