@@ -7,6 +7,9 @@ BENCH_ARGS ?= --delay 5 --load 10000
 COMPARE_ARGS ?=
 C1M_ARGS   ?=
 TEST_ARGS  ?=
+FAULTS_ARGS ?=
+FUZZ_ARGS  ?=
+SOAK_ARGS  ?=
 
 BUILT_FROM := setup.py pyproject.toml build_libuv.py $(wildcard csrc/*)
 MODULES    := $(wildcard pyasync/*.py pyasync/*/*.py)
@@ -85,6 +88,14 @@ sanitize: .venv-sanitize/.sanitized ## run the tests on a build with AddressSani
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	.venv-sanitize/bin/pytest $(TEST_ARGS)
+
+.PHONY: faults
+faults: $(VENV)/.built-test ## let each system call fail in turn; FAULTS_ARGS='--scenario spawn' for some
+	$(VENV)/bin/python tests/faults/run.py $(FAULTS_ARGS)
+
+.PHONY: fuzz
+fuzz: $(VENV)/.built-test ## run random programs beside a model; FUZZ_ARGS='--hypothesis-seed=1'
+	PYASYNC_FUZZ=$${PYASYNC_FUZZ:-1000} $(VENV)/bin/pytest tests/api/test_state_machine.py $(FUZZ_ARGS)
 
 .PHONY: set-up
 set-up: $(VENV)/.built-test $(VENV)/.built-lint .venv-sanitize/.sanitized ## what all the checks need
