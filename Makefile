@@ -97,6 +97,10 @@ faults: $(VENV)/.built-test ## let each system call fail in turn; FAULTS_ARGS='-
 fuzz: $(VENV)/.built-test ## run random programs beside a model; FUZZ_ARGS='--hypothesis-seed=1'
 	PYASYNC_FUZZ=$${PYASYNC_FUZZ:-1000} $(VENV)/bin/pytest tests/api/test_state_machine.py $(FUZZ_ARGS)
 
+.PHONY: soak
+soak: $(VENV)/.built ## run everything beside hostile peers, ten minutes; SOAK_ARGS='--minutes 1'
+	$(VENV)/bin/python bench/soak.py $(SOAK_ARGS)
+
 .PHONY: set-up
 set-up: $(VENV)/.built-test $(VENV)/.built-lint .venv-sanitize/.sanitized ## what all the checks need
 	@$(MAKE) --no-print-directory .venv-pypy3/.built-test PYTHON=pypy3

@@ -1,0 +1,566 @@
+"""Runs a mixed load of everything, with hostile peers and faults, and looks for what grows.
+
+    make soak                           ten minutes
+    python bench/soak.py --minutes 1 --svg soak.svg
+
+One process is the server: echo over TCP, TLS, pipes and UDP, beside timers, notifiers, children,
+files, lookups, monitors and work; its callbacks raise at random, and now and then it gets no
+descriptor. A second process is honest clients, which check each byte and take the time of each
+answer. A third is hostile: peers that never read, that send a byte at a time, that reset, that
+half-close, that are killed, and that send garbage, also in place of TLS.
+
+At the end all peers leave. Then the counters must reconcile (accepted = closed, bytes here = bytes
+there, exceptions raised = exceptions reported); no descriptor, handle or child may be left; and the
+memory must not have grown since the first third. The exit status is 0 if all that holds.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import socket
+import statistics
+import struct
+import sys
+import tempfile
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import chart
+import common
+from common import MIB, say
+
+import pyasync
+from pyasync import fs
+
+HOST = "127.0.0.1"
+PATIENCE = 30  # seconds, for an honest client's answer
+QUIET = 30  # seconds, for everything to end when the peers have left
+HONEST_CLIENTS, HOSTILE_CLIENTS = 6, 8
+MOST_BYTES = 100_000  # in a message
+MEMORY_SLACK = 12 * MIB  # what Python and malloc keep back, beside 5 %
+
+
+# The server
+
+
+class Boom(Exception):
+    """What callbacks raise at random."""
+
+
+class Server:
+    """The server's process: `run` is its life, `sample` what it tells once a second."""
+
+    def __init__(self, folder, pipe):
+        self.folder, self.pipe = folder, pipe
+        self.received = self.written = self.raised = self.reported = self.done = 0
+        self.unexpected = []
+        self.rng = random.Random(1)
+        self.jobs = True
+
+    def run(self):
+        common.end_with_parent()
+        with pyasync.event_loop(catch_app_errors=self.on_error):
+            signal.signal(signal.SIGTERM, lambda *_: self.stop())
+            self.loop = pyasync.current_loop()
+            context = common.server_context(
+                self.folder / "certificate.pem", self.folder / "key.pem"
+            )
+            tls = {"ssl_context": context, "handshake_timeout": 1}
+            honest = {"event_cb": self.on_event, "pressure_cb": self.on_pressure}
+            limits = {"read_timeout": 1, "write_timeout": 1, "max_connections": 200, "linger": 0.5}
+            hostile = {**honest, **limits}
+            self.servers = [
+                pyasync.tcp_server(HOST, 0, self.echo, **honest),
+                pyasync.tcp_ssl_server(HOST, 0, self.echo, **tls, **honest),
+                pyasync.pipe_server(self.folder / "pipe", self.echo, **honest),
+                pyasync.tcp_server(HOST, 0, self.echo_hostile, **hostile),
+                pyasync.tcp_ssl_server(HOST, 0, self.echo_hostile, **tls, **hostile),
+            ]
+            self.udp = pyasync.udp_socket(HOST, 0, lambda sock, *what: sock.send(*what))
+            self.idle_handles = None
+            self.clock = pyasync.interval(self.sample, time=1)
+            for job in (self.time, self.spawn, self.file, self.look_up, self.watch, self.work,
+                        self.notify, self.starve, self.connect):  # fmt: skip
+                job()
+            addresses = [server.address for server in self.servers]
+            self.pipe.send([*addresses[:2], str(addresses[2]), *addresses[3:], self.udp.address])
+        self.pipe.send(None)
+
+    def stop(self):
+        self.jobs = False
+        for handle in [*self.servers, self.udp, self.clock]:
+            handle.close()
+
+    def sample(self):
+        stats = self.loop.stats()
+        descriptors = os.listdir("/proc/self/fd")
+        self.pipe.send({
+            "memory": common.private_bytes(), "descriptors": len(descriptors),
+            "handles": {kind: count for kind, count in stats.handles.items() if count},
+            "accepted": stats.accepted, "connected": stats.connected, "closed": stats.closed,
+            "accept_errors": stats.accept_errors, "slowest": stats.max_callback_time,
+            "received": self.received, "written": self.written, "raised": self.raised,
+            "reported": self.reported, "done": self.done, "unexpected": self.unexpected[:5],
+        })  # fmt: skip
+        if self.pipe.poll():
+            self.jobs = self.pipe.recv()  # False: begin no more
+
+    def on_error(self, error):
+        if isinstance(error, Boom):
+            self.reported += 1
+        elif not isinstance(error, OSError):  # of a shortage of descriptors
+            self.unexpected.append(repr(error))
+
+    @staticmethod
+    def on_event(event):
+        """Let peers fail as they like."""
+
+    @staticmethod
+    def on_pressure(sock, paused):
+        sock.disable(read=True) if paused else sock.enable(read=True)
+
+    def echo(self, sock, data):
+        self.received += len(data)
+        self.written += len(data)
+        sock.write(data)
+        self.may_raise()
+
+    def echo_hostile(self, sock, data):
+        sock.write(data)
+        self.may_raise()
+
+    def may_raise(self):
+        if self.rng.random() < 0.001:
+            self.raised += 1
+            raise Boom
+
+    def again(self, job, seconds):
+        """Do the job again later, unless the end is near."""
+        self.done += 1
+        if self.jobs:
+            pyasync.delay(partial(self.attempt, job), time=seconds * self.rng.random() * 2)
+
+    def attempt(self, job):
+        try:
+            job()
+        except OSError:  # no descriptors
+            self.again(job, 0.1)
+
+    def time(self):
+        timers = [pyasync.delay(self.may_raise, time=self.rng.random()) for _ in range(50)]
+        for timer in timers[::3]:
+            timer.free()
+        self.again(self.time, 0.05)
+
+    def spawn(self):
+        failed = partial(self.finish, self.spawn, 0.3)
+        process = pyasync.spawn(
+            "cat", [], input=pyasync.PIPE, output=pyasync.StdioPipe(read_cb=lambda *_: None),
+            exit_cb=failed, event_cb=self.on_event,
+        )  # fmt: skip
+        process.input.write(bytes(self.rng.randrange(MOST_BYTES)))
+        if self.rng.random() < 0.3:
+            process.kill(signal.SIGKILL)
+        process.input.close()
+
+    def finish(self, job, seconds, *_):
+        self.again(job, seconds)
+
+    def file(self):
+        path = self.folder / f"file{self.done % 7}"
+        over = partial(self.finish, self.file, 0.05)
+
+        def opened(fd):
+            def closed():
+                fs.unlink(path, over, event_cb=over)
+
+            def close(*_):
+                fs.close(fd, closed, event_cb=over)
+
+            fs.write(fd, bytes(self.rng.randrange(MOST_BYTES)), close, event_cb=close)
+
+        fs.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, opened, event_cb=over)
+
+    def look_up(self):
+        over = partial(self.finish, self.look_up, 0.1)
+        pyasync.dns_lookup_all("localhost", over, event_cb=over)
+
+    def watch(self):
+        monitor = pyasync.fs_watch(self.folder, lambda *_: None, event_cb=self.on_event)
+
+        def end():
+            monitor.close()
+            self.again(self.watch, 0.1)
+
+        pyasync.delay(end, time=0.5)
+
+    def work(self):
+        over = partial(self.finish, self.work, 0.05)
+        pyasync.work(lambda: time.sleep(0.002), over, event_cb=over)
+
+    def notify(self):
+        notifier = pyasync.make_notifier(partial(self.finish, self.notify, 0.05))
+        pyasync.work(notifier.trigger, lambda _: None, event_cb=lambda _: notifier.trigger())
+
+    def connect(self):
+        """Be a client, too: of the server's own hostile port, in the same loop."""
+        over = partial(self.finish, self.connect, 0.05)
+        pyasync.tcp_connect(
+            HOST, self.servers[3].address[1], lambda sock, data: sock.close(),
+            data=b"hello", event_cb=self.on_event,
+        )  # fmt: skip
+        over()
+
+    def starve(self):
+        """Have no descriptor left for a moment."""
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        highest = max(map(int, os.listdir("/proc/self/fd")))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, limits[1]))
+
+        def end():
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            self.again(self.starve, 3)
+
+        pyasync.delay(end, time=0.1)
+
+
+# Honest clients
+
+
+class Honest:
+    """The process of clients that check what they get, and take the time."""
+
+    def __init__(self, addresses, folder, pipe):
+        self.addresses, self.folder, self.pipe = addresses, folder, pipe
+        self.sent = self.received = 0
+        self.times, self.failures = [], []
+        self.lock, self.over = threading.Lock(), threading.Event()
+
+    def run(self):
+        common.end_with_parent()
+        self.context = common.trusting_context()
+        threads = [threading.Thread(target=self.talk, args=(n,)) for n in range(HONEST_CLIENTS)]
+        for thread in threads:
+            thread.start()
+        while not self.pipe.poll(1):
+            with self.lock:
+                times, self.times = sorted(self.times), []
+            tail = times[int(0.99 * len(times))] if times else 0
+            self.pipe.send({"exchanges": len(times), "median": times[len(times) // 2] if times
+                            else 0, "p99": tail, "failures": self.failures[:3]})  # fmt: skip
+        self.over.set()
+        for thread in threads:
+            thread.join()
+        self.pipe.send({"sent": self.sent, "received": self.received, "failures": self.failures})
+        self.pipe.send(None)
+
+    def talk(self, number):
+        rng = random.Random(number)
+        while not self.over.is_set():
+            try:
+                if rng.random() < 0.2:
+                    self.exchange_datagram(rng)
+                else:
+                    with self.connect(rng.choice(["tcp", "tls", "pipe"])) as sock:
+                        for _ in range(rng.randrange(1, 20)):
+                            self.exchange(sock, rng.randbytes(rng.randrange(1, MOST_BYTES)))
+            except Exception as error:
+                self.failures.append(repr(error))
+
+    def connect(self, kind):
+        tcp, tls, pipe, *_ = self.addresses
+        sock = socket.socket(socket.AF_UNIX if kind == "pipe" else socket.AF_INET)
+        sock.settimeout(PATIENCE)
+        sock.connect({"tcp": tuple(tcp), "tls": tuple(tls), "pipe": pipe}[kind])
+        return sock if kind != "tls" else self.context.wrap_socket(sock)
+
+    def exchange(self, sock, data):
+        start = time.perf_counter()
+        sock.sendall(data)
+        answer = bytearray()
+        while len(answer) < len(data):
+            part = sock.recv(1 << 16)
+            if not part:
+                raise EOFError("the server has ended the connection")
+            answer += part
+        if answer != data:
+            raise ValueError("the answer is another than the question")
+        with self.lock:
+            self.times.append(time.perf_counter() - start)
+            self.sent += len(data)
+            self.received += len(answer)
+
+    def exchange_datagram(self, rng):
+        data = rng.randbytes(100)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(1)
+            for _ in range(PATIENCE):
+                sock.sendto(data, tuple(self.addresses[5]))
+                with contextlib.suppress(socket.timeout):
+                    if sock.recv(1000) == data:
+                        return
+        raise TimeoutError("no datagram comes back")
+
+
+# Hostile peers
+
+
+def attack(addresses, pipe):
+    """Run the hostile peers until the pipe says that it is over."""
+    common.end_with_parent()
+    over = threading.Event()
+
+    def go_on(number):
+        rng = random.Random(number)
+        while not over.is_set():
+            with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+                attacks = [never_read, bytes_slowly, storm_of_resets, half_close, garbage, killed]
+                rng.choice(attacks)(rng, partial(dial, addresses, rng, stack))
+
+    threads = [threading.Thread(target=go_on, args=(n,)) for n in range(HOSTILE_CLIENTS)]
+    for thread in threads:
+        thread.start()
+    pipe.recv()
+    over.set()
+    for thread in threads:
+        thread.join()
+
+
+def dial(addresses, rng, stack):
+    """Connect to the hostile ports: TCP's, or TLS's, to which the peer need not speak TLS."""
+    sock = stack.enter_context(socket.socket())
+    sock.settimeout(5)
+    sock.connect(tuple(rng.choice(addresses[3:5])))
+    return sock
+
+
+def never_read(rng, dial):
+    for sock in [dial() for _ in range(10)]:
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(100):
+                sock.send(bytes(MOST_BYTES))
+    time.sleep(1.5)
+
+
+def bytes_slowly(rng, dial):
+    socks = [dial() for _ in range(5)]
+    for _ in range(50):
+        for sock in socks:
+            sock.send(b"x")
+        time.sleep(0.02)
+
+
+def storm_of_resets(rng, dial):
+    for _ in range(200):
+        sock = dial()
+        if rng.random() < 0.5:
+            sock.send(rng.randbytes(rng.randrange(1000)))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+
+
+def half_close(rng, dial):
+    for sock in [dial() for _ in range(10)]:
+        sock.send(rng.randbytes(5000))
+        sock.shutdown(socket.SHUT_WR)
+        if rng.random() < 0.5:
+            while sock.recv(1 << 16):
+                pass
+
+
+def garbage(rng, dial):
+    for start in (b"", b"\x16\x03\x01\x02\x00", b"\x16\x03\x03\xff\xff", b"GET / HTTP/1.1\r\n\r\n"):
+        dial().send(start + rng.randbytes(rng.randrange(5000)))
+    time.sleep(0.2)
+
+
+def killed(rng, dial):
+    """Be a process that is killed with its connections."""
+    socks = [dial() for _ in range(10)]
+    pid = os.fork()
+    if pid == 0:
+        for sock in socks:
+            sock.setblocking(False)
+            with contextlib.suppress(OSError):
+                sock.send(bytes(MOST_BYTES))
+        os.kill(os.getpid(), signal.SIGKILL)
+    for sock in socks:
+        sock.close()
+    os.waitpid(pid, 0)
+
+
+# All of it
+
+
+class Soak:
+    def __init__(self, options):
+        self.options = options
+        self.samples, self.latencies = [], []
+        self.context = multiprocessing.get_context("fork")
+
+    def run(self):
+        """Return the reasons why it has failed, and the figures."""
+        with tempfile.TemporaryDirectory() as folder:
+            folder = Path(folder)
+            common.make_certificate(folder)
+            server, server_pipe = self.start(lambda pipe: Server(folder, pipe).run())
+            addresses = server_pipe.recv()
+            honest, honest_pipe = self.start(lambda pipe: Honest(addresses, folder, pipe).run())
+            hostile, hostile_pipe = self.start(partial(attack, addresses))
+            end = time.monotonic() + 60 * self.options.minutes
+            while (left := end - time.monotonic()) > 0 and server.is_alive():
+                self.collect(server_pipe, self.samples, 0.2)
+                self.collect(honest_pipe, self.latencies, 0.2)
+                common.progress(f"{left:.0f} s left, {self.samples[-1:]}"[:100])
+            hostile_pipe.send("over")
+            hostile.join(PATIENCE)
+            honest_pipe.send("over")
+            totals = self.until_none(honest_pipe, self.latencies, PATIENCE + QUIET)
+            if server.is_alive():
+                server_pipe.send(False)
+            settled = self.settle(server_pipe)
+            server.terminate()
+            self.until_none(server_pipe, [], QUIET)
+            server.join(QUIET)
+            failures = list(self.failures(server.exitcode, totals, settled))
+            for process in (server, honest, hostile):
+                process.kill()
+                process.join()
+        return failures, self.figures(totals)
+
+    def start(self, target):
+        ours, theirs = self.context.Pipe()
+        process = self.context.Process(target=target, args=(theirs,))
+        process.start()
+        theirs.close()
+        return process, ours
+
+    @staticmethod
+    def collect(pipe, into, seconds):
+        with contextlib.suppress(EOFError, OSError):
+            while pipe.poll(seconds):
+                into.append(pipe.recv())
+                seconds = 0
+
+    @staticmethod
+    def until_none(pipe, into, seconds):
+        """Collect until None comes; return what came before it."""
+        last, deadline = None, time.monotonic() + seconds
+        with contextlib.suppress(EOFError, OSError):
+            while pipe.poll(max(0, deadline - time.monotonic())):
+                found = pipe.recv()
+                if found is None:
+                    return last
+                last = found
+                into.append(found)
+        return None
+
+    def settle(self, pipe):
+        """Wait until the server has no connections and jobs; return its last sample."""
+        deadline = time.monotonic() + QUIET
+        while time.monotonic() < deadline:
+            self.collect(pipe, self.samples, 2)
+            handles = self.samples[-1]["handles"] if self.samples else {}
+            # Timers: the clock's.
+            if handles == {"tcp-server": 4, "pipe-server": 1, "udp": 1, "timer": 1}:
+                return self.samples[-1]
+        return None
+
+    def failures(self, exitcode, totals, settled):
+        last = self.samples[-1] if self.samples else {}
+        if exitcode != 0:
+            yield f"the server has ended with {exitcode}"
+        if totals is None:
+            yield "the honest clients have not ended"
+            return
+        for failure in totals["failures"][:5]:
+            yield f"an honest client: {failure}"
+        for failure in last.get("unexpected", ["the server has said nothing"]):
+            yield f"an exception in the server: {failure}"
+        if settled is None:
+            yield f"handles are left: {last.get('handles')}"
+            return
+        if settled["accepted"] + settled["connected"] != settled["closed"]:
+            yield (f"{settled['accepted']} accepted and {settled['connected']} connected, but"
+                   f" {settled['closed']} closed")  # fmt: skip
+        if settled["raised"] != settled["reported"]:
+            yield f"{settled['raised']} exceptions raised, {settled['reported']} reported"
+        for ours, theirs in [("received", "sent"), ("written", "received")]:
+            if settled[ours] != totals[theirs]:
+                yield f"{settled[ours]:,} bytes {ours} here, {totals[theirs]:,} {theirs} there"
+        # At rest: the loop's own, the listeners, the workers' and the pipes to the parent.
+        if settled["descriptors"] > 40:
+            yield f"{settled['descriptors']} descriptors are left"
+        first, later = self.memory()
+        if later > 1.05 * first + MEMORY_SLACK:
+            yield f"memory has grown from {first / MIB:.1f} to {later / MIB:.1f} MiB"
+
+    def memory(self):
+        """Return the medians of the memory in the second third of the run, and in the last."""
+        memory = [sample["memory"] for sample in self.samples] or [0]
+        third = len(memory) // 3
+        return statistics.median(memory[third : 2 * third] or memory), statistics.median(
+            memory[-third:] if third else memory
+        )
+
+    def figures(self, totals):
+        last = self.samples[-1] if self.samples else {}
+        first, later = self.memory()
+        return {
+            "minutes": self.options.minutes,
+            "exchanges": sum(sample.get("exchanges", 0) for sample in self.latencies),
+            "bytes": (totals or {}).get("sent"),
+            **{name: last.get(name) for name in
+               ("accepted", "connected", "closed", "accept_errors", "raised", "done", "slowest")},
+            "memory_mib": [round(first / MIB, 1), round(later / MIB, 1)],
+            "p99_ms": round(1000 * max((s.get("p99", 0) for s in self.latencies), default=0), 1),
+        }  # fmt: skip
+
+    def draw(self, path):
+        panels = [
+            partial(draw_line, "memory, MiB", [s["memory"] / MIB for s in self.samples]),
+            partial(draw_line, "descriptors", [s["descriptors"] for s in self.samples]),
+            partial(draw_line, "latency of honest clients, ms: p99",
+                    [1000 * s["p99"] for s in self.latencies if "p99" in s]),
+        ]  # fmt: skip
+        chart.save(path, panels, 6, common.in_words(common.machine()), columns=1, width=8)
+
+
+def draw_line(title, values, axes):
+    axes.plot(values, color=chart.PYASYNC, linewidth=1)
+    axes.set_title(title)
+    axes.set_xlabel("seconds")
+    axes.set_ylim(bottom=0)
+
+
+def main():
+    parser = common.option_parser(__doc__)
+    parser.add_argument("--minutes", type=common.positive_float, default=10.0, help="(%(default)g)")
+    parser.add_argument("--svg", type=common.new_file, help="draw memory and latency into this")
+    options = parser.parse_args()
+    if options.svg and not chart.available():
+        parser.error(chart.MISSING)
+    common.raise_open_files_limit()
+    soak = Soak(options)
+    failures, figures = soak.run()
+    if options.svg:
+        soak.draw(options.svg)
+    if options.json:
+        print(json.dumps({**figures, "failures": failures}))
+    else:
+        for name, value in figures.items():
+            say(f"{name:<14} {value}", sys.stdout)
+        for failure in failures:
+            say(f"FAILED: {failure}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
