@@ -164,19 +164,6 @@ def test_closing_thrice_counts_once(link):
     assert last.handles["tcp"] == 0
 
 
-def test_close_from_another_thread_raises(link):
-    def connected(socket):
-        def close():
-            with pytest.raises(RuntimeError, match="thread"):
-                socket.close()
-
-        Background(close).result()
-        assert not socket.closed
-        socket.close()
-
-    link(connected, end_of)
-
-
 # By force
 
 

@@ -206,30 +206,6 @@ def test_handles_are_counted_by_type_while_they_are_open(run):
         pyasync.delay(all_gone, time=0.001)
 
 
-def test_connections_and_bytes_are_counted(run_between):
-    seen = []
-
-    def read(connection, data):
-        stats = pyasync.stats()
-        seen.append((stats.incoming_tcp_connections, stats.outgoing_tcp_connections))
-        connection.write(b"four")
-        connection.close()
-        server.close()
-
-    def start():
-        nonlocal server
-        server = pyasync.tcp_server("127.0.0.1", 0, read)
-        pyasync.tcp_connect(*server.address, nothing, data=b"data of 16 bytes")
-
-    server = None
-    before, after = run_between(start)
-    interval = after - before
-    assert seen == [(1, 1)]
-    assert (after.incoming_tcp_connections, after.outgoing_tcp_connections) == (0, 0)
-    assert (interval.accepted, interval.connected, interval.closed) == (1, 1, 2)
-    assert (interval.bytes_read, interval.bytes_written) == (20, 20)
-
-
 # Iterations and crossings
 
 

@@ -7,7 +7,7 @@ import sys
 from functools import partial
 
 import pytest
-from peers import Background, nothing, preloaded, resident_size
+from peers import nothing, preloaded, resident_size
 
 import pyasync
 
@@ -225,16 +225,6 @@ def test_lookups_work_after_a_thousand_were_cancelled(run):
     assert len(found) == 1
 
 
-def test_another_thread_may_not_close_a_lookup(run):
-    found = []
-
-    with run():
-        request = pyasync.dns_lookup("localhost", lambda *pair: found.append(pair))
-        with pytest.raises(RuntimeError, match="thread"):
-            Background(request.close).result()
-    assert len(found) == 1
-
-
 def test_a_lookup_is_over_when_its_event_cb_is_called(run):
     told = []
 
@@ -244,20 +234,6 @@ def test_a_lookup_is_over_when_its_event_cb_is_called(run):
     with run():
         request = pyasync.dns_lookup("name.invalid", pytest.fail, event_cb=event_cb)
     assert told == [(pyasync.DnsError, True, 0)]
-
-
-@each_lookup
-def test_what_a_callback_raises_goes_to_event_cb(run, lookup):
-    told = []
-
-    def fail(*found):
-        raise ArithmeticError
-
-    def event_cb(error):
-        told.append((type(error.error), pyasync.stats().open_dns_queries))
-
-    run(lambda: lookup(fail, event_cb=event_cb), catch_app_errors=True)
-    assert told == [(ArithmeticError, 0)]
 
 
 # Leaving the loop
@@ -276,19 +252,6 @@ def test_the_loop_can_be_left_while_lookups_run(run, lookup, number):
     for request in requests:
         assert request.closed
         request.close()
-
-
-@each_lookup
-def test_a_callback_that_raises_leaves_the_loop_while_others_run(run, lookup):
-    def fail(*found):
-        raise ArithmeticError
-
-    def start():
-        for _ in range(100):
-            lookup(fail)
-
-    with pytest.raises(ArithmeticError):
-        run(start)
 
 
 RESOLVER = """

@@ -5,7 +5,6 @@ everything that is to be reported of the action has been. So `told` makes a mark
 """
 
 import errno
-import io
 import os
 import shutil
 import subprocess
@@ -436,16 +435,6 @@ def test_a_monitor_that_has_begun_anew_is_referenced_as_before(run, file):
         pyasync.fs_watch(file, on_change).unref()
         pyasync.delay(replace(file))
     assert seen == [False, False]
-
-
-def test_the_status_of_the_loop_names_monitors(run, file):
-
-    with run():
-        status = io.StringIO()
-        monitor = pyasync.fs_watch(file, nothing)
-        pyasync.dump_event_loop_status(status)
-        assert "fs-monitor   active referenced -\n" in status.getvalue()
-        monitor.close()
 
 
 def test_unbuffered_loops_have_monitors_too(told, file):

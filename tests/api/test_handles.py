@@ -98,6 +98,9 @@ KINDS = {
 #: An interval is a handle of its own, and counts as a timer.
 HANDLES = {**KINDS, "interval": lambda peers, use: use(pyasync.interval(nothing, time=HOUR))}
 
+#: What a closed one of these raises; of all others it is HandleClosed.
+FREED = {pyasync.Event: pyasync.EventFreed, pyasync.Notifier: pyasync.NotifierFreed}
+
 each_handle = pytest.mark.parametrize("make", HANDLES.values(), ids=HANDLES)
 
 
@@ -173,11 +176,13 @@ def test_a_closed_handle_says_so_and_can_be_closed_again(run, peers, make):
         calls = [handle.ref, handle.unref]
         if not isinstance(handle, (pyasync.Event, pyasync.Interval)):
             calls.append(lambda: handle.has_ref)
-        if hasattr(type(handle), "fileno"):
-            calls.append(handle.fileno)
+        for name in ("add", "fileno", "modify", "remove", "trigger"):
+            if hasattr(type(handle), name):
+                calls.append(getattr(handle, name))
         for call in calls:
             with pytest.raises(
-                pyasync.HandleClosed, match=rf"{type(handle).__name__} is closed|has been freed"
+                FREED.get(type(handle), pyasync.HandleClosed),
+                match=rf"{type(handle).__name__} is closed|has been freed",
             ):
                 call()
         closed.append(handle.closed)

@@ -274,33 +274,7 @@ def test_a_notifier_that_is_freed_after_its_trigger_is_not_called(run):
         notifier.free()
 
 
-def test_only_the_loops_thread_may_free_a_notifier(run):
-
-    with run():
-        notifier = pyasync.make_notifier(nothing)
-        with pytest.raises(RuntimeError, match="not the event loop's"):
-            Background(notifier.free).result()
-        assert not notifier.freed
-        notifier.free()
-
-
-def test_a_notifier_that_nobody_refers_to_is_called(run):
-    called = []
-    run(lambda: pyasync.make_notifier(partial(called.append, 1)).trigger())
-    assert called == [1]
-
-
 # What else it is
-
-
-def test_notifiers_are_counted(run):
-
-    with run():
-        notifiers = [pyasync.make_notifier(nothing) for _ in range(3)]
-        assert pyasync.stats().handles["notifier"] == 3
-        for notifier in notifiers:
-            notifier.free()
-        assert pyasync.stats().handles["notifier"] == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")

@@ -486,18 +486,6 @@ def test_a_poller_that_another_one_of_the_same_batch_closes_is_not_called(run, p
     assert len(called) == 1
 
 
-def test_closing_twice_does_nothing(run, pair):
-
-    with run():
-        poller = pyasync.poll(pair[0], partial(pytest.fail, "called"))
-        assert not poller.closed
-        poller.close()
-        pyasync.free_poller(poller)
-        assert poller.closed
-        with pytest.raises(pyasync.HandleClosed, match="Poller is closed"):
-            poller.modify(readable=True)
-
-
 def test_a_poller_is_closed_with_the_loop_and_its_descriptor_with_it(run, pair):
 
     with run():

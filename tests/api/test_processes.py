@@ -860,16 +860,6 @@ def test_pipes_of_children_are_no_connections(run):
     assert (stats.incoming_pipe_connections, stats.outgoing_pipe_connections) == (0, 0)
 
 
-def test_the_status_of_the_loop_shows_children_and_pipes(run, capsys):
-
-    with run():
-        process = sh("read line", input=pyasync.PIPE)
-        pyasync.dump_event_loop_status()
-        process.input.close()
-    kinds = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert {"process", "stdio"} <= set(kinds)
-
-
 # Signals to a child
 
 
@@ -944,15 +934,6 @@ def test_a_signal_never_reaches_another_process_that_has_the_pid_now(run):
         for process in processes:
             wait_for_exit(process.pid)
     assert killed == [False]
-
-
-def test_kill_belongs_to_the_loops_thread(run):
-
-    with run():
-        process = sh("read line", input=pyasync.PIPE)
-        with pytest.raises(RuntimeError, match="from a thread"):
-            Background(process.kill, 0).result()
-        process.input.close()
 
 
 # Closing, and zombies

@@ -558,18 +558,6 @@ def test_write_after_shutdown_raises(link):
     assert link(connected, read_all) == b"before"
 
 
-def test_write_from_another_thread_raises(link):
-    def connected(socket):
-        def write():
-            with pytest.raises(RuntimeError, match="thread"):
-                socket.write(b"wrong thread")
-
-        Background(write).result()
-        socket.close()
-
-    assert link(connected, read_all) == b""
-
-
 def test_write_replaces_the_callbacks_of_its_socket_alone(link):
     told = []
 

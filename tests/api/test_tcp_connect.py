@@ -11,8 +11,6 @@ from peers import (
     LINKS,
     MORE_THAN_FITS,
     Link,
-    after_iterations,
-    end_of,
     nothing,
     read_all,
 )
@@ -173,28 +171,3 @@ def test_a_client_closed_on_its_way_is_never_counted_or_told_anything(link, forc
     assert stats.connected == stats.closed
     assert stats.outgoing_tcp_connections == 0
     assert stats.handles["tcp"] == 0
-
-
-def test_outgoing_connections_are_counted_while_they_stand(link):
-    seen = []
-
-    def connected(client):
-        seen.append(pyasync.stats())
-        client.close()
-        pyasync.add_event_loop_exit_callback(lambda: seen.append(pyasync.stats()))
-
-    link(connected, end_of)
-    assert [stats.outgoing_tcp_connections for stats in seen] == [1, 0]
-    assert [stats.connected for stats in seen] == [1, 1]
-    assert [stats.closed for stats in seen] == [0, 1]
-
-
-def test_two_hundred_refused_clients_leave_nothing(run, unused):
-    events, counted = [], []
-
-    with run():
-        for _ in range(200):
-            pyasync.tcp_connect(*unused, nothing, data=b"data", event_cb=events.append)
-        after_iterations(5, lambda: counted.append(pyasync.stats()))
-    assert [type(event) for event in events] == [pyasync.SocketRefused] * 200
-    assert counted[0].handles["tcp"] == 0

@@ -16,11 +16,8 @@ from pathlib import Path
 
 import pytest
 from peers import (
-    CALLBACKS,
-    LINKS,
     PATIENCE,
     Background,
-    Link,
     after_iterations,
     echo,
     exchange,
@@ -29,7 +26,6 @@ from peers import (
     read_exactly,
     reset,
     when,
-    within,
 )
 
 import pyasync
@@ -334,57 +330,6 @@ def test_a_closed_server_refuses_connections(run):
         server.close()
         after_iterations(2, lambda: knock(server.address))
     assert refused == [errno.ECONNREFUSED]
-
-
-@pytest.fixture(params=[link for link in LINKS if link.values[0]["incoming"]])
-def link(request, run):
-    return Link(run, **request.param)
-
-
-class KeepServing(Link):
-    """A link whose server closes itself only when the test says so."""
-
-    def __init__(self, link):
-        self.__dict__.update(link.__dict__)
-        self.server = None
-
-    def _accept(self, peer, options):
-        self.server = self.serve(**options)
-        return Background(self._talk, lambda: self.dial(self.server.address), peer)
-
-
-@pytest.mark.parametrize("callback", CALLBACKS)
-def test_a_server_is_closed_in_any_callback_of_its_connections(link, callback):
-    link = KeepServing(link)
-
-    def act(stream):
-        assert not link.server.closed
-        link.server.close()
-        link.server.close()
-        assert not stream.closed
-        stream.write(b"still here")
-        stream.close()
-
-    def peer(sock):
-        data = read_all(sock)
-        assert link.server.closed
-        with pytest.raises(ConnectionRefusedError):
-            link.dial(link.server.address)
-        return data
-
-    assert within(link, callback, act, peer) == b"still here"
-
-
-def test_a_server_is_closed_in_its_connections_error_callback(link):
-    link = KeepServing(link)
-    events = []
-
-    def event_cb(event):
-        events.append(type(event))
-        link.server.close()
-
-    link(nothing, link.reset, event_cb=event_cb)
-    assert events == [pyasync.SocketReset]
 
 
 # Accepting

@@ -28,12 +28,6 @@ def timers_pending():
 # A delay
 
 
-def test_a_delay_runs_its_callback_once(run):
-    fired = []
-    run(lambda: pyasync.delay(lambda: fired.append("delay"), time=0.01))
-    assert fired == ["delay"]
-
-
 def test_a_delay_without_a_time_runs_as_soon_as_possible(run):
     order = []
 
@@ -41,17 +35,6 @@ def test_a_delay_without_a_time_runs_as_soon_as_possible(run):
         pyasync.delay(lambda: order.append("timed"), time=0.0)
         pyasync.delay(lambda: order.append("soon"))
     assert order == ["soon", "timed"]
-
-
-def test_a_delay_that_nobody_refers_to_still_fires(run):
-    fired = []
-
-    def start():
-        pyasync.delay(lambda: fired.append("delay"), time=0.01)
-        gc.collect()
-
-    run(start)
-    assert fired == ["delay"]
 
 
 def test_with_delay_turns_a_function_into_an_event(run):
@@ -355,22 +338,6 @@ def test_a_removed_event_does_not_fire_and_can_be_added_again(run, buffered):
         added.remove()
         added.add(0.001)
     assert fired == ["added"]
-
-
-def test_a_freed_event_never_fires_again(run):
-    fired = []
-
-    with run():
-        event = pyasync.delay(lambda: fired.append("event"))
-        assert not event.freed
-        event.free()
-        event.close()
-        assert event.freed
-        assert event.closed
-        for call in (event.add, event.remove, event.ref, event.unref):
-            with pytest.raises(pyasync.EventFreed):
-                call()
-    assert fired == []
 
 
 def test_an_event_can_be_freed_from_its_own_callback(run):

@@ -940,23 +940,6 @@ def test_a_write_queue_counts_what_is_not_encrypted_yet(run):
     assert sizes == [5, True]
 
 
-def test_counters_count_tcp_connections_and_bytes_on_the_wire(run):
-    seen = []
-
-    def talk(address):
-        with connect(address) as sock:
-            sock.sendall(bytes(1000))
-            read_exactly(sock, 1000)
-
-    def read_cb(sock, data):
-        sock.write(data, write_cb=lambda sock: seen.append(pyasync.stats()))
-
-    serve(run, talk, read_cb=read_cb)
-    assert seen[-1].incoming_tcp_connections == 1
-    assert seen[-1].bytes_read > 1000
-    assert seen[-1].bytes_written > 1000
-
-
 # Failures while much is under way
 
 #: A record that no key decrypts.

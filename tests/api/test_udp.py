@@ -1204,17 +1204,6 @@ def test_after_the_end_of_the_loop_a_socket_is_closed(run, peer):
         pyasync.udp_socket()
 
 
-def test_another_thread_may_not_use_a_socket(in_loop, peer):
-
-    with in_loop() as open_socket:
-        udp = open_socket()
-        for call in (lambda: udp.send(b"data", peer.getsockname()), udp.close):
-            with pytest.raises(RuntimeError, match="thread"):
-                Background(call).result()
-        assert not udp.closed
-        udp.close()
-
-
 # As a handle
 
 

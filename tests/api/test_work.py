@@ -316,19 +316,6 @@ def test_fewer_threads_take_what_waits_in_order(run):
     assert ran == list(range(20))
 
 
-def test_only_the_loops_thread_may_close_work(run):
-
-    def close():
-        work.close()
-
-    errors = []
-    with run():
-        work = pyasync.work(Gate(), nothing)
-        pyasync.work(close, nothing, event_cb=errors.append)
-        pyasync.delay(lambda: work._fn.go.set(), time=0.01)
-    assert [type(error) for error in errors] == [RuntimeError]
-
-
 # Forks
 
 
