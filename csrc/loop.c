@@ -1,4 +1,5 @@
 /* The loop: its beginning, one iteration, and its end. */
+#define _GNU_SOURCE  /* pipe2 */
 #include "pyasync.h"
 
 #include <errno.h>
@@ -303,9 +304,11 @@ int pa_watch_signals(pa_loop *loop, int fd) {
 
 /* Beginning and end */
 
-/* A daemon may have closed its standard streams: then the loop's descriptors
- * would get their numbers, which libuv asserts never to close. */
-static int open_standard_streams(void) {
+/* libuv asserts never to close a descriptor with the number of a standard
+ * stream. A program may have closed those, as a daemon does, and what is opened
+ * next would get their numbers: so they are opened again, and what has got one
+ * is moved. */
+int pa_open_standard_streams(void) {
   int fd;
 
   for (fd = 0; fd <= STDERR_FILENO; fd++)
@@ -314,12 +317,43 @@ static int open_standard_streams(void) {
   return 0;
 }
 
+int pa_above_standard_streams(int fd) {
+  int moved;
+  int error;
+
+  if (fd < 0 || fd > STDERR_FILENO)
+    return fd;
+  moved = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+  error = errno;
+  close(fd);
+  pa_open_standard_streams();  /* the next one would have to be moved again */
+  errno = error;
+  return moved;
+}
+
+int pa_pipe(int *ends) {
+  int error = pa_open_standard_streams();
+
+  if (error != 0)
+    return error;
+#ifdef __linux__
+  if (pipe2(ends, O_CLOEXEC) != 0)
+    return uv_translate_sys_error(errno);
+#else
+  if (pipe(ends) != 0)
+    return uv_translate_sys_error(errno);
+  fcntl(ends[0], F_SETFD, FD_CLOEXEC);
+  fcntl(ends[1], F_SETFD, FD_CLOEXEC);
+#endif
+  return 0;
+}
+
 int pa_loop_new(pa_counters *counters, pa_loop **place) {
   pa_loop *loop;
   int error;
 
   pa_reap_abandoned();
-  error = open_standard_streams();
+  error = pa_open_standard_streams();
   if (error != 0)
     return error;
   loop = calloc(1, sizeof(*loop));

@@ -1,13 +1,37 @@
 /* Child processes. Each is reaped: by its loop, or after the loop's end by the
- * next loop that begins or ends, or the next child that is started. */
+ * next loop that begins or ends, or the next child that is started.
+ *
+ * libuv starts them, and this file waits for them. libuv hears of exits by
+ * SIGCHLD alone, and would miss one where that is blocked, or where a flood of
+ * other signals has filled the pipe through which it passes. A pidfd becomes
+ * readable when its process exits, whatever happens to signals; and nobody
+ * else's handler for SIGCHLD is replaced. Without pidfds (before Linux 5.3, or
+ * in a sandbox) a timer asks for the exit. */
 #include "pyasync.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+/* So often the timer of a child without a pidfd asks for its exit. */
+#define ASK_INTERVAL_MS 20
+/* What exit_cb gets where somebody else has taken the child's status. */
+#define STATUS_UNKNOWN 255
+
+typedef struct {
+  union {
+    uv_poll_t poll;    /* of the pidfd */
+    uv_timer_t timer;  /* where there is none */
+  };
+  int pidfd;  /* or -1 */
+  pid_t pid;
+  int reaped;  /* from then on another process may have the pid */
+} pa_process;
 
 /* A child that a loop has left running at its end. */
 typedef struct abandoned {
@@ -17,23 +41,25 @@ typedef struct abandoned {
 
 static abandoned *first_abandoned;  /* pa_lock guards the list */
 
-/* Returns whether the child is reaped: now, or by somebody else before. */
-static int reap(pid_t pid) {
+/* Returns what waitpid does; negative: somebody else has reaped the child. */
+static pid_t reap(pid_t pid, int *status) {
   pid_t result;
 
   do
-    result = waitpid(pid, NULL, WNOHANG);
+    result = waitpid(pid, status, WNOHANG);
   while (result < 0 && errno == EINTR);
-  return result != 0;
+  return result;
 }
 
 /* The lock is held. */
 static void abandon(pid_t pid) {
   abandoned *child;
 
-  if (reap(pid))
+  if (reap(pid, NULL) != 0)
     return;
-  child = pa_grow(NULL, sizeof(*child));
+  child = malloc(sizeof(*child));
+  if (child == NULL)
+    return;  /* it stays a zombie until our own end */
   child->pid = pid;
   child->next = first_abandoned;
   first_abandoned = child;
@@ -46,7 +72,7 @@ void pa_reap_abandoned(void) {
   while (*link != NULL) {
     abandoned *child = *link;
 
-    if (reap(child->pid)) {
+    if (reap(child->pid, NULL) != 0) {
       *link = child->next;
       free(child);
     } else {
@@ -65,38 +91,82 @@ void pa_forget_abandoned(void) {
   }
 }
 
-static void on_exited(uv_process_t *process, int64_t status, int signum) {
+/* Looks whether the child has exited. */
+static void look(pa_process *process) {
+  uv_handle_t *handle = (uv_handle_t *) process;
   pa_loop *loop = pa_loop_of(process);
+  int status = 0;
+  pid_t result = reap(process->pid, &status);
+  int lost = result < 0;
 
+  if (result == 0)
+    return;
   pa_awake(loop);
-  pa_push(loop, PA_EXITED, pa_slot_of(process), status, signum);
-  /* Now, and not when Python walks the record: libuv has reaped the child, and
-   * its pid may be another process's, which must get no signal. */
-  pa_handle_close(loop, (uv_handle_t *) process);
+  process->reaped = 1;
+  pa_push(loop, PA_EXITED, pa_slot_of(process),
+          lost ? STATUS_UNKNOWN : WIFEXITED(status) ? WEXITSTATUS(status) : 0,
+          !lost && WIFSIGNALED(status) ? WTERMSIG(status) : 0);
+  /* Now, and not when Python walks the record: the pid may be another
+   * process's, which must get no signal. */
+  pa_handle_close(loop, handle);
 }
 
-/* A child that still runs keeps its handle, because libuv reaps only children
- * that have one, and on_exited closes it; but it keeps no loop running. libuv
- * stops to handle SIGCHLD when it closes the last active handle of a process:
- * hence the lock, and the calls around uv_close. */
+static void on_pidfd(uv_poll_t *poll, int status, int events) {
+  (void) status;
+  (void) events;
+  look((pa_process *) poll);
+}
+
+static void on_ask(uv_timer_t *timer) {
+  look((pa_process *) timer);
+}
+
+/* A child that still runs keeps its handle, by which it is reaped: look closes
+ * it. But it keeps no loop running. */
 static void close_process(pa_loop *loop, uv_handle_t *handle,
                           uv_close_cb closed) {
-  struct sigaction before;
+  pa_process *process = (pa_process *) handle;
 
-  if (uv_is_active(handle) && !loop->closing) {
+  if (!process->reaped && !loop->closing) {
     uv_unref(handle);
     return;
   }
   pa_lock();
-  if (uv_is_active(handle))
-    abandon(((uv_process_t *) handle)->pid);
-  pa_sigchld_before(&before);
-  uv_close(handle, closed);
-  pa_sigchld_after(loop, &before);
+  if (!process->reaped)
+    abandon(process->pid);
+  pa_child_ends();
   pa_unlock();
+  uv_close(handle, closed);
+  if (process->pidfd >= 0)
+    close(process->pidfd);  /* after uv_close, by which epoll forgets it */
 }
 
 const pa_kind pa_process_kind = {.close = close_process};
+
+static int open_pidfd(pid_t pid) {
+#ifdef SYS_pidfd_open
+  return pa_above_standard_streams((int) syscall(SYS_pidfd_open, pid, 0));
+#else
+  (void) pid;
+  return -1;
+#endif
+}
+
+/* Begins to wait for the child. Nothing here fails: where a pidfd does, for want
+ * of descriptors for example, there is the timer. */
+static void wait_for(pa_loop *loop, pa_process *process) {
+  process->pidfd = open_pidfd(process->pid);
+  if (process->pidfd >= 0) {
+    if (uv_poll_init(&loop->uv, &process->poll, process->pidfd) == 0) {
+      uv_poll_start(&process->poll, UV_READABLE, on_pidfd);
+      return;
+    }
+    close(process->pidfd);
+    process->pidfd = -1;
+  }
+  uv_timer_init(&loop->uv, &process->timer);
+  uv_timer_start(&process->timer, on_ask, 0, ASK_INTERVAL_MS);
+}
 
 /* In the child libuv (1.44) makes the standard streams blocking. O_NONBLOCK
  * belongs to the open file, which the child shares with us: a socket of a loop
@@ -110,18 +180,84 @@ static void restore_flags(const int *stdio, const int *flags) {
       fcntl(stdio[index], F_SETFL, flags[index]);
 }
 
-int pa_spawn(pa_loop *loop, const char *path, char **args, char **env,
-             const char *directory, const int *stdio, int flags, uint32_t uid,
-             uint32_t gid) {
-  uv_process_t *process = pa_grow(NULL, sizeof(*process));
+static void end_spawning(pa_spawning *spawning) {
+  int fd;
+
+  for (fd = 0; fd < 3; fd++)
+    if (spawning->pipes[fd] >= 0 && spawning->stdio[fd] >= 0) {
+      close(spawning->stdio[fd]);
+      spawning->stdio[fd] = -1;
+    }
+}
+
+void pa_spawn_end(pa_loop *loop, pa_spawning *spawning) {
+  loop->counters->crossings++;
+  end_spawning(spawning);
+}
+
+static void undo(pa_loop *loop, pa_spawning *spawning) {
+  int fd;
+
+  end_spawning(spawning);
+  if (spawning->process >= 0) {
+    pa_process_kill(loop, spawning->process, SIGKILL);
+    pa_handle_close(loop, loop->slots[spawning->process].handle);
+    spawning->process = -1;
+  }
+  for (fd = 0; fd < 3; fd++)
+    if (spawning->pipes[fd] >= 0) {
+      pa_handle_discard(loop, spawning->pipes[fd]);
+      spawning->pipes[fd] = -1;
+    }
+}
+
+void pa_spawn_undo(pa_loop *loop, pa_spawning *spawning) {
+  loop->counters->crossings++;
+  undo(loop, spawning);
+}
+
+/* Pipes, in place of the socket pairs that libuv would make, so that a child can
+ * open /dev/stdout. */
+int pa_spawn_pipe(pa_loop *loop, pa_spawning *spawning, int fd) {
+  int ends[2];
+  int ours;
+  int error = pa_pipe(ends);
+
+  if (error != 0) {
+    undo(loop, spawning);
+    return error;
+  }
+  ours = fd == STDIN_FILENO ? ends[1] : ends[0];
+  spawning->stdio[fd] = fd == STDIN_FILENO ? ends[0] : ends[1];
+  spawning->pipes[fd] = pa_open(loop, ours, PA_STDIO, 1);
+  if (spawning->pipes[fd] >= 0)
+    return 0;
+  error = spawning->pipes[fd];
+  spawning->pipes[fd] = -1;
+  close(spawning->stdio[fd]);
+  undo(loop, spawning);
+  return error;
+}
+
+int pa_spawn(pa_loop *loop, pa_spawning *spawning, const char *path,
+             char **args, char **env, const char *directory, int flags,
+             uint32_t uid, uint32_t gid) {
+  uv_process_t *child = malloc(sizeof(*child));
+  pa_process *process = calloc(1, sizeof(*process));
+  const int *stdio = spawning->stdio;
   uv_process_options_t options;
   uv_stdio_container_t containers[3];
   int status_flags[3];
-  struct sigaction before;
   int index;
   int error;
 
   loop->counters->crossings++;
+  if (child == NULL || process == NULL) {
+    free(child);
+    free(process);
+    undo(loop, spawning);
+    return UV_ENOMEM;
+  }
   pa_reap_abandoned();
   for (index = 0; index < 3; index++) {
     containers[index].flags = stdio[index] < 0 ? UV_IGNORE : UV_INHERIT_FD;
@@ -129,7 +265,6 @@ int pa_spawn(pa_loop *loop, const char *path, char **args, char **env,
     status_flags[index] = stdio[index] < 0 ? 0 : fcntl(stdio[index], F_GETFL);
   }
   memset(&options, 0, sizeof(options));
-  options.exit_cb = on_exited;
   options.file = path;
   options.args = args;
   options.env = env;
@@ -143,29 +278,53 @@ int pa_spawn(pa_loop *loop, const char *path, char **args, char **env,
   options.gid = (uv_gid_t) gid;
 
   pa_lock();
-  pa_sigchld_before(&before);
-  error = uv_spawn(&loop->uv, process, &options);
-  pa_sigchld_after(loop, &before);
+  pa_child_begins();
+  /* uv_spawn would start to handle SIGCHLD, and uv_close would stop that and
+   * leave the default disposition. libuv takes a handle with the signal's number
+   * for started, and one with none for stopped. */
+  loop->uv.child_watcher.signum = SIGCHLD;
+  error = uv_spawn(&loop->uv, child, &options);
+  loop->uv.child_watcher.signum = 0;
+  if (error == 0)
+    process->pid = child->pid;
+  /* uv_spawn has put it into libuv's lists, also when it has failed. */
+  uv_close((uv_handle_t *) child, pa_free_unstarted);
+  if (error != 0)
+    pa_child_ends();
   pa_unlock();
   restore_flags(stdio, status_flags);
   if (error != 0) {
-    /* uv_spawn has put the handle into libuv's lists all the same. */
-    close_process(loop, (uv_handle_t *) process, pa_free_unstarted);
+    free(process);
+    undo(loop, spawning);
     return error;
   }
-  return pa_slot_new(loop, (uv_handle_t *) process, PA_PROCESS, 0);
+  wait_for(loop, process);
+  spawning->process =
+      pa_slot_new(loop, (uv_handle_t *) process, PA_PROCESS, 0);
+  return 0;
 }
 
 int pa_process_pid(pa_loop *loop, int slot) {
   loop->counters->crossings++;
-  return uv_process_get_pid((uv_process_t *) loop->slots[slot].handle);
+  return ((pa_process *) loop->slots[slot].handle)->pid;
 }
 
 int pa_process_kill(pa_loop *loop, int slot, int signum) {
   uv_handle_t *handle = loop->slots[slot].handle;
+  pa_process *process = (pa_process *) handle;
+  int result;
 
   loop->counters->crossings++;
   if (handle == NULL || uv_is_closing(handle))
     return UV_ESRCH;
-  return uv_process_kill((uv_process_t *) handle, signum);
+#ifdef SYS_pidfd_send_signal
+  /* Reaches nobody else, also where somebody else has reaped the child. */
+  if (process->pidfd >= 0) {
+    result = (int) syscall(SYS_pidfd_send_signal, process->pidfd, signum, NULL, 0);
+    if (result == 0 || errno != ENOSYS)
+      return result == 0 ? 0 : uv_translate_sys_error(errno);
+  }
+#endif
+  result = kill(process->pid, signum);
+  return result == 0 ? 0 : uv_translate_sys_error(errno);
 }

@@ -132,13 +132,6 @@ struct pa_request {
   void (*release)(pa_request *);  /* frees its memory */
 };
 
-/* A started uv_signal_t, in a list of those of all loops of the process. */
-typedef struct pa_signal_use {
-  uv_signal_t *handle;
-  struct pa_signal_use *next;
-  struct pa_signal_use **link;  /* the pointer to this one; NULL: not started */
-} pa_signal_use;
-
 struct pa_loop {
   uv_loop_t uv;  /* first: see pa_loop_of */
   pa_counters *counters;
@@ -185,8 +178,15 @@ struct pa_loop {
   int64_t timer_due;  /* the deadline that it is set for, or -1 */
   uv_async_t async;
   uv_poll_t signal_poll;
-  pa_signal_use sigchld;  /* libuv's own handler, while there are children */
 };
+
+/* loop.c */
+/* Returns the descriptor, or one with another number in its place: never that
+ * of a standard stream. Negative: errno tells why. fd may be negative. */
+int pa_above_standard_streams(int fd);
+/* Makes a pipe(2): its reading end, and its writing end. Returns 0 or an
+ * error. */
+int pa_pipe(int *ends);
 
 /* slots.c */
 /* realloc, for arrays without which the loop cannot go on: it aborts when there
@@ -207,6 +207,9 @@ void pa_add_slot(int **slots, int *count, int *capacity, int slot);
 /* Closes a handle that has a slot; writes that the kernel has not taken are
  * lost. May be called more than once. */
 void pa_handle_close(pa_loop *loop, uv_handle_t *handle);
+/* Closes a handle of a slot that Python has not used yet: it is not counted any
+ * more, and there is no PA_CLOSED. */
+void pa_handle_discard(pa_loop *loop, int slot);
 /* Closes all handles that have slots. */
 void pa_handles_close(pa_loop *loop);
 /* A uv_close_cb for a handle that has got no slot, because its start failed:
@@ -291,10 +294,10 @@ extern const pa_kind pa_signal_kind;
  * of signals, and the abandoned children. */
 void pa_lock(void);
 void pa_unlock(void);
-/* Around each call that may make libuv start or stop to handle SIGCHLD for the
- * loop; the lock is held. */
-void pa_sigchld_before(struct sigaction *before);
-void pa_sigchld_after(pa_loop *loop, const struct sigaction *before);
+/* Around the life of each child, which is reaped or abandoned at its end:
+ * SIGCHLD is not ignored meanwhile. The lock is held. */
+void pa_child_begins(void);
+void pa_child_ends(void);
 
 /* processes.c */
 extern const pa_kind pa_process_kind;

@@ -130,6 +130,14 @@ int pa_slot_new(pa_loop *loop, uv_handle_t *handle, int kind, int flags) {
   return slot;
 }
 
+static void retire(pa_loop *loop, int slot) {
+  pa_slot *entry = &loop->slots[slot];
+
+  entry->handle = NULL;
+  entry->next_free = loop->retired_slot;
+  loop->retired_slot = slot;
+}
+
 /* libuv uses the handle's memory until this callback: it is freed here, and
  * nowhere else. */
 static void on_closed(uv_handle_t *handle) {
@@ -141,9 +149,7 @@ static void on_closed(uv_handle_t *handle) {
   loop->counters->handles[entry->kind]--;
   if (kind->after_close != NULL)
     kind->after_close(loop, entry);
-  entry->handle = NULL;
-  entry->next_free = loop->retired_slot;
-  loop->retired_slot = slot;
+  retire(loop, slot);
   pa_push(loop, PA_CLOSED, slot, 0, 0);
   free(handle);
 }
@@ -179,6 +185,14 @@ void pa_handle_close(pa_loop *loop, uv_handle_t *handle) {
     kind->close(loop, handle, on_closed);
   else
     uv_close(handle, on_closed);
+}
+
+void pa_handle_discard(pa_loop *loop, int slot) {
+  pa_slot *entry = &loop->slots[slot];
+
+  loop->counters->handles[entry->kind]--;
+  uv_close(entry->handle, pa_free_unstarted);
+  retire(loop, slot);
 }
 
 void pa_handles_close(pa_loop *loop) {

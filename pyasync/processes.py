@@ -7,14 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pyasync._core.arguments import optional_callable
-from pyasync._core.children import (
-    NEW_PIPE,
-    NULL_DEVICE,
-    Argument,
-    ChildProcess,
-    pipe_slot,
-    started_child,
-)
+from pyasync._core.children import Argument, ChildProcess, NewChild
 from pyasync._core.stream import ENDED, SHUT, Data, WriteCallback, as_buffer_slice
 from pyasync.loop import EventCallback, Loop, get_loop
 from pyasync.options import StreamOptions
@@ -199,7 +192,8 @@ def spawn(
     ``path`` is looked up in the folders of PATH if it has no slash, as execvp(3) does: in the PATH
     of ``env`` if that is given, else in ours. ``args`` come after the program's name. Texts are
     encoded as file names are (`os.fsencode`). ``exit_cb(process, exit_status, term_signal)`` is
-    called when the child has exited; that may be before or after the ends of its pipes.
+    called when the child has exited; that may be before or after the ends of its pipes. The status
+    is 255 if somebody else has taken it, with `os.wait` for example.
 
     ``input``, ``output`` and ``error_output`` are each `IGNORE` (``/dev/null``; so is None),
     `INHERIT` (ours), `PIPE`, `STREAM`, a `StdioPipe` or `StdioStream` with callbacks, or a
@@ -244,23 +238,33 @@ def spawn(
         for stdio in wanted
     ]
 
-    with started_child(
+    child = NewChild(
         loop,
         path,
         args,
-        [_descriptor(stdio, fd) for fd, stdio in enumerate(wanted)],
         env=env,
         working_directory=working_directory,
         uid=uid,
         gid=gid,
         detached=detached,
-    ) as (slot, ours):
-        process = Process(loop, slot, exit_cb, event_cb)
-        process.input, process.output, process.error_output = (
-            None if pipe is None else _open(pipe, wanted[fd], ours, fd)
+    )
+    try:
+        # First, because it may fail: then no child has run.
+        pipes: list[Any] = [
+            _open(pipe, wanted[fd], child, fd) if pipe is not None else None
             for fd, pipe in enumerate(options)
-        )
-    return process
+        ]
+        slot = child.start(_descriptors(wanted))
+        process = Process(loop, slot, exit_cb, event_cb)
+        process.input, process.output, process.error_output = pipes
+        child.end()
+        for stdio, pipe in zip(wanted, pipes):
+            if isinstance(stdio, StdioPipe) and stdio._data is not None:
+                pipe.write(stdio._data)
+        return process
+    except BaseException:
+        child.undo()
+        raise
 
 
 # The arguments of spawn
@@ -288,12 +292,11 @@ def _require_stdio(name: str, value: Any) -> StdioPipe | Stdio | int:
     return fd
 
 
-def _descriptor(stdio: StdioPipe | Stdio | int, fd: int) -> int:
-    if isinstance(stdio, StdioPipe):
-        return NEW_PIPE
-    if isinstance(stdio, int):
-        return stdio
-    return fd if stdio is INHERIT else NULL_DEVICE
+def _descriptors(wanted: Iterable[StdioPipe | Stdio | int]) -> dict[int, int]:
+    """Return our descriptor of each standard stream of the child that gets one."""
+    found = {fd: stdio for fd, stdio in enumerate(wanted) if isinstance(stdio, int)}
+    found.update((fd, fd) for fd, stdio in enumerate(wanted) if stdio is INHERIT)
+    return found
 
 
 def _pipe_options(loop: Loop, stdio: StdioPipe, event_cb: EventCallback | None) -> StreamOptions:
@@ -311,15 +314,13 @@ def _do_nothing(pipe: Any, data: Any) -> None:
     pass
 
 
-def _open(options: StreamOptions, stdio: Any, ours: list[int], fd: int) -> Any:
-    """Return the stream of our end of the pipe, which is no longer ours to close."""
-    slot = pipe_slot(options.loop, ours, fd)
+def _open(options: StreamOptions, stdio: Any, child: NewChild, fd: int) -> Any:
+    """Return the stream of our end of a pipe to the standard stream ``fd``."""
+    slot = child.open_pipe(fd)
     # The pipe has one direction: our end of the input has no data to read, and its end of stream
     # must not be waited for; our end of an output cannot be written to.
     pipe = ProcessPipe(options, slot, ENDED if fd == 0 else SHUT, stdio._write_cb)
     subject = pipe._subject
     if fd == 0 and subject is not pipe:
         subject._end()
-    if stdio._data is not None:
-        pipe.write(stdio._data)
     return subject

@@ -5,28 +5,23 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pyasync._core.arguments import StrOrBytesPath, c_string, require_integer
-from pyasync._core.engine import Engine
-from pyasync._core.handles import CHandle
+from pyasync._core.engine import CLOSED, FAILED, Engine
+from pyasync._core.handles import CHandle, ClosedHandle
 from pyasync._ffi import ffi, lib
-from pyasync.errors import check, filesystem_error
+from pyasync.errors import filesystem_error
 
 Argument = StrOrBytesPath
 
 #: The greatest id of a user or group: one more, (uid_t) -1, means "no change" to setreuid(2).
 MAX_ID = 2**32 - 2
 
-# Values of `stdio` in started_child; any other number is one of our descriptors.
-NULL_DEVICE = -1
-NEW_PIPE = -2
-
 
 class ChildProcess(CHandle):
-    """A child process that `started_child` has started."""
+    """A child process that `NewChild` has started."""
 
     __slots__ = ("exit_status", "pid", "term_signal")
 
@@ -75,57 +70,91 @@ class ChildProcess(CHandle):
         """Report that the child has exited: for an API to override."""
 
 
-@contextmanager
-def started_child(
-    loop: Engine,
-    path: Argument,
-    args: Iterable[Argument],
-    stdio: list[int],
-    *,
-    env: Mapping[Any, Any] | None,
-    working_directory: Argument | None,
-    uid: int | None,
-    gid: int | None,
-    detached: bool,
-) -> Iterator[tuple[int, list[int]]]:
-    """Start a program, and yield its slot and our ends of its pipes (-1: there is no pipe).
+class NewChild:
+    """A child that is being started, and its pipes: in the end there is all of it, or nothing.
 
-    ``stdio`` has an entry for each standard stream: one of our descriptors, `NULL_DEVICE` or
-    `NEW_PIPE`. The end of the ``with`` statement closes our ends, except those that `pipe_slot` has
-    taken. Raises `TypeError`, `ValueError` and `FilesystemError`.
+    Call `open_pipe` and `start`, then `end`; and `undo` if an exception comes in between. Checks
+    the arguments: raises `TypeError` and `ValueError`.
     """
-    if isinstance(args, (str, bytes)):
-        raise TypeError("args must be a list of arguments, not one")
-    file = c_string("path", path)
-    argv = _c_strings([file, *(c_string("an argument", arg) for arg in args)])
-    environ = ffi.NULL if env is None else _c_strings(_environment(env))
-    directory = (
-        ffi.NULL
-        if working_directory is None
-        else ffi.new("char[]", c_string("working_directory", working_directory))
-    )
-    flags = lib.PA_DETACHED if detached else 0
-    for name, value, flag in [("uid", uid, lib.PA_SETUID), ("gid", gid, lib.PA_SETGID)]:
-        if value is not None:
-            require_integer(name, value, 0, MAX_ID)
-            flags |= flag
-    loop.submit()  # a close that is pending may free a descriptor
-    with _descriptors(stdio) as (theirs, ours):
-        slot = lib.pa_spawn(
-            loop.c, file, argv[0], environ and environ[0], directory, theirs, flags,
-            uid or 0, gid or 0,
+
+    def __init__(
+        self,
+        loop: Engine,
+        path: Argument,
+        args: Iterable[Argument],
+        *,
+        env: Mapping[Any, Any] | None,
+        working_directory: Argument | None,
+        uid: int | None,
+        gid: int | None,
+        detached: bool,
+    ) -> None:
+        if isinstance(args, (str, bytes)):
+            raise TypeError("args must be a list of arguments, not one")
+        self._loop = loop
+        self._path = path
+        self._directory = working_directory
+        file = c_string("path", path)
+        argv = _c_strings([file, *(c_string("an argument", arg) for arg in args)])
+        environ = ffi.NULL if env is None else _c_strings(_environment(env))
+        directory = (
+            ffi.NULL
+            if working_directory is None
+            else ffi.new("char[]", c_string("working_directory", working_directory))
+        )
+        flags = lib.PA_DETACHED if detached else 0
+        for name, value, flag in [("uid", uid, lib.PA_SETUID), ("gid", gid, lib.PA_SETGID)]:
+            if value is not None:
+                require_integer(name, value, 0, MAX_ID)
+                flags |= flag
+        #: The arguments of pa_spawn, and what they point to.
+        self._arguments = (
+            file, argv[0], environ and environ[0], directory, flags, uid or 0, gid or 0
         )  # fmt: skip
-        if slot < 0:
-            raise filesystem_error(slot, _culprit(slot, path, working_directory))
-        yield slot, ours
+        self._memory = (argv, environ)
+        self._spawning = ffi.new("pa_spawning *", ([-1] * 3, [-1] * 3, -1))
+        self._slots: list[int] = []  # of our ends of the pipes
+        loop.submit()  # a close that is pending may free a descriptor
 
+    def open_pipe(self, fd: int) -> int:
+        """Make a pipe to the standard stream ``fd``; return the slot of our end.
 
-def pipe_slot(loop: Engine, ours: list[int], fd: int) -> int:
-    """Make a handle of our end of the pipe to the standard stream ``fd``; return its slot."""
-    # Marked as taken first: C closes the descriptor also when it fails, and a second close, at the
-    # end of started_child, could hit a file of another thread.
-    descriptor, ours[fd] = ours[fd], -1
-    return check(lib.pa_open(loop.c, descriptor, lib.PA_STDIO, True))
+        It is a pipe, in place of the socket pair that libuv would make, so that the child can open
+        ``/dev/stdout``. Raises `FilesystemError`.
+        """
+        status = lib.pa_spawn_pipe(self._loop.c, self._spawning, fd)
+        if status < 0:
+            raise filesystem_error(status)
+        self._slots.append(self._spawning.pipes[fd])
+        return self._slots[-1]
+
+    def start(self, stdio: Mapping[int, int]) -> int:
+        """Start the child; return its slot.
+
+        ``stdio`` has our descriptor for each standard stream that is neither a pipe nor
+        ``/dev/null``. Raises `FilesystemError`.
+        """
+        for fd, descriptor in stdio.items():
+            self._spawning.stdio[fd] = descriptor
+        status = lib.pa_spawn(self._loop.c, self._spawning, *self._arguments)
+        if status < 0:
+            raise filesystem_error(status, _culprit(status, self._path, self._directory))
+        return int(self._spawning.process)
+
+    def end(self) -> None:
+        """Close the child's ends of the pipes, which would keep them from their end of file."""
+        lib.pa_spawn_end(self._loop.c, self._spawning)
+
+    def undo(self) -> None:
+        """Kill the child if it has been started, and close all pipes; no callback is called."""
+        for slot in self._slots:
+            stream = self._loop.objects[slot]
+            if stream is not None:
+                stream._state = CLOSED | FAILED  # also for a write_cb that is queued
+            self._loop.register(slot, ClosedHandle())
+        if self._spawning.process >= 0:
+            self._loop.register(self._spawning.process, ClosedHandle())
+        lib.pa_spawn_undo(self._loop.c, self._spawning)
 
 
 def _c_strings(strings: list[bytes]) -> tuple[Any, list[Any]]:
@@ -143,38 +172,6 @@ def _environment(env: Mapping[Any, Any]) -> list[bytes]:
         if not key or b"=" in key:
             raise ValueError(f"no name of an environment variable: {key!r}")
     return [b"%s=%s" % item for item in items]
-
-
-@contextmanager
-def _descriptors(stdio: list[int]) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield the child's three descriptors, and our ends of its pipes (-1: there is none).
-
-    At the end close the child's ends, because they would keep the pipe from its end of file, and
-    ours, except those that `pipe_slot` has taken. The pipes are
-    pipes, in place of the socket pairs that libuv would make, so that a child can open
-    ``/dev/stdout``.
-    """
-    theirs, ours, made = [-1] * 3, [-1] * 3, []
-    try:
-        for fd, wanted in enumerate(stdio):
-            if wanted == NEW_PIPE:
-                reader, writer = _pipe()
-                theirs[fd], ours[fd] = (reader, writer) if fd == 0 else (writer, reader)
-                made.append(theirs[fd])
-            else:
-                theirs[fd] = wanted
-        yield theirs, ours
-    finally:
-        for fd in [*made, *ours]:
-            if fd >= 0:
-                os.close(fd)
-
-
-def _pipe() -> tuple[int, int]:
-    try:
-        return os.pipe()
-    except OSError as error:
-        raise filesystem_error(-(error.errno or 0)) from None
 
 
 def _culprit(status: int, path: Argument, directory: Argument | None) -> Argument | None:

@@ -1,5 +1,6 @@
 """Child processes: how they are run, talked to, ended, and never left as zombies."""
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -7,14 +8,27 @@ import pwd
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from functools import partial
+from inspect import isfunction
 
 import pytest
-from peers import Background, fork_and_check, no_descriptor_left, nothing, when
+from interrupts import Interrupt, each_line, raise_interrupt
+from peers import (
+    PATIENCE,
+    Background,
+    fork_and_check,
+    no_descriptor_left,
+    nothing,
+    preloaded,
+    when,
+)
 
 import pyasync
+from pyasync import processes
+from pyasync._core import children
 
 MIB = 1 << 20
 #: More than a pipe holds (pipe(7)): 64 KiB on Linux.
@@ -1066,6 +1080,151 @@ def test_everything_can_be_closed_in_every_callback(run, where, force):
         assert "exit_cb" not in called
 
 
+# All or nothing
+
+
+def children_of_ours():
+    """Return the pids of our children that have not ended."""
+    path = pathlib.Path(f"/proc/self/task/{os.getpid()}/children")
+    pids = [int(pid) for pid in path.read_text().split()]
+    return [pid for pid in pids if b") Z " not in pathlib.Path(f"/proc/{pid}/stat").read_bytes()]
+
+
+def open_files():
+    """Return what our descriptors are, each of which has a name of its own, but for pidfds."""
+    with os.scandir("/proc/self/fd") as entries:
+        links = [pathlib.Path(entry.path) for entry in entries]
+    return [os.readlink(link) for link in links if link.exists()]
+
+
+@LINUX
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("path", ["cat", "/no/such/program"])
+def test_a_spawn_that_an_interrupt_ends_leaves_nothing(run, path):
+    """At each of its lines: no child, no pipe, no descriptor, and no callback is called."""
+    interrupted, called = [], []
+
+    def start():
+        called.clear()
+        before = open_files()
+        try:
+            process = pyasync.spawn(
+                path,
+                [],
+                input=pyasync.StdioPipe(data=b"data", write_cb=called.append),
+                output=pyasync.STREAM,
+                error_output=pyasync.PIPE,
+                exit_cb=lambda *args: called.append(args),
+                event_cb=called.append,
+            )
+        except (Interrupt, FileNotFoundError) as error:
+            interrupted.append(type(error))
+        else:  # the interrupt did not come
+            process.kill(signal.SIGKILL)
+            return
+        left = [what for what in open_files() if what not in before]
+        assert left in ([], ["anon_inode:[pidfd]"])  # until the child is reaped
+        assert pyasync.stats().handles["stdio"] == 0
+        when(lambda: not children_of_ours(), spawn_in_the_same_slots)
+
+    def spawn_in_the_same_slots():
+        with contextlib.suppress(Interrupt):
+            sh("echo", output=pyasync.PIPE, input=pyasync.PIPE, exit_cb=nothing_was_called)
+
+    def nothing_was_called(*args):
+        assert called == []
+
+    functions = [
+        pyasync.spawn,
+        processes._open,
+        processes._descriptors,
+        processes._pipe_options,
+        children.ChildProcess.__init__,
+        *vars(children.NewChild).values(),
+    ]
+    functions = [function for function in functions if isfunction(function)]
+    lines = each_line(lambda: run(start), raise_interrupt, *functions)
+    assert lines > 30
+    assert interrupted.count(Interrupt) > 30
+
+
+# Exits that no signal tells of
+
+
+def test_an_exit_is_heard_of_while_sigchld_is_blocked(run):
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    try:
+        assert result(run, "sh", ["-c", "exit 3"])[:2] == (3, 0)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@LINUX
+def test_an_exit_is_heard_of_in_a_flood_of_signals(run):
+    """Of more than fit into a pipe, through which libuv passes signals on."""
+
+    def start():
+        handler = pyasync.signal_handler(signal.SIGUSR1, nothing)
+        for _ in range(5000):
+            signal.raise_signal(signal.SIGUSR1)
+        process = sh("exit 3", exit_cb=lambda *args: (exits.append(args[1:]), handler.close()))
+        wait_for_exit(process.pid)
+
+    exits = []
+    run(start)
+    assert exits == [(3, 0)]
+
+
+def test_an_exit_whose_status_somebody_else_has_taken_is_reported(run):
+    def start():
+        process = sh("exit 3", exit_cb=lambda *args: exits.append(args[1:]))
+        assert os.waitpid(process.pid, 0)[1] >> 8 == 3
+        assert process.kill(0) is False or not exists(process.pid)
+
+    exits = []
+    run(start)
+    assert exits == [(255, 0)]
+
+
+# A system call that fails, as it does before Linux 5.3, in a sandbox, or without descriptors.
+PIDFD_OPEN = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <sys/syscall.h>
+
+long syscall(long number, long a, long b, long c, long d, long e, long f) {
+  long (*real)(long, ...);
+
+  *(void **) &real = dlsym(RTLD_NEXT, "syscall");
+  if (number != SYS_pidfd_open)
+    return real(number, a, b, c, d, e, f);
+  errno = %s;
+  return -1;
+}
+"""
+
+
+@pytest.mark.parametrize("error", ["ENOSYS", "EPERM", "EMFILE"])
+def test_exits_are_heard_of_without_pidfds(tmp_path, error):
+    script = """if True:
+        import os, signal, pyasync
+        os.environ.pop("LD_PRELOAD")
+        exits = []
+        def exited(process, *status):
+            exits.append(status)
+        def start():
+            pyasync.spawn("sh", ["-c", "exit 3"], exit_cb=exited)
+            pyasync.spawn("cat", [], input=pyasync.PIPE, exit_cb=exited).kill(signal.SIGTERM)
+            pyasync.spawn("sleep", ["60"]).unref()
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+        pyasync.start_event_loop(start)
+        assert sorted(exits) == [(0, signal.SIGTERM), (3, 0)], exits
+    """
+    env = preloaded(tmp_path, PIDFD_OPEN % error)
+    subprocess.run([sys.executable, "-c", script], env=env, check=True, timeout=3 * PATIENCE)
+
+
 # SIGCHLD
 
 
@@ -1082,6 +1241,24 @@ def assert_handled(handled):
     handled.clear()
     signal.raise_signal(signal.SIGCHLD)
     assert handled == [signal.SIGCHLD]
+
+
+def test_pythons_own_handler_acts_while_there_are_children(run, python_handler):
+    """Also one that is set meanwhile."""
+
+    def start():
+        sh("read line", exit_cb=exited, input=pyasync.PIPE).input.close()
+        assert_handled(python_handler)
+
+    def exited(*args):
+        signal.signal(signal.SIGCHLD, lambda signo, frame: later.append(signo))
+        sh("", exit_cb=lambda *args: exits.append(args))
+
+    later, exits = [], []
+    run(start)
+    assert len(exits) == 1
+    assert later == [signal.SIGCHLD]
+    assert python_handler[1:] == [signal.SIGCHLD]
 
 
 def test_pythons_own_handler_acts_again_after_the_last_child(run, python_handler):

@@ -10,7 +10,7 @@ import threading
 from functools import partial
 
 import pytest
-from peers import interrupt, nothing
+from peers import PATIENCE, interrupt, nothing, preloaded
 
 import pyasync
 
@@ -213,6 +213,100 @@ def test_a_handler_that_python_gets_meanwhile_stays(run):
             signal.raise_signal(signal.SIGUSR1)
         signal.raise_signal(signal.SIGUSR1)
     assert handled == ["new", "new"]
+
+
+# Sends SIGUSR1 right after each change of its disposition.
+SIGACTION = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <signal.h>
+#include <unistd.h>
+
+int sigaction(int signum, const struct sigaction *now, struct sigaction *before) {
+  static int (*real)(int, const struct sigaction *, struct sigaction *);
+  int result;
+
+  if (real == NULL)
+    *(void **) &real = dlsym(RTLD_NEXT, "sigaction");
+  result = real(signum, now, before);
+  if (now != NULL && signum == SIGUSR1)
+    raise(signum);
+  return result;
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "pyasync.start_event_loop(lambda: handle().close())",
+        "pyasync.start_event_loop(lambda: (handle(), pyasync.exit_event_loop()))",
+        "pyasync.start_event_loop(lambda: (handle(), fork(), pyasync.exit_event_loop()))",
+    ],
+    ids=["close", "end of the loop", "fork"],
+)
+def test_a_signal_at_the_end_of_a_handler_never_meets_the_default_disposition(tmp_path, end):
+    """The default would kill the process."""
+    script = f"""if True:
+        import os, signal, pyasync
+        handled = []
+        def handle():
+            return pyasync.signal_handler(signal.SIGUSR1, lambda signo: None)
+        def fork():
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0 if len(handled) == 2 else 1)
+            assert os.waitpid(pid, 0)[1] == 0
+        signal.signal(signal.SIGUSR1, lambda signo, frame: handled.append(signo))
+        {end}
+        os._exit(0 if len(handled) == 2 else 1)
+    """
+    env = preloaded(tmp_path, SIGACTION)
+    run = subprocess.run([sys.executable, "-c", script], env=env, timeout=3 * PATIENCE)
+    assert run.returncode == 0
+
+
+def test_a_signal_that_comes_during_a_fork_reaches_pythons_handler_in_the_child(run):
+    """Not the loop's handler, which is the parent's, and has no loop in the child."""
+    program = """if True:
+        import os, signal
+        handled = []
+        # Before pyasync's hook, which is registered at the import.
+        os.register_at_fork(after_in_child=lambda: signal.raise_signal(signal.SIGUSR1))
+        import pyasync
+        signal.signal(signal.SIGUSR1, lambda signo, frame: handled.append(signo))
+        def start():
+            pyasync.signal_handler(signal.SIGUSR1, print)
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0 if handled else 1)
+            assert os.waitpid(pid, 0)[1] == 0
+            pyasync.exit_event_loop()
+        pyasync.start_event_loop(start)
+    """
+    assert run_script(program).returncode == 0
+
+
+def test_signals_that_were_caught_one_by_one_are_reported_one_by_one(run):
+    """Also when there are many, and meanwhile the loop does other work."""
+    handled, between = [], []
+
+    def handle(signo):
+        handled.append(signo)
+        if len(handled) == 1000:
+            handler.close()
+
+    def start():
+        nonlocal handler
+        handler = pyasync.signal_handler(signal.SIGUSR1, handle)
+        for _ in range(1000):
+            signal.raise_signal(signal.SIGUSR1)
+        pyasync.delay(lambda: between.append(len(handled)), time=0)
+
+    handler = None
+    run(start)
+    assert len(handled) == 1000
+    assert between[0] < 1000
 
 
 # Loops in several threads

@@ -11,7 +11,7 @@ from peers import PATIENCE, end_of, reset
 from tls_peers import CLIENT, SERVER
 
 import pyasync
-from pyasync._core.children import NEW_PIPE, NULL_DEVICE, ChildProcess, pipe_slot, started_child
+from pyasync._core.children import ChildProcess, NewChild
 from pyasync._core.connecting import Connector, Socket, connect
 from pyasync._core.datagrams import DatagramSocket
 from pyasync._core.listener import Listener
@@ -195,17 +195,18 @@ def test_a_child_and_its_pipe_do_without_an_api():
 
     exits, program = [], "print('hello'); raise SystemExit(3)"
     with entered() as engine:
-        with started_child(
-            engine, sys.executable, ["-c", program], [NULL_DEVICE, NEW_PIPE, NULL_DEVICE], env=None,
+        child = NewChild(
+            engine, sys.executable, ["-c", program], env=None,
             working_directory=None, uid=None, gid=None, detached=False,
-        ) as (slot, ours):  # fmt: skip
-            Child(engine, slot, None)
-            output = RecordingStream.__new__(RecordingStream)
-            output.told = []
-            slot = pipe_slot(engine, ours, 1)
-            options = Options(engine, RecordingStream._report_data)
-            super(RecordingStream, output).__init__(options, slot)
-            engine.register(slot, output)
+        )  # fmt: skip
+        output = RecordingStream.__new__(RecordingStream)
+        output.told = []
+        slot = child.open_pipe(1)
+        options = Options(engine, RecordingStream._report_data)
+        super(RecordingStream, output).__init__(options, slot)
+        engine.register(slot, output)
+        Child(engine, child.start({}), None)
+        child.end()
         steps(engine, lambda: exits and "end" in output.told)
         assert exits == [(3, 0)]
         assert b"".join(item for item in output.told if isinstance(item, bytes)) == b"hello\n"
