@@ -1,23 +1,7 @@
 /* The load on the servers of the benchmarks, from one process on epoll.
  *
- *   load http   PORT CONNECTIONS   a request on each connection, then another
- *   load accept PORT CONNECTIONS   the same, but that nothing is sent
- *   load echo   PORT CONNECTIONS   messages on connections that are kept
- *   load udp    PORT IN_FLIGHT     datagrams, each answer followed by another
- *
- *   -w SECONDS  warm up for so long (0)
- *   -d SECONDS  and measure for so long
- *   -n NUMBER   or until so many requests or messages have been answered
- *   -s SIZE     of a message (1024)
- *   -r RATE     open connections at this rate, a second (8000)
- *   -t SECONDS  no event for so long: what is under way is lost (60)
- *   -a ADDRESS  the first of the addresses to connect from
- *
- * It prints "begin" after the warm-up, at the end one JSON object, and then
- * stays, with its connections, until its standard input ends, so that the
- * server's CPU time can be read before they are closed. An answer is good when
- * its bytes are exactly right and, of http and accept, the end of the stream
- * follows them. The exit status is 1 if any was lost.
+ * After the measurement it stays, with its connections, until its standard
+ * input ends, so that the server's CPU time can be read before they are closed.
  *
  * bench/http_load.py, in Python, would be slower than the servers in C and on
  * libuv, and show its own limit in place of theirs. A request takes this client
@@ -33,6 +17,23 @@
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
+
+static const char usage[] =
+    "usage: load [OPTIONS] http|accept|echo|udp PORT CONNECTIONS\n"
+    "  http        a request on each connection, then another connection\n"
+    "  accept      the same, but that nothing is sent\n"
+    "  echo        messages on connections that are kept\n"
+    "  udp         datagrams, so many in flight: an answer, then another\n"
+    "  -w SECONDS  warm up for so long (0), then say \"begin\"\n"
+    "  -d SECONDS  and measure for so long\n"
+    "  -n NUMBER   or until so many requests or messages have been answered\n"
+    "  -s SIZE     of a message (1024)\n"
+    "  -r RATE     open connections at this rate, a second (8000)\n"
+    "  -t SECONDS  no event for so long: what is under way is lost (60)\n"
+    "  -a ADDRESS  the first of the addresses to connect from\n"
+    "It prints one JSON object. An answer is good when its bytes are exactly\n"
+    "right and, of http and accept, the end of the stream follows them. The\n"
+    "exit status is 1 if any was lost.\n";
 
 /* Linux connects from half of the 28,232 ports of ip_local_port_range first,
  * and looks for a free one longer and longer as that half fills. */
@@ -288,11 +289,8 @@ static void make_message(void) {
   message_size = expected_size = size;
 }
 
-static void usage(void) {
-  fprintf(stderr,
-          "usage: load [-w SECONDS] [-d SECONDS] [-n NUMBER] [-s SIZE]\n"
-          "            [-r RATE] [-t SECONDS] [-a ADDRESS]\n"
-          "            http|accept|echo|udp PORT CONNECTIONS\n");
+static void exit_with_usage(void) {
+  fputs(usage, stderr);
   exit(2);
 }
 
@@ -305,7 +303,7 @@ int main(int argc, char** argv) {
 
   while ((option = getopt(argc, argv, "w:d:n:s:r:t:a:")) != -1) {
     if (option == '?' || (option == 'a' && !inet_aton(optarg, &address)))
-      usage();
+      exit_with_usage();
     if (option == 'a')
       first_source = ntohl(address.s_addr);
     else
@@ -315,7 +313,7 @@ int main(int argc, char** argv) {
   if (argc - optind != 3 || (most = atol(argv[2])) < 1 || options['s'] < 1 ||
       (options['d'] <= 0 && options['n'] <= 0) || options['r'] <= 0 ||
       options['t'] <= 0)
-    usage();
+    exit_with_usage();
   kind = argv[0];
   if (strcmp(kind, "http") == 0) {
     message = REQUEST;
@@ -330,7 +328,7 @@ int main(int argc, char** argv) {
     load = run_udp;
     make_message();
   } else if (strcmp(kind, "accept") != 0) {
-    usage();
+    exit_with_usage();
   }
   prctl(PR_SET_PDEATHSIG, SIGTERM); /* who is killed must not leave its load */
   raise_open_files_limit();

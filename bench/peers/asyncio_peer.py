@@ -7,7 +7,6 @@ stream for a connection. See peer.py for the command line.
 import asyncio
 import socket
 import sys
-import time
 
 import peer
 
@@ -117,78 +116,60 @@ def udp():
 
 
 def timers(mode, count, spread):
-    fired = 0
-    ended = None
+    fired, measured = 0, None
 
     def on_timer():
         nonlocal fired
         fired += 1
         if fired == count:
-            ended.set()
+            measured.end()
 
-    async def run():
-        nonlocal ended
-        ended = asyncio.Event()
+    async def start():
+        nonlocal measured
         loop = asyncio.get_running_loop()
         handles = [None] * count
-        before = peer.private_bytes()
-        began = time.process_time()
-        for i, seconds in enumerate(peer.deadlines(mode, count, spread)):
+        measured = peer.Timers(mode, count, spread)
+        for i, seconds in enumerate(measured.deadlines):
             handles[i] = loop.call_later(seconds, on_timer)
-        if mode == "pending":
-            await asyncio.sleep(0)
-            peer.result(bytes=(peer.private_bytes() - before) / count)
-        if peer.cancels(mode):
+        if mode == "cancel":
             for handle in handles:
                 handle.cancel()
+        if mode != "fire":
             await asyncio.sleep(0)
-        else:
-            await ended.wait()
-        peer.result(cpu_seconds=(time.process_time() - began) / count)
+            measured.end()
 
-    asyncio.run(run())
+    forever(start)
 
 
 def connect(port, connections, seconds):
-    async def run():
+    async def start():
         loop = asyncio.get_running_loop()
         pace = peer.Pace(seconds)
         tasks = set()
 
         class ConnectProtocol(asyncio.Protocol):
             def connection_lost(self, error):
-                if pace.one_more():
-                    start()
-                else:
-                    pace.result()
+                pace.one_more()
+                start_one()
 
-        def start():
+        def start_one():
             task = loop.create_task(loop.create_connection(ConnectProtocol, peer.HOST, port))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
         for _ in range(connections):
-            start()
-        await asyncio.Event().wait()
+            start_one()
 
-    asyncio.run(run())
+    forever(start)
 
 
 def wakeups(seconds):
-    async def run():
+    async def start():
         loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
-        notifications = peer.Notifications(seconds)
+        wakeups = peer.Wakeups(seconds)
+        wakeups.start(lambda: loop.call_soon_threadsafe(wakeups.answer))
 
-        def on_wakeup():
-            if not notifications.on_wakeup():
-                ended.set()
-
-        notifications.start(lambda: loop.call_soon_threadsafe(on_wakeup))
-        await ended.wait()
-        notifications.pace.result()
-
-    asyncio.run(run())
+    forever(start)
 
 
 def lines(port, when, limit):

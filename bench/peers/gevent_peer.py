@@ -5,7 +5,6 @@ The standard library is not patched. See peer.py for the command line.
 
 import contextlib
 import sys
-import time
 
 import gevent
 import gevent.event
@@ -58,30 +57,26 @@ def udp():
 
 def timers(mode, count, spread):
     fired = 0
-    ended = gevent.event.Event()
 
     def on_timer():
         nonlocal fired
         fired += 1
         if fired == count:
-            ended.set()
+            measured.end()
 
     make = gevent.get_hub().loop.timer
     watchers = [None] * count
-    before = peer.private_bytes()
-    began = time.process_time()
-    for i, seconds in enumerate(peer.deadlines(mode, count, spread)):
+    measured = peer.Timers(mode, count, spread)
+    for i, seconds in enumerate(measured.deadlines):
         watchers[i] = watcher = make(seconds)
         watcher.start(on_timer)
-    if mode == "pending":
-        peer.result(bytes=(peer.private_bytes() - before) / count)
-    if peer.cancels(mode):
+    if mode == "cancel":
         for watcher in watchers:
             watcher.stop()
             watcher.close()
-    else:
-        ended.wait()
-    peer.result(cpu_seconds=(time.process_time() - began) / count)
+    if mode != "fire":
+        measured.end()
+    gevent.event.Event().wait()
 
 
 def connect(port, connections, seconds):
@@ -91,25 +86,17 @@ def connect(port, connections, seconds):
         while True:
             with gevent.socket.create_connection((peer.HOST, port)) as sock:
                 sock.recv(4096)
-            if not pace.one_more():
-                pace.result()
+            pace.one_more()
 
     gevent.joinall([gevent.spawn(run) for _ in range(connections)], raise_error=True)
 
 
 def wakeups(seconds):
-    notifications = peer.Notifications(seconds)
-    ended = gevent.event.Event()
+    wakeups = peer.Wakeups(seconds)
     watcher = gevent.get_hub().loop.async_()
-
-    def on_wakeup():
-        if not notifications.on_wakeup():
-            ended.set()
-
-    watcher.start(on_wakeup)
-    notifications.start(watcher.send)
-    ended.wait()
-    notifications.pace.result()
+    watcher.start(wakeups.answer)
+    wakeups.start(watcher.send)
+    gevent.event.Event().wait()
 
 
 if __name__ == "__main__":

@@ -77,57 +77,51 @@ class Pace:
     """Counts what is done for some seconds, and its CPU time."""
 
     def __init__(self, seconds):
-        self.count = 0
-        self._seconds = seconds
+        self._count, self._seconds = 0, seconds
         self._began, self._cpu = time.perf_counter(), time.process_time()
 
     def one_more(self):
-        """Count one. Returns whether to go on."""
-        self.count += 1
-        return time.perf_counter() - self._began < self._seconds
-
-    def result(self):
-        """Say how it went."""
-        seconds, cpu = time.perf_counter() - self._began, time.process_time() - self._cpu
-        result(per_second=self.count / seconds, cpu_seconds=cpu / self.count)
+        """Count one. When the time is over this says how it went, and ends the process."""
+        self._count += 1
+        seconds = time.perf_counter() - self._began
+        if seconds >= self._seconds:
+            cpu = time.process_time() - self._cpu
+            result(per_second=self._count / seconds, cpu_seconds=cpu / self._count)
 
 
-class Notifications:
-    """A thread that wakes a loop with `notify`, and waits for each answer before the next.
-
-    `on_wakeup`, which the loop calls, returns whether there will be more.
-    """
-
-    def __init__(self, seconds):
-        self.pace = Pace(seconds)
-        self._answered = threading.Semaphore(0)
-        self._more = True
+class Wakeups(Pace):
+    """A thread that wakes a loop with `notify`, and waits for each answer before the next."""
 
     def start(self, notify):
         def run():
-            while self._more:
+            while True:
                 notify()
                 self._answered.acquire()
 
-        threading.Thread(target=run).start()
+        self._answered = threading.Semaphore(0)
+        threading.Thread(target=run, daemon=True).start()
 
-    def on_wakeup(self):
-        self._more = self.pace.one_more()
+    def answer(self, *_):
+        """What the loop calls when it has been woken."""
+        self.one_more()
         self._answered.release()
-        return self._more
 
 
-def cancels(mode):
-    """Check the mode of timers. Returns whether they are cancelled."""
-    if mode not in ("fire", "cancel", "pending"):
-        raise ValueError(mode)
-    return mode == "cancel"
+class Timers:
+    """What timers take that a loop is told to make: all fire, are cancelled, or are pending."""
 
+    def __init__(self, mode, count, spread):
+        first = {"fire": 0.0, "cancel": 0.0, "pending": PENDING_SECONDS}[mode]
+        self._mode, self._count = mode, count
+        #: The times after which they are due, spread evenly, one after another.
+        self.deadlines = (first + spread * i / count for i in range(count))
+        self._before, self._began = private_bytes(), time.process_time()
 
-def deadlines(mode, count, spread):
-    """The times after which timers are due, spread evenly, one after another."""
-    first = PENDING_SECONDS if mode == "pending" else 0.0
-    return (first + spread * i / count for i in range(count))
+    def end(self):
+        """Say what it took. They are still referenced, if they are pending."""
+        if self._mode == "pending":
+            result(bytes=(private_bytes() - self._before) / self._count)
+        result(cpu_seconds=(time.process_time() - self._began) / self._count)
 
 
 def measure_lines(read):

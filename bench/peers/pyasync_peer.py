@@ -4,7 +4,6 @@ See peer.py for the command line. --unbuffered: a crossing into libuv for each o
 """
 
 import sys
-import time
 
 import peer
 
@@ -90,22 +89,19 @@ def timers(mode, count, spread):
 
     fired = 0
     events = [None] * count
-    before = peer.private_bytes()
     with event_loop():
-        began = time.process_time()
-        for i, seconds in enumerate(peer.deadlines(mode, count, spread)):
+        measured = peer.Timers(mode, count, spread)
+        for i, seconds in enumerate(measured.deadlines):
             events[i] = pyasync.delay(on_timer, time=seconds)
         if mode == "pending":
             # What is asked for in this callback has crossed into C when the next one runs.
-            pyasync.delay(
-                lambda: peer.result(bytes=(peer.private_bytes() - before) / count), time=0.1
-            )
-        if peer.cancels(mode):
+            pyasync.delay(measured.end, time=0.1)
+        if mode == "cancel":
             for event in events:
                 event.free()
-    if fired != (0 if peer.cancels(mode) else count):
+    if fired != (count if mode == "fire" else 0):
         raise RuntimeError(f"{fired:,} timers have fired")
-    peer.result(cpu_seconds=(time.process_time() - began) / count)
+    measured.end()
 
 
 def connect(port, connections, seconds):
@@ -115,10 +111,8 @@ def connect(port, connections, seconds):
     def on_end(event):
         if isinstance(event, pyasync.EventError):
             raise event
-        if pace.one_more():
-            start()
-        else:
-            pace.result()
+        pace.one_more()
+        start()
 
     with event_loop():
         pace = peer.Pace(seconds)
@@ -127,13 +121,9 @@ def connect(port, connections, seconds):
 
 
 def wakeups(seconds):
-    def on_wakeup(*_):
-        if not notifications.on_wakeup():
-            notifications.pace.result()
-
-    notifications = peer.Notifications(seconds)
+    wakeups = peer.Wakeups(seconds)
     with event_loop():
-        notifications.start(pyasync.make_notifier(on_wakeup, single_shot=False).trigger)
+        wakeups.start(pyasync.make_notifier(wakeups.answer, single_shot=False).trigger)
 
 
 def lines(port, when, limit):
