@@ -149,9 +149,28 @@ def resident_size():
 # What a peer does
 
 
+def nothing(*args):
+    """Be a callback that ignores what it is told, or a peer that does nothing."""
+
+
 def read_all(sock):
     """Return what arrives until the end of the stream."""
     return b"".join(iter(lambda: sock.recv(1 << 18), b""))
+
+
+def count_all(sock):
+    """Return how many bytes arrive until the end of the stream."""
+    return len(read_all(sock))
+
+
+def waiting_for(event, peer=nothing):
+    """Return a peer that does what another does, when the event is set."""
+
+    def wait(sock):
+        assert event.wait(PATIENCE)
+        return peer(sock)
+
+    return wait
 
 
 def read_exactly(sock, size):
@@ -211,13 +230,14 @@ def segments_received(sock):
     ]
 
 
-def nothing(*args):
-    """Be a callback that ignores what it is told, or a peer that does nothing."""
-
-
 def echo(stream, data):
     """Be a read_cb that sends back what it gets."""
     stream.write(data)
+
+
+def tell(types, then=nothing):
+    """Return an event_cb that notes the type of what it is told."""
+    return lambda event: (types.append(type(event)), then())
 
 
 # On the loop's side

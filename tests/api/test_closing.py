@@ -21,6 +21,8 @@ from peers import (
     read_exactly,
     small_buffers,
     small_window,
+    tell,
+    waiting_for,
     when,
     within,
 )
@@ -170,10 +172,6 @@ def test_closing_thrice_counts_once(link):
 def test_a_force_close_releases_the_socket_at_once(link):
     released = threading.Event()
 
-    def peer(sock):
-        assert released.wait(PATIENCE)
-        return end_of(sock)
-
     def connected(socket):
         small_buffers(socket)
         socket.write(bytes(MORE_THAN_FITS))
@@ -184,16 +182,12 @@ def test_a_force_close_releases_the_socket_at_once(link):
         assert pyasync.stats().closed == 1
         released.set()
 
-    size, _ = link(connected, peer, linger=60)
+    size, _ = link(connected, waiting_for(released, end_of), linger=60)
     assert size < MORE_THAN_FITS
 
 
 def test_a_close_that_flushes_can_still_be_forced(link):
     called, released = [], threading.Event()
-
-    def peer(sock):
-        assert released.wait(PATIENCE)
-        return end_of(sock)
 
     def connected(socket):
         small_buffers(socket)
@@ -210,7 +204,7 @@ def test_a_close_that_flushes_can_still_be_forced(link):
         assert pyasync.stats().closed == 1
         released.set()
 
-    size, _ = link(connected, peer, linger=60)
+    size, _ = link(connected, waiting_for(released, end_of), linger=60)
     assert size < MORE_THAN_FITS
     assert called == []
 
@@ -292,10 +286,6 @@ def test_what_comes_in_during_a_close_is_discarded(link):
 def test_a_closing_socket_is_counted_until_it_is_gone(link):
     counted = threading.Event()
 
-    def peer(sock):
-        assert counted.wait(PATIENCE)
-        return end_of(sock)
-
     def connected(socket):
         small_buffers(socket)
         socket.write(bytes(MORE_THAN_FITS))
@@ -309,7 +299,7 @@ def test_a_closing_socket_is_counted_until_it_is_gone(link):
         counted.set()
         when(lambda: pyasync.stats().closed == 1, nothing)
 
-    assert link(connected, peer) == (MORE_THAN_FITS, None)
+    assert link(connected, waiting_for(counted, end_of)) == (MORE_THAN_FITS, None)
 
 
 # Linger
@@ -317,9 +307,6 @@ def test_a_closing_socket_is_counted_until_it_is_gone(link):
 
 def test_a_close_ends_after_linger_when_the_peer_never_reads(link):
     events, done = [], threading.Event()
-
-    def peer(sock):
-        assert done.wait(PATIENCE)
 
     def connected(socket):
         small_buffers(socket)
@@ -333,7 +320,7 @@ def test_a_close_ends_after_linger_when_the_peer_never_reads(link):
         events.append(time.monotonic())
         done.set()
 
-    link(connected, peer, event_cb=event_cb, linger=0.05)
+    link(connected, waiting_for(done), event_cb=event_cb, linger=0.05)
     began, event, ended = events
     assert type(event) is pyasync.SocketTimeout
     (lost,) = [int(word) for word in str(event).split() if word.isdigit() and len(word) > 3]
@@ -345,20 +332,12 @@ def test_a_close_ends_after_linger_when_the_peer_never_reads(link):
 def test_linger_of_zero_drops_what_the_kernel_has_not_taken_and_says_so(link):
     events, done = [], threading.Event()
 
-    def peer(sock):
-        assert done.wait(PATIENCE)
-        return end_of(sock)
-
     def connected(socket):
         small_buffers(socket)
         socket.write(bytes(MORE_THAN_FITS))
         socket.close()
 
-    def event_cb(event):
-        events.append(type(event))
-        done.set()
-
-    size, _ = link(connected, peer, event_cb=event_cb, linger=0)
+    size, _ = link(connected, waiting_for(done, end_of), event_cb=tell(events, done.set), linger=0)
     assert events == [pyasync.SocketTimeout]
     assert 0 < size < MORE_THAN_FITS
 
@@ -473,11 +452,6 @@ def test_a_peer_that_sends_without_end_does_not_keep_a_close_waiting(link):
 # Resets by the peer, at each stage
 
 GONE = (pyasync.SocketReset, pyasync.SocketBrokenPipe)
-
-
-def tell(events):
-    """Return an event_cb that notes the type of what it is told."""
-    return lambda event: events.append(type(event))
 
 
 @pytest.mark.parametrize("data", [b"", b"data"])

@@ -675,7 +675,6 @@ def test_a_stream_may_be_connected_later(run, listener):
 
 
 def test_a_socket_that_is_never_connected_keeps_nothing_running(run):
-
     with run():
         client = pyasync.init_tcp_socket(nothing, data="never sent")
     assert client.closed
@@ -982,7 +981,6 @@ def test_a_connect_that_raises_leaves_the_socket_to_be_connected(run):
 
 
 def test_unref_before_connecting_to_a_name_lets_the_loop_end_after_it(run):
-
     with run():
         server = pyasync.tcp_server(
             "127.0.0.1", 0, lambda socket, data: None, connect_cb=lambda socket: socket.unref()

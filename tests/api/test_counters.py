@@ -69,7 +69,6 @@ def test_a_snapshot_has_all_that_is_documented(run):
 
 
 def test_a_snapshot_cannot_be_changed_and_does_not_change(run):
-
     with run():
         before = pyasync.stats()
         copy = dataclasses.replace(before)
@@ -81,7 +80,6 @@ def test_a_snapshot_cannot_be_changed_and_does_not_change(run):
 
 
 def test_stats_can_be_read_from_the_loop_object_and_after_its_end(run):
-
     with run():
         loop = pyasync.current_loop()
         pyasync.tcp_server("127.0.0.1", 0, nothing)
@@ -183,7 +181,6 @@ def test_the_time_of_a_callback_that_raises_is_seen(run_between):
 
 
 def test_handles_are_counted_by_type_while_they_are_open(run):
-
     def all_gone():
         assert not any(pyasync.stats().handles.values())
 
@@ -266,7 +263,6 @@ def test_unbuffered_operations_cross_one_by_one(a_thousand_operations):
 
 
 def test_to_read_the_stats_is_no_crossing(run):
-
     with run():
         before = pyasync.stats().crossings
         assert pyasync.stats().crossings == before

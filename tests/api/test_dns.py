@@ -174,7 +174,6 @@ def test_an_address_without_a_name_is_given_back(run, ip):
 
 @each_lookup
 def test_a_lookup_that_is_closed_calls_nothing(run, lookup):
-
     with run():
         request = lookup(lambda *found: pytest.fail("called"), event_cb=pytest.fail)
         assert not request.closed
@@ -242,7 +241,6 @@ def test_a_lookup_is_over_when_its_event_cb_is_called(run):
 @each_lookup
 @pytest.mark.parametrize("number", [1, 1000])
 def test_the_loop_can_be_left_while_lookups_run(run, lookup, number):
-
     requests = []
     with run():
         loop = pyasync.current_loop()

@@ -146,7 +146,6 @@ def test_the_child_can_run_a_loop_when_it_has_left_the_parents():
 
 
 def test_a_child_that_a_thread_without_a_loop_forks_can_run_a_loop(run):
-
     with run():
         thread = threading.Thread(target=fork_and_check, args=[use_a_loop])
         thread.start()

@@ -606,7 +606,6 @@ def slow_pool(tmp_path):
 
 
 def test_a_request_that_is_closed_before_it_begins_does_nothing(run, tmp_path, slow_pool):
-
     with run():
         empty = slow_pool()
         request = fs.mkdir(tmp_path / "new", unexpected, event_cb=unexpected)
@@ -618,7 +617,6 @@ def test_a_request_that_is_closed_before_it_begins_does_nothing(run, tmp_path, s
 
 
 def test_a_descriptor_whose_close_is_closed_is_closed(run, slow_pool):
-
     fd = os.open("/", os.O_RDONLY)
     with run():
         empty = slow_pool()
@@ -630,7 +628,6 @@ def test_a_descriptor_whose_close_is_closed_is_closed(run, slow_pool):
 
 
 def test_a_descriptor_whose_close_the_end_of_the_loop_cancels_is_closed(run, slow_pool):
-
     fd = os.open("/", os.O_RDONLY)
     with run():
         # The end of the loop waits for the threads, when it has cancelled what waits for them.
@@ -660,7 +657,6 @@ def test_what_a_closed_request_has_opened_is_closed(run, tmp_path):
 
 
 def test_what_a_request_has_opened_when_the_loop_ends_is_closed(run, tmp_path):
-
     with run():
         fs.open(tmp_path / "new", os.O_WRONLY | os.O_CREAT, unexpected)
         wait_for((tmp_path / "new").exists)
@@ -745,7 +741,6 @@ def test_memory_does_not_grow_with_the_number_of_requests(run, tmp_path):
     (tmp_path / "file").write_bytes(bytes(100_000))
 
     def rounds(count):
-
         with run():
             fd = os.open(tmp_path / "file", os.O_RDWR)
 

@@ -532,7 +532,6 @@ def test_the_child_of_a_fork_leaves_the_monitor_to_the_parent(run, file):
 
 
 def test_what_is_not_there_cannot_be_watched(run, tmp_path):
-
     with run():
         for path in (tmp_path / "missing", str(tmp_path / "missing" / "below"), b""):
             with pytest.raises(pyasync.FilesystemNotFound) as raised:
@@ -555,7 +554,6 @@ def test_a_relative_path_needs_a_working_directory(run, tmp_path, monkeypatch):
 
 
 def test_running_out_of_descriptors_is_an_error_of_the_call(run, file):
-
     with run():
         error = pytest.raises(pyasync.FilesystemError, match="no descriptor is left")
         with no_descriptor_left(), error as raised:

@@ -56,7 +56,6 @@ def test_an_idler_runs_also_in_iterations_that_have_ready_calls(run):
 
 
 def test_timers_fire_beside_an_idler(run):
-
     with run():
         idler = pyasync.idle(nothing)
         pyasync.delay(idler.close, time=0.01)

@@ -249,26 +249,6 @@ def test_a_timer_that_leaves_keeps_ready_calls_from_running(run):
     assert calls == []
 
 
-@pytest.mark.parametrize("buffered", [True, False])
-def test_what_was_written_is_tried_once_when_the_loop_is_left(run, buffered):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        host, port = listener.getsockname()
-
-        def leave(connection):
-            connection.write(b"last ", write_cb=partial(pytest.fail, "delivered"))
-            connection.write("words")
-            pyasync.exit_event_loop()
-
-        run(
-            lambda: pyasync.tcp_connect(host, port, nothing, connect_cb=leave),
-            buffer_writes=buffered,
-        )
-        peer = listener.accept()[0]
-    with peer:
-        peer.settimeout(10)
-        assert peer.makefile("rb").read() == b"last words"
-
-
 # Exit callbacks
 
 
@@ -412,7 +392,6 @@ def test_ready_calls_that_go_on_and_on_do_not_keep_sockets_waiting(run):
 
 
 def test_now_stands_still_in_a_callback_until_update_time(run):
-
     with run():
         before = pyasync.now()
         time.sleep(0.02)

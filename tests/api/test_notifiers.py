@@ -220,7 +220,6 @@ def test_a_single_shot_is_freed_when_it_is_called(run):
 
 
 def test_a_freed_notifier_refuses_triggers_of_any_thread(run):
-
     with run():
         notifier = pyasync.make_notifier(partial(pytest.fail, "called"))
         assert not notifier.freed
@@ -238,7 +237,6 @@ def test_a_freed_notifier_refuses_triggers_of_any_thread(run):
 
 
 def test_a_trigger_after_the_loop_has_ended_raises(run):
-
     with run():
         notifier = pyasync.make_notifier(nothing)
         notifier.unref()
@@ -267,7 +265,6 @@ def test_triggers_that_race_with_the_end_of_the_loop_raise_or_are_forgotten(run)
 
 
 def test_a_notifier_that_is_freed_after_its_trigger_is_not_called(run):
-
     with run():
         notifier = pyasync.make_notifier(partial(pytest.fail, "called"))
         notifier.trigger()

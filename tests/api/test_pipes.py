@@ -137,7 +137,6 @@ def test_the_longest_path_is_taken_whole(run, tmp_path, monkeypatch):
 
 
 def test_the_address_is_the_name(run, path):
-
     with run():
         server = pyasync.pipe_server(path, nothing)
         assert server.address == path
@@ -148,7 +147,6 @@ def test_the_address_is_the_name(run, path):
 
 
 def test_the_file_is_removed_when_the_server_is_closed(run, path):
-
     with run():
         server = pyasync.pipe_server(path, nothing)
         assert is_socket(path)
@@ -159,7 +157,6 @@ def test_the_file_is_removed_when_the_server_is_closed(run, path):
 
 @pytest.mark.parametrize("leave", ["exit_event_loop", "raise"])
 def test_the_file_is_removed_when_the_loop_ends(run, path, leave):
-
     with contextlib.suppress(LookupError), run():
         pyasync.pipe_server(path, nothing)
         if leave == "raise":
@@ -192,7 +189,6 @@ def run_with_peer(run, start, path, peer):
 
 @pytest.mark.parametrize("end", ["close", "loop"])
 def test_a_file_that_has_taken_its_place_is_left_alone(run, path, end):
-
     with run():
         server = pyasync.pipe_server(path, nothing)
         # Not removed first: its number might be given to the new one.
@@ -207,7 +203,6 @@ def test_a_file_that_has_taken_its_place_is_left_alone(run, path, end):
 
 
 def test_another_servers_file_is_left_alone(run, path):
-
     with contextlib.ExitStack() as stack, run():
         server = pyasync.pipe_server(path, nothing)
         os.rename(path, path + ".old")
@@ -261,7 +256,6 @@ def test_a_relative_path_stays_that_of_the_directory_of_the_call(run, tmp_path, 
 
 
 def test_a_forks_child_leaves_the_file_to_its_parent(run, path):
-
     with run():
         server = pyasync.pipe_server(path, nothing)
         fork_and_check(server.close)
@@ -274,14 +268,12 @@ def test_a_forks_child_leaves_the_file_to_its_parent(run, path):
     ("wrong", "error"), [({"backlog": -1}, ValueError), ({"backlog": "many"}, TypeError)]
 )
 def test_a_server_that_is_refused_leaves_no_file(run, path, wrong, error):
-
     with run(), pytest.raises(error):
         pyasync.pipe_server(path, nothing, **wrong)
     assert not os.path.lexists(path)
 
 
 def test_a_file_that_is_gone_is_no_error(run, path):
-
     with run():
         server = pyasync.pipe_server(path, nothing)
         os.unlink(path)
@@ -296,7 +288,6 @@ def test_a_stale_file_is_replaced(run, path):
 
 @pytest.mark.parametrize("whose", ["another process's", "our own"])
 def test_a_live_servers_name_is_in_use(run, path, whose):
-
     with contextlib.ExitStack() as stack, run():
         if whose == "our own":
             server = pyasync.pipe_server(path, nothing)
@@ -312,7 +303,6 @@ def test_a_live_servers_name_is_in_use(run, path, whose):
 
 
 def test_a_live_server_whose_backlog_is_full_is_not_stale(run, path):
-
     with full_listener(path):
         with run(), pytest.raises(pyasync.SocketAddressInUse):
             pyasync.pipe_server(path, nothing)
@@ -321,13 +311,11 @@ def test_a_live_server_whose_backlog_is_full_is_not_stale(run, path):
 
 @LINUX
 def test_a_live_servers_abstract_name_is_in_use(run, abstract):
-
     with listening(abstract), run(), pytest.raises(pyasync.SocketAddressInUse):
         pyasync.pipe_server(abstract, nothing)
 
 
 def test_a_name_is_free_again_as_soon_as_its_server_is_closed(run, path):
-
     with run():
         for _ in range(3):
             pyasync.pipe_server(path, nothing).close()
@@ -352,7 +340,6 @@ def test_what_is_no_socket_is_left_alone(run, path, kind):
 
 
 def test_a_folder_that_is_missing_is_an_error(run, path):
-
     with run():
         with pytest.raises(pyasync.PipeNotFound) as caught:
             pyasync.pipe_server(path + ".nowhere/pipe", nothing)
@@ -541,7 +528,6 @@ def test_no_descriptor_left_is_an_error_for_event_cb(run, path):
 
 
 def test_no_descriptor_left_is_an_error_of_a_server(run, path):
-
     with run():
         with no_descriptor_left(), pytest.raises(pyasync.SocketError) as caught:
             pyasync.pipe_server(path, nothing)

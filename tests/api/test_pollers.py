@@ -378,7 +378,6 @@ def test_a_poller_that_waits_for_nothing_is_open_but_lets_the_loop_end(run, pair
 
 
 def test_a_poller_can_begin_by_waiting_for_nothing(run, pair):
-
     polls = []
     with run():
         poll = Poll(pair[0], readable=False, writable=False)
@@ -487,7 +486,6 @@ def test_a_poller_that_another_one_of_the_same_batch_closes_is_not_called(run, p
 
 
 def test_a_poller_is_closed_with_the_loop_and_its_descriptor_with_it(run, pair):
-
     with run():
         poller = pyasync.poll(pair[0], lambda *ready: pyasync.exit_event_loop())
     assert poller.closed
@@ -503,7 +501,6 @@ def test_a_poller_is_closed_with_the_loop_and_its_descriptor_with_it(run, pair):
 
 
 def test_a_regular_file_is_refused_with_the_reason(run, tmp_path):
-
     with run():
         with open(tmp_path / "file", "wb") as file, pytest.raises(ValueError, match="regular file"):
             pyasync.poll(file, nothing)
@@ -516,7 +513,6 @@ def test_a_regular_file_is_refused_with_the_reason(run, tmp_path):
 
 
 def test_a_closed_descriptor_is_refused(run, pair):
-
     with run():
         fd = os.dup(0)
         os.close(fd)
@@ -530,13 +526,11 @@ def test_a_closed_descriptor_is_refused(run, pair):
 
 
 def test_what_an_object_says_of_its_descriptor_is_passed_on(run):
-
     with run(), pytest.raises(io.UnsupportedOperation):
         pyasync.poll(io.StringIO(), nothing)
 
 
 def test_running_out_of_descriptors_is_told(run, pair):
-
     with run():
         with pytest.raises(OSError, match="Too many open files") as raised, no_descriptor_left():
             pyasync.poll(pair[0], nothing)

@@ -121,7 +121,6 @@ def test_a_process_without_callbacks_keeps_the_loop_running_until_it_exits(run):
 
 
 def test_before_the_exit_there_is_no_status(run):
-
     with run():
         process = sh("")
         assert (process.exit_status, process.term_signal) == (None, None)
@@ -131,7 +130,6 @@ def test_before_the_exit_there_is_no_status(run):
 
 
 def test_an_unreferenced_process_lets_the_loop_end_before_it(run):
-
     processes = []
     with run():
         process = sh("read line", input=pyasync.PIPE, exit_cb=partial(pytest.fail, "called"))
@@ -402,7 +400,6 @@ def test_a_child_gets_no_descriptor_but_those_meant_for_it(run):
     ],
 )
 def test_a_program_that_cannot_be_run_is_an_error_of_the_call(run, path, kind, builtin, number):
-
     with run():
         with pytest.raises(builtin) as caught:
             pyasync.spawn(
@@ -420,7 +417,6 @@ def test_a_program_that_cannot_be_run_is_an_error_of_the_call(run, path, kind, b
 
 
 def test_a_working_directory_that_is_not_there_is_the_one_named(run, tmp_path):
-
     with run():
         with pytest.raises(pyasync.FilesystemNotFound) as caught:
             sh("", working_directory=tmp_path / "none")
@@ -431,7 +427,6 @@ def test_a_working_directory_that_is_not_there_is_the_one_named(run, tmp_path):
 
 
 def test_out_of_descriptors_is_an_error_of_the_call(run):
-
     with run():
         with no_descriptor_left(), pytest.raises(pyasync.FilesystemError) as caught:
             sh("", input=pyasync.PIPE)
@@ -439,7 +434,6 @@ def test_out_of_descriptors_is_an_error_of_the_call(run):
 
 
 def test_a_descriptor_that_is_not_open_is_refused_by_the_system(run):
-
     with run():
         with pytest.raises(pyasync.FilesystemError) as caught:
             sh("", output=9999)
@@ -575,7 +569,6 @@ def test_a_stream_without_read_cb_keeps_what_it_gets(run):
 
 
 def test_a_stream_to_the_input_has_nothing_to_read(run):
-
     with run():
         process = sh("cat >/dev/null", input=pyasync.STREAM)
         assert process.input.read() == b""
@@ -748,7 +741,6 @@ def test_writing_to_a_child_that_has_closed_its_input_is_a_broken_pipe(run):
 
 
 def test_an_output_cannot_be_written_to(run):
-
     got = []
     with run():
         process = sh(
@@ -761,7 +753,6 @@ def test_an_output_cannot_be_written_to(run):
 
 
 def test_an_input_cannot_be_read(run):
-
     with run():
         process = sh("read line", input=pyasync.StdioPipe(read_cb=partial(pytest.fail, "called")))
         process.input.disable(read=True)
@@ -771,7 +762,6 @@ def test_an_input_cannot_be_read(run):
 
 
 def test_an_output_that_is_closed_with_data_unread_ends_the_writer(run):
-
     ended = []
     with run():
         process = pyasync.spawn(
@@ -796,7 +786,6 @@ def test_events_of_pipes_go_to_their_own_event_cb_or_the_process(run):
 
 
 def test_the_input_is_closed_after_the_exit(run):
-
     processes = []
     with run():
         process = sh("", input=pyasync.PIPE, exit_cb=lambda *args: None)
@@ -955,7 +944,6 @@ def test_a_signal_never_reaches_another_process_that_has_the_pid_now(run):
 
 @LINUX
 def test_a_process_that_is_closed_is_forgotten_and_reaped(run):
-
     with run():
         process = sh("read line", input=pyasync.PIPE, exit_cb=partial(pytest.fail, "called"))
         process.close()
@@ -983,7 +971,6 @@ def reap_abandoned(run, pid):
 @LINUX
 @pytest.mark.parametrize("close", [False, True])
 def test_a_child_that_outlives_its_loop_is_reaped_by_the_next(run, close):
-
     with run():
         process = sh("exec sleep 60")
         if close:
@@ -996,7 +983,6 @@ def test_a_child_that_outlives_its_loop_is_reaped_by_the_next(run, close):
 
 @LINUX
 def test_a_child_that_outlives_its_loop_is_reaped_by_the_next_spawn(run):
-
     with run():
         process = sh("exec sleep 60")
         process.unref()
@@ -1024,7 +1010,6 @@ def test_a_child_that_has_exited_unheard_is_reaped_at_the_end_of_the_loop(run, e
 
 
 def test_other_children_of_the_program_are_left_alone(run):
-
     def exit_cb(process, status, signo):
         statuses.append(status)
         assert subprocess.call(["sh", "-c", "exit 3"]) == 3
@@ -1273,7 +1258,6 @@ def test_pythons_own_handler_acts_again_after_the_last_child(run, python_handler
 
 
 def test_pythons_own_handler_acts_again_after_two_children_reaped_together(run, python_handler):
-
     with run():
         for process in [sh(""), sh("")]:
             wait_for_exit(process.pid)
@@ -1281,7 +1265,6 @@ def test_pythons_own_handler_acts_again_after_two_children_reaped_together(run, 
 
 
 def test_pythons_own_handler_acts_again_after_a_loop_that_a_child_outlives(run, python_handler):
-
     with run():
         process = sh("exec sleep 60")
         process.unref()
@@ -1292,7 +1275,6 @@ def test_pythons_own_handler_acts_again_after_a_loop_that_a_child_outlives(run, 
 
 
 def test_pythons_own_handler_acts_again_after_a_failure(run, python_handler):
-
     with run():
         with pytest.raises(FileNotFoundError):
             pyasync.spawn("/no/such/program", [])
@@ -1338,7 +1320,6 @@ def test_loops_in_threads_have_children_each(run, python_handler):
     both = threading.Barrier(2, timeout=10)
 
     def one(number):
-
         with run():
             for _ in range(5):
                 sh(f"exit {number}", exit_cb=lambda process, status, signo: ended.append(status))
@@ -1381,7 +1362,6 @@ def test_a_forked_child_leaves_the_processes_to_the_parent(run, python_handler):
 
 @forking
 def test_a_forked_child_does_not_wait_for_the_abandoned(run):
-
     with run():
         process = sh("exec sleep 60")
         process.unref()

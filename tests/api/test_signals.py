@@ -90,7 +90,6 @@ def test_each_signal_has_its_own_handler(run):
 
 
 def test_a_second_handler_replaces_the_first(run):
-
     with run():
         first = pyasync.signal_handler(signal.SIGUSR1, partial(pytest.fail, "called"))
         second = pyasync.signal_handler(signal.SIGUSR1, lambda signo: second.close())
@@ -140,7 +139,6 @@ def test_a_handler_that_another_one_of_the_same_batch_closes_is_not_called(run):
 
 
 def test_free_signal_handler_leaves_other_signals_alone(run):
-
     with run():
         handler = pyasync.signal_handler(signal.SIGUSR1, lambda signo: handler.close())
         pyasync.free_signal_handler(signal.SIGUSR2)
@@ -448,7 +446,6 @@ def test_a_loop_in_another_thread_leaves_the_wakeup_descriptor_alone(run):
 
 
 def test_a_refused_handler_leaves_the_one_there_is(run):
-
     with run():
         handler = pyasync.signal_handler(signal.SIGUSR1, lambda signo: handler.close())
         with pytest.raises(TypeError, match="callback must be callable"):

@@ -14,6 +14,7 @@ from peers import (
     read_all,
     read_exactly,
     small_buffers,
+    tell,
 )
 from tls_peers import CLIENT, SERVER, TlsPeer
 
@@ -165,11 +166,12 @@ def test_timeouts_and_callbacks_are_kept(link):
         with upgraded(link, sock):
             assert done.wait(10)
 
-    def event_cb(event):
-        events.append(type(event))
-        done.set()
-
-    link(lambda socket: upgrade(link, socket), peer, read_timeout=0.5, event_cb=event_cb)
+    link(
+        lambda socket: upgrade(link, socket),
+        peer,
+        read_timeout=0.5,
+        event_cb=tell(events, done.set),
+    )
     assert events == [pyasync.SocketTimeout]
 
 
@@ -225,7 +227,6 @@ def test_a_socket_that_is_not_connected_cannot_be_upgraded():
 
 
 def test_a_pipe_cannot_be_upgraded(run):
-
     with run():
         server = pyasync.pipe_server("\0pyasync-start-tls", nothing)
         client = pyasync.pipe_connect("\0pyasync-start-tls", nothing)

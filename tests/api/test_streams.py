@@ -4,7 +4,6 @@ import array
 import contextlib
 import errno
 import gc
-import logging
 import os
 import random
 import subprocess
@@ -12,6 +11,7 @@ import sys
 import threading
 import time
 import weakref
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -26,6 +26,7 @@ from peers import (
     PIPE_LINKS,
     Background,
     after_iterations,
+    count_all,
     echo,
     end_of,
     exchange,
@@ -36,6 +37,8 @@ from peers import (
     segments_received,
     small_buffers,
     small_window,
+    tell,
+    waiting_for,
     when,
     within,
 )
@@ -186,38 +189,23 @@ def test_changing_a_buffer_after_write_does_not_change_what_is_sent(link, size, 
     assert link(connected, read_all) == sent
 
 
-def test_what_force_writes_is_sent_within_the_callback_and_all_before_it(link):
+@pytest.mark.parametrize("size", [5, LARGE], ids=["forced", "large"])
+def test_what_is_forced_or_large_is_sent_within_the_callback_and_all_before_it(link, size):
     seen = threading.Event()
 
     def peer(sock):
-        assert read_exactly(sock, 12) == b"before,force"
+        assert read_exactly(sock, 7 + size) == b"before," + b"x" * size
         seen.set()
         return read_all(sock)
 
     def connected(socket):
         socket.write(b"before,")
-        socket.write(b"force", force=True)
+        socket.write(b"x" * size, force=size != LARGE)
         assert seen.wait(PATIENCE)
         socket.write(b"after")
         socket.close()
 
     assert link(connected, peer) == b"after"
-
-
-def test_a_large_write_is_sent_within_the_callback_and_all_before_it(link):
-    seen = threading.Event()
-
-    def peer(sock):
-        assert read_exactly(sock, 7 + LARGE) == b"before," + b"x" * LARGE
-        seen.set()
-
-    def connected(socket):
-        socket.write(b"before,")
-        socket.write(b"x" * LARGE)
-        assert seen.wait(PATIENCE)
-        socket.close()
-
-    link(connected, peer)
 
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="counts segments by Linux's means")
@@ -335,10 +323,6 @@ def test_write_callbacks_do_not_starve_reading(link):
 def test_a_write_callback_waits_until_the_kernel_has_taken_the_data(link):
     called, read = [], threading.Event()
 
-    def peer(sock):
-        assert read.wait(PATIENCE)
-        return len(read_all(sock))
-
     def connected(socket):
         small_buffers(socket)
         socket.write(b"first", write_cb=lambda socket: called.append("first"))
@@ -357,7 +341,7 @@ def test_a_write_callback_waits_until_the_kernel_has_taken_the_data(link):
         assert socket.write_queue_size == 0
         socket.close()
 
-    assert link(connected, peer) == 5 + MORE_THAN_FITS + 4
+    assert link(connected, waiting_for(read, count_all)) == 5 + MORE_THAN_FITS + 4
 
 
 def test_a_write_callback_that_waits_keeps_no_other_alive(link):
@@ -366,10 +350,6 @@ def test_a_write_callback_that_waits_keeps_no_other_alive(link):
     class Callback:
         def __call__(self, socket):
             left.append(weakref.ref(self))
-
-    def peer(sock):
-        assert read.wait(PATIENCE)
-        return len(read_all(sock))
 
     def connected(socket):
         small_buffers(socket)
@@ -382,7 +362,7 @@ def test_a_write_callback_that_waits_keeps_no_other_alive(link):
         read.set()
         assert [callback() for callback in left] == [None]
 
-    assert link(connected, peer) == 5 + MORE_THAN_FITS
+    assert link(connected, waiting_for(read, count_all)) == 5 + MORE_THAN_FITS
 
 
 @pytest.mark.parametrize("size", [0, 1, LARGE, MORE_THAN_FITS])
@@ -469,10 +449,6 @@ def test_force_close_calls_no_write_callback(link, size):
 def test_a_force_close_later_calls_no_write_callback_that_waits(link, iterations):
     called, closed = [], threading.Event()
 
-    def peer(sock):
-        assert closed.wait(PATIENCE)
-        return end_of(sock)
-
     def connected(socket):
         small_buffers(socket)
         socket.write(b"x" * MORE_THAN_FITS, write_cb=called.append)
@@ -482,16 +458,12 @@ def test_a_force_close_later_calls_no_write_callback_that_waits(link, iterations
         socket.close(force=True)
         closed.set()
 
-    link(connected, peer)
+    link(connected, waiting_for(closed, end_of))
     assert called == []
 
 
 def test_a_failed_connection_calls_no_write_callback(link):
     called, events, blocked = [], [], threading.Event()
-
-    def peer(sock):
-        assert blocked.wait(PATIENCE)
-        link.reset(sock)
 
     def connected(socket):
         small_buffers(socket)
@@ -499,7 +471,7 @@ def test_a_failed_connection_calls_no_write_callback(link):
             socket.write(b"x" * MORE_THAN_FITS, write_cb=called.append)
         blocked.set()
 
-    link(connected, peer, event_cb=events.append)
+    link(connected, waiting_for(blocked, link.reset), event_cb=events.append)
     assert [type(event) for event in events] == [pyasync.SocketReset]
     assert called == []
 
@@ -532,14 +504,16 @@ def test_a_closed_socket_refuses_every_call_but_close(link, force):
     assert link(connected, end_of)[0] == 0
 
 
-def test_write_after_the_end_of_the_loop_raises(link):
+def test_what_was_written_is_tried_once_when_the_loop_is_left(link):
     streams = []
 
     def connected(socket):
         streams.append(socket)
+        socket.write(b"last ", write_cb=partial(pytest.fail, "delivered"))
+        socket.write("words")
         pyasync.exit_event_loop()
 
-    link(connected)
+    assert link(connected, read_all) == b"last words"
     with pytest.raises((pyasync.SocketClosed, pyasync.EventLoopNotRunning)):
         streams[0].write(b"late")
     streams[0].close()
@@ -599,10 +573,6 @@ def test_write_replaces_the_callbacks_of_its_socket_alone(link):
 def test_write_queue_size_counts_what_the_kernel_has_not_taken(link):
     looked = threading.Event()
 
-    def peer(sock):
-        assert looked.wait(PATIENCE)
-        return len(read_all(sock))
-
     def connected(socket):
         small_buffers(socket)
         assert socket.write_queue_size == 0
@@ -621,7 +591,7 @@ def test_write_queue_size_counts_what_the_kernel_has_not_taken(link):
         looked.set()
         when(lambda: socket.write_queue_size == 0, socket.close)
 
-    assert link(connected, peer) == MORE_THAN_FITS + 7
+    assert link(connected, waiting_for(looked, count_all)) == MORE_THAN_FITS + 7
 
 
 @pytest.mark.parametrize("link", BUFFERED_LINKS, indirect=True)
@@ -644,10 +614,6 @@ def test_write_queue_size_counts_what_waits_for_the_end_of_the_callback(link):
 def test_pressure_is_reported_when_the_queue_fills_and_when_it_has_drained(link):
     reported, paused = [], threading.Event()
 
-    def peer(sock):
-        assert paused.wait(PATIENCE)
-        return len(read_all(sock))
-
     def connected(socket):
         small_buffers(socket)
         socket.set_watermarks(100_000, 10_000)
@@ -663,16 +629,15 @@ def test_pressure_is_reported_when_the_queue_fills_and_when_it_has_drained(link)
             assert socket.write_queue_size <= 10_000
             socket.close()
 
-    assert link(connected, peer, pressure_cb=pressure_cb) == 2 * MORE_THAN_FITS
+    assert (
+        link(connected, waiting_for(paused, count_all), pressure_cb=pressure_cb)
+        == 2 * MORE_THAN_FITS
+    )
     assert reported == [True, False]
 
 
 def test_pressure_has_watermarks_of_64_and_16_kib_by_default(link):
     sizes, paused = [], threading.Event()
-
-    def peer(sock):
-        assert paused.wait(PATIENCE)
-        return len(read_all(sock))
 
     def connected(socket):
         small_buffers(socket)
@@ -691,7 +656,7 @@ def test_pressure_has_watermarks_of_64_and_16_kib_by_default(link):
         if not is_paused:
             socket.close()
 
-    link(connected, peer, pressure_cb=pressure_cb)
+    link(connected, waiting_for(paused, count_all), pressure_cb=pressure_cb)
     assert sizes[0] > 64 << 10
     assert sizes[1] <= 16 << 10
     assert len(sizes) == 2
@@ -710,18 +675,14 @@ def test_a_write_cb_that_raises_does_not_keep_the_end_of_pressure_back(link):
         if not is_paused:
             socket.close()
 
-    def peer(sock):
-        assert paused.wait(PATIENCE)
-        return len(read_all(sock))
-
     def start(go):
         pyasync.current_loop()._catch_app_errors = True
         go()
 
     errors, paused = [], threading.Event()
     size = link(
-        connected, peer, pressure_cb=pressure_cb, begin=start,
-        event_cb=lambda event: errors.append(type(event)),
+        connected, waiting_for(paused, count_all), pressure_cb=pressure_cb, begin=start,
+        event_cb=tell(errors),
     )  # fmt: skip
     assert (size, told, errors) == (MORE_THAN_FITS, [True, False], [pyasync.CallbackError])
 
@@ -828,7 +789,7 @@ def test_a_fast_upload_with_pauses_and_exceptions_is_read_whole(link):
 
     link(
         nothing, lambda sock: sock.sendall(data), read_cb=read_cb, begin=begin,
-        event_cb=lambda error: errors.append(type(error)),
+        event_cb=tell(errors),
     )  # fmt: skip
     assert b"".join(pieces) == data
     assert errors == [pyasync.CallbackError] * (len(pieces) // 5) + [pyasync.SocketEOF]
@@ -863,15 +824,12 @@ def test_megabytes_reach_a_peer_that_reads_little_at_a_time(link):
 
 
 def test_a_peer_that_says_nothing_is_no_event(link):
-    def peer(sock):
-        assert looked.wait(PATIENCE)
-
     looked, told = threading.Event(), []
     link(
         lambda socket: after_iterations(20, looked.set),
-        peer,
+        waiting_for(looked),
         read_cb=lambda socket, data: told.append(data),
-        event_cb=lambda event: told.append(type(event)),
+        event_cb=tell(told),
     )
     assert told == [pyasync.SocketEOF]
 
@@ -1136,7 +1094,7 @@ def test_what_the_peer_has_sent_before_it_went_comes_before_the_error(link):
     def read_cb(socket, data):
         told.append(data)
 
-    link(connected, peer, read_cb=read_cb, event_cb=lambda event: told.append(type(event)))
+    link(connected, peer, read_cb=read_cb, event_cb=tell(told))
     assert told[0] == b"last words"
     # A pipe's end has been written to.
     assert told[1:] in ([pyasync.SocketReset], [pyasync.SocketBrokenPipe])
@@ -1207,7 +1165,7 @@ def test_the_end_comes_after_all_data(link):
         nothing,
         lambda sock: sock.sendall(bytes(1 << 20)),
         read_cb=lambda socket, data: told.append(len(data)),
-        event_cb=lambda event: told.append(type(event)),
+        event_cb=tell(told),
     )
     assert told.pop() is pyasync.SocketEOF
     assert sum(told) == 1 << 20
@@ -1249,7 +1207,7 @@ def test_with_allow_half_open_a_later_answer_reaches_a_peer_that_has_shut_down(l
             nothing,
             peer,
             read_cb=read_cb,
-            event_cb=lambda event: events.append(type(event)),
+            event_cb=tell(events),
             allow_half_open=True,
         )
         == b"answer"
@@ -1294,37 +1252,10 @@ def test_a_socket_that_has_shut_down_is_closed_at_the_peers_end(link, allow_half
     link(
         lambda socket: socket.shutdown(),
         read_all,
-        event_cb=lambda event: events.append(type(event)),
+        event_cb=tell(events),
         allow_half_open=allow_half_open,
     )
     assert events == [pyasync.SocketEOF]
-
-
-def accept_one(link, peer, **options):
-    """Serve one connection without an event_cb."""
-
-    def connect_cb(socket):
-        server.close()
-
-    threads = []
-    with link.run():
-        server = link.serve(connect_cb=connect_cb, **options)
-        threads.append(Background(lambda: link._talk(lambda: link.dial(server.address), peer)))
-    threads[0].result()
-
-
-def test_the_end_is_not_logged_when_there_is_no_event_cb(link, caplog):
-    accept_one(link, lambda sock: sock.sendall(b"data"), read_cb=nothing)
-    assert caplog.records == []
-
-
-@tcp_only
-def test_an_error_is_logged_when_there_is_no_event_cb(link, caplog):
-    accept_one(link, link.reset, read_cb=nothing)
-    (record,) = caplog.records
-    assert record.name == "pyasync"
-    assert record.levelno == logging.ERROR
-    assert "SocketReset" in record.getMessage()
 
 
 # Disabling and enabling
@@ -1561,41 +1492,26 @@ def test_writing_while_disabled_is_held_back(link):
     assert called == ["before", "held", "forced"]
 
 
-@pytest.mark.parametrize("end", ["close", "shutdown"])
-def test_what_is_held_back_is_sent_at(link, end):
+@pytest.mark.parametrize("end", ["close", "shutdown", "end of the peer", "close by force"])
+def test_what_is_held_back_is_sent_at_any_end_but_one_by_force(link, end):
     called = []
 
-    def connected(socket):
-        socket.disable(write=True)
-        socket.write(b"held", write_cb=called.append)
-        getattr(socket, end)()
-
-    assert link(connected, read_all) == b"held"
-    assert len(called) == 1
-
-
-def test_what_is_held_back_is_sent_at_the_peers_end(link):
     def peer(sock):
-        sock.shutdown(1)
+        if end == "end of the peer":
+            sock.shutdown(1)
         return read_all(sock)
 
     def connected(socket):
         socket.disable(write=True)
-        socket.write(b"held")
-
-    assert link(connected, peer) == b"held"
-
-
-def test_what_is_held_back_is_dropped_by_a_force_close(link):
-    called = []
-
-    def connected(socket):
-        socket.disable(write=True)
         socket.write(b"held", write_cb=called.append)
-        socket.close(force=True)
+        if end == "shutdown":
+            socket.shutdown()
+        elif end != "end of the peer":
+            socket.close(force=end == "close by force")
 
-    assert link(connected, read_all) == b""
-    assert called == []
+    sent = end != "close by force"
+    assert link(connected, peer) == b"held" * sent
+    assert len(called) == sent
 
 
 # Timeouts
@@ -1691,7 +1607,7 @@ def test_timeouts_are_set_changed_and_cleared_at_any_time(link):
         socket.set_timeouts(60, 60)
         socket.set_timeouts(0.02, None)
 
-    link(connected, read_all, event_cb=lambda event: events.append(type(event)), read_timeout=60)
+    link(connected, read_all, event_cb=tell(events), read_timeout=60)
     assert events == [pyasync.SocketTimeout]
 
 
@@ -1724,18 +1640,11 @@ def test_timeouts_set_on_one_socket_are_its_own(link):
 def test_a_write_timeout_is_reported_when_the_peer_takes_nothing(link):
     events, called, done = [], [], threading.Event()
 
-    def peer(sock):
-        assert done.wait(PATIENCE)
-
     def connected(socket):
         small_buffers(socket)
         socket.write(bytes(MORE_THAN_FITS), write_cb=called.append)
 
-    def event_cb(event):
-        events.append(type(event))
-        done.set()
-
-    link(connected, peer, event_cb=event_cb, write_timeout=0.05)
+    link(connected, waiting_for(done), event_cb=tell(events, done.set), write_timeout=0.05)
     assert events == [pyasync.SocketTimeout]
     assert called == []
 
@@ -1743,19 +1652,12 @@ def test_a_write_timeout_is_reported_when_the_peer_takes_nothing(link):
 def test_a_write_timeout_set_while_data_waits_begins_then(link):
     events, done = [], threading.Event()
 
-    def peer(sock):
-        assert done.wait(PATIENCE)
-
     def connected(socket):
         small_buffers(socket)
         socket.write(bytes(MORE_THAN_FITS))
         after_iterations(3, lambda: socket.set_timeouts(None, 0.05))
 
-    def event_cb(event):
-        events.append(type(event))
-        done.set()
-
-    link(connected, peer, event_cb=event_cb)
+    link(connected, waiting_for(done), event_cb=tell(events, done.set))
     assert events == [pyasync.SocketTimeout]
 
 
@@ -1855,10 +1757,6 @@ def test_the_counters_are_right_at_quiet_moments(link):
 def test_bytes_written_counts_what_the_kernel_has_taken(link):
     done = threading.Event()
 
-    def peer(sock):
-        assert done.wait(PATIENCE)
-        return len(read_all(sock))
-
     def connected(socket):
         small_buffers(socket)
         socket.write(bytes(MORE_THAN_FITS))
@@ -1874,7 +1772,7 @@ def test_bytes_written_counts_what_the_kernel_has_taken(link):
         assert pyasync.stats().bytes_written == MORE_THAN_FITS
         socket.close()
 
-    assert link(connected, peer) == MORE_THAN_FITS
+    assert link(connected, waiting_for(done, count_all)) == MORE_THAN_FITS
 
 
 # Random schedules

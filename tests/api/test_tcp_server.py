@@ -25,6 +25,7 @@ from peers import (
     read_all,
     read_exactly,
     reset,
+    tell,
     when,
 )
 
@@ -77,7 +78,6 @@ def serve(run, talk, read_cb=echo, *, host="127.0.0.1", port=0, **options):
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_server_has_an_address_and_a_descriptor_that_listens(run, host):
-
     with run():
         server = pyasync.tcp_server(host, 0, echo)
         assert server.address[0] == host
@@ -144,7 +144,6 @@ def test_an_ipv6_address_does_not_serve_ipv4(run):
 
 
 def test_an_address_in_use_raises(run):
-
     with run(), socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(pyasync.SocketAddressInUse) as caught:
@@ -160,7 +159,6 @@ def test_an_address_in_use_raises(run):
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "not an address", "2001:db8::1"])
 def test_an_address_that_cannot_be_bound_raises(run, address):
-
     with run():
         with pytest.raises(pyasync.TcpServerBindError) as caught:
             pyasync.tcp_server(address, 0, echo)
@@ -172,7 +170,6 @@ def test_an_address_that_cannot_be_bound_raises(run, address):
 @linux_only
 @pytest.mark.parametrize(("backlog", "length"), [(7, 7), (None, socket.SOMAXCONN)])
 def test_the_backlog_is_what_was_asked_for(run, backlog, length):
-
     with run():
         server = pyasync.tcp_server("127.0.0.1", 0, echo, backlog=backlog)
         with socket.socket(fileno=os.dup(server.fileno())) as sock:
@@ -249,7 +246,6 @@ def test_closing_the_callers_descriptor_does_not_end_the_server(run):
 
 
 def test_descriptors_of_the_wrong_kind_are_refused(run, tmp_path):
-
     with contextlib.ExitStack() as stack:
         wrong = [
             stack.enter_context(each).fileno()
@@ -268,7 +264,6 @@ def test_descriptors_of_the_wrong_kind_are_refused(run, tmp_path):
 
 
 def test_a_connected_descriptor_is_refused_and_stays_connected(run):
-
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = dial(listener.getsockname())
         accepted = listener.accept()[0]
@@ -283,7 +278,6 @@ def test_a_connected_descriptor_is_refused_and_stays_connected(run):
 
 
 def test_closing_frees_the_address_at_once(run):
-
     with run():
         first = pyasync.tcp_server("127.0.0.1", 0, echo)
         first.close()
@@ -383,9 +377,7 @@ def test_resets_before_accept_do_not_end_the_listener(run):
         thread.result()
 
     with run():
-        server = pyasync.tcp_server(
-            "127.0.0.1", 0, echo, event_cb=lambda event: events.append(type(event))
-        )
+        server = pyasync.tcp_server("127.0.0.1", 0, echo, event_cb=tell(events))
         for _ in range(50):
             reset(dial(server.address))
         thread = Background(talk, server.address)

@@ -274,7 +274,6 @@ STEPS = st.one_of(
 @settings(max_examples=60)
 @given(steps=st.lists(STEPS, max_size=30), buffered=st.booleans())
 def test_any_sequence_of_adds_and_removes_fires_what_a_model_says(run, steps, buffered):
-
     with run(buffer_writes=buffered):
         model = Model()
         take_steps(model, iter(steps))
@@ -504,14 +503,12 @@ def test_an_unreferenced_event_fires_while_something_else_keeps_the_loop_running
 
 
 def test_an_event_that_loses_its_reference_while_the_loop_sleeps_lets_it_end(run):
-
     with run():
         event = pyasync.delay(nothing, time=HOUR)
         pyasync.delay(event.unref, time=0.001)
 
 
 def test_a_pending_delay_that_is_removed_lets_the_loop_end(run):
-
     with run():
         event = pyasync.delay(nothing, time=HOUR)
         pyasync.delay(event.remove, time=0.001)
@@ -668,7 +665,6 @@ def test_a_wrong_time_leaves_an_armed_event_as_it_was(run):
 
 
 def test_a_time_of_many_years_is_no_error(run):
-
     with run():
         event = pyasync.delay(nothing, time=1e9)
         assert event.remaining > 9e8

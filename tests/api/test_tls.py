@@ -30,6 +30,7 @@ from peers import (
     read_exactly,
     reset,
     small_buffers,
+    tell,
     wait_until,
     when,
     within,
@@ -790,28 +791,10 @@ def test_closing_in_the_event_cb_of_a_failed_handshake(run, force):
 
 
 def test_leaving_the_loop_in_a_handshake_leaves_nothing(run):
-
     with run():
         server = pyasync.tcp_ssl_server(HOST, 0, nothing, ssl_context=SERVER())
         pyasync.tcp_ssl_connect(*server.address, nothing, ssl_context=CLIENT(), data=b"data")
         after_iterations(3, pyasync.exit_event_loop)
-
-
-def test_what_was_written_is_tried_once_when_the_loop_is_left(run):
-    def connected(sock):
-        sock.write(b"last words")
-        pyasync.exit_event_loop()
-
-    def talk(address):
-        with connect(address) as sock:
-            return read_all(sock)
-
-    with run():
-        server = pyasync.tcp_ssl_server(
-            HOST, 0, nothing, ssl_context=SERVER(), connect_cb=connected
-        )
-        thread = Background(talk, server.address)
-    assert thread.result() == b"last words"
 
 
 # Errors of callbacks
@@ -942,9 +925,6 @@ def test_a_write_queue_counts_what_is_not_encrypted_yet(run):
 
 # Failures while much is under way
 
-#: A record that no key decrypts.
-BAD_RECORD = b"\x17\x03\x03\x00\x20" + bytes(32)
-
 
 @pytest.mark.parametrize("how", ["a byte", "close_notify"])
 def test_what_arrives_during_a_close_that_flushes_meets_no_read_timeout(run, how):
@@ -1019,7 +999,7 @@ def test_no_write_cb_follows_an_error(run, kept_back):
         with connect(address) as sock:
             assert waiting.wait(PATIENCE)
             sock.object.write(b"go")
-            sock.sock.sendall(sock._outgoing.read() + BAD_RECORD)
+            sock.sock.sendall(sock._outgoing.read() + NO_RECORD)
             with contextlib.suppress(OSError):
                 while sock.sock.recv(1 << 18):
                     pass
@@ -1183,7 +1163,7 @@ def test_a_write_cb_that_raises_stops_no_other_of_its_batch(run):
     events = []
     result, _ = serve(
         partial(run, catch_app_errors=True), talk, read_cb=read_cb,
-        event_cb=lambda event: events.append(type(event)),
+        event_cb=tell(events),
     )  # fmt: skip
     assert result == b"abc"
     assert called == ["a", "c"]
@@ -1198,7 +1178,7 @@ def test_a_failure_while_much_waits_is_reported_once(run):
     def talk(address):
         with connect(address) as sock:
             assert ready.wait(PATIENCE)
-            sock.sock.sendall(BAD_RECORD)
+            sock.sock.sendall(NO_RECORD)
             wait_until(lambda: loop.stats().closed)
 
     def connected(sock):
@@ -1211,7 +1191,7 @@ def test_a_failure_while_much_waits_is_reported_once(run):
     loop = None
     serve(
         run, talk, connect_cb=connected, linger=0.2,
-        event_cb=lambda event: told.append(type(event)),
+        event_cb=tell(told),
     )  # fmt: skip
     assert told == [pyasync.TcpSslError]
 
@@ -1272,7 +1252,7 @@ def test_a_peer_that_reads_no_answer_to_its_key_updates_is_ended(run, monkeypatc
     assert told == ["TOO_MANY_KEY_UPDATES"]
 
 
-@pytest.mark.parametrize("data", [b"GET / HTTP/1.0\r\n\r\n", BAD_RECORD])
+@pytest.mark.parametrize("data", [b"GET / HTTP/1.0\r\n\r\n", NO_RECORD])
 def test_a_socket_that_has_failed_is_freed_without_the_collector(run, data):
     def talk(address):
         with connect_plain(address) as sock:
@@ -1389,7 +1369,7 @@ def test_a_pressure_cb_that_raises_is_told_to_the_event_cb(run):
     serve(
         partial(run, catch_app_errors=True),
         talk, connect_cb=connected, pressure_cb=pressure_cb,
-        event_cb=lambda event: told.append(type(event)),
+        event_cb=tell(told),
     )  # fmt: skip
     assert pyasync.CallbackError in told
 
@@ -1407,6 +1387,6 @@ def test_the_limit_after_shutdown_outlives_set_timeouts(run):
     told = []
     serve(
         run, talk, connect_cb=connected, shutdown_timeout=0.2,
-        event_cb=lambda event: told.append(type(event)),
+        event_cb=tell(told),
     )  # fmt: skip
     assert told == [pyasync.SocketTimeout]

@@ -236,7 +236,6 @@ def test_datagrams_are_received_in_batches_and_the_rest_by_and_by(run):
 
 
 def test_without_a_read_cb_what_arrives_is_dropped(run, peer):
-
     with run():
         udp = pyasync.udp_socket("127.0.0.1", event_cb=pytest.fail)
         peer.sendto(b"dropped", udp.address)
@@ -307,7 +306,6 @@ def test_datagrams_leave_in_order_and_whole(run, peer, buffer_writes):
 
 @each_way
 def test_a_buffer_may_be_changed_after_the_call(run, peer, buffer_writes):
-
     with run(buffer_writes=buffer_writes):
         sender = pyasync.udp_socket("127.0.0.1")
         for size in (5, 20_000):
@@ -464,7 +462,6 @@ def test_a_datagram_that_cannot_be_sent_harms_no_other(run, peer, buffer_writes)
 
 
 def test_broadcasts_are_sent_if_asked_for(in_loop):
-
     def open_socket_and_close(open_socket):
         udp = open_socket()
         pyasync.call_soon(udp.close)
@@ -563,7 +560,6 @@ def test_of_strangers_nothing_is_delivered_once_the_socket_is_connected(
 
 
 def test_a_connected_socket_takes_no_address_and_no_other_peer(in_loop, peer):
-
     with in_loop() as open_socket:
         udp = open_socket()
         with pytest.raises(pyasync.SocketError) as raised:
@@ -678,7 +674,6 @@ def test_every_address_of_both_families_by_default(run):
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "localhost"])
 def test_an_address_in_use_is_an_error_at_the_call(in_loop, address):
-
     with in_loop() as open_socket:
         udp = open_socket(address)
         with pytest.raises(pyasync.SocketAddressInUse) as raised:
@@ -690,7 +685,6 @@ def test_an_address_in_use_is_an_error_at_the_call(in_loop, address):
 
 
 def test_nobody_takes_what_comes_to_a_socket_by_binding_to_its_port(in_loop):
-
     with in_loop() as open_socket:
         udp = open_socket()
         with socket.socket(V4, socket.SOCK_DGRAM) as thief:
@@ -702,7 +696,6 @@ def test_nobody_takes_what_comes_to_a_socket_by_binding_to_its_port(in_loop):
 
 @pytest.mark.parametrize("address", ["192.0.3.77", "name.invalid", "2001:db8::7"])
 def test_an_address_that_is_not_there_is_an_error_at_the_call(in_loop, address):
-
     with in_loop() as open_socket:
         with pytest.raises(pyasync.TcpServerBindError) as raised:
             open_socket(address, 0)
@@ -711,7 +704,6 @@ def test_an_address_that_is_not_there_is_an_error_at_the_call(in_loop, address):
 
 
 def test_several_sockets_share_a_port_if_all_ask_for_it(in_loop):
-
     with in_loop() as open_socket:
         udp = open_socket(reuse_port=True)
         other = open_socket(port=udp.address[1], reuse_port=True)
@@ -1065,7 +1057,6 @@ def test_among_several_interfaces_the_one_that_is_named_is_taken():
 
 
 def test_a_group_must_be_one(in_loop):
-
     with in_loop() as open_socket:
         udp, udp6 = open_socket("0.0.0.0"), open_socket("::")
         for group in ("127.0.0.1", "240.0.0.1", "ff02::1", "name", ""):
@@ -1096,7 +1087,6 @@ def test_a_group_must_be_one(in_loop):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", None])
 def test_hops_are_limited(in_loop, host):
-
     with in_loop() as open_socket:
         udp = open_socket(host)
         assert udp.multicast_ttl == 1
@@ -1162,7 +1152,6 @@ def test_what_was_sent_before_a_close_is_sent(run, peer):
 
 
 def test_a_closed_socket_refuses_everything(in_loop, peer):
-
     def check(udp):
         assert udp.closed
         assert udp.address[0] == "127.0.0.1"
@@ -1190,7 +1179,6 @@ def test_a_closed_socket_refuses_everything(in_loop, peer):
 
 
 def test_after_the_end_of_the_loop_a_socket_is_closed(run, peer):
-
     with run():
         socket = pyasync.udp_socket("127.0.0.1", 0, pytest.fail)
         socket.send(b"tried once", peer.getsockname())
@@ -1208,7 +1196,6 @@ def test_after_the_end_of_the_loop_a_socket_is_closed(run, peer):
 
 
 def test_a_socket_has_a_descriptor_and_a_place_for_data(in_loop):
-
     with in_loop() as open_socket:
         udp = open_socket()
         udp.data = "for the application"
@@ -1218,7 +1205,6 @@ def test_a_socket_has_a_descriptor_and_a_place_for_data(in_loop):
 
 
 def test_sockets_and_bytes_are_counted(run, peer):
-
     def finish(udp, before):
         interval = pyasync.stats() - before
         assert (interval.bytes_read, interval.bytes_written) == (5, 7)

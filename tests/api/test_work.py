@@ -47,7 +47,6 @@ def test_the_result_of_a_function_in_another_thread_comes_to_the_loops(run):
 
 
 def test_the_loop_runs_on_while_a_function_does(run):
-
     found = []
     with run():
         gate = Gate("result")
@@ -109,7 +108,6 @@ def test_an_exception_that_is_none_of_the_applications_leaves_the_loop(run, erro
 
 
 def test_work_that_no_thread_has_begun_can_be_cancelled(run):
-
     works, found, ran = [], [], []
     with run():
         pyasync.set_max_workers(1)
@@ -128,7 +126,6 @@ def test_work_that_no_thread_has_begun_can_be_cancelled(run):
 
 
 def test_the_callback_of_closed_work_is_not_called_though_its_function_ends(run):
-
     with run():
         gate = Gate()
         work = pyasync.work(gate, partial(pytest.fail, "called"), event_cb=partial(pytest.fail))
@@ -141,7 +138,6 @@ def test_the_callback_of_closed_work_is_not_called_though_its_function_ends(run)
 
 
 def test_work_that_is_done_can_be_closed_before_its_callback_is_called(run):
-
     with run():
         done = threading.Event()
         work = pyasync.work(done.set, partial(pytest.fail, "called"))
@@ -276,7 +272,6 @@ def running_at_once(limit, count):
 
 @pytest.mark.parametrize("limit", [1, 3, 20])
 def test_so_many_functions_run_at_once(run, limit):
-
     most = []
     with run():
         pyasync.set_max_workers(limit)
@@ -285,7 +280,6 @@ def test_so_many_functions_run_at_once(run, limit):
 
 
 def test_more_threads_take_what_waits_for_one(run):
-
     most, found = [], []
     with run():
         pyasync.set_max_workers(1)
@@ -300,7 +294,6 @@ def test_more_threads_take_what_waits_for_one(run):
 
 
 def test_fewer_threads_take_what_waits_in_order(run):
-
     ran = []
     with run():
         pyasync.set_max_workers(4)

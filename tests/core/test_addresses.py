@@ -146,6 +146,5 @@ def test_a_zone_is_an_interfaces_name_or_its_number(run, call, zone):
     ["nowhere", "", "0", "-1", "4294967295", "4294967296", "1.0", "x" * 20, "\u0661"],
 )
 def test_a_zone_that_is_no_interface_is_an_error_at_the_call(run, call, zone):
-
     with run(), pytest.raises(ValueError, match="no interface"):
         call(f"fe80::1%{zone}")
