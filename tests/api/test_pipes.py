@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from peers import PATIENCE, Background, echo, exchange, fork_and_check, nothing, read_all, when
+from peers import PATIENCE, Background, echo, exchange, fork_and_check, nothing, when
 
 import pyasync
 
@@ -415,42 +415,6 @@ def test_without_permission_a_server_has_an_error(path):
         in_child_without_permission(is_refused)
     finally:
         os.chmod(folder, 0o755)
-
-
-def test_what_is_written_on_the_way_is_kept_in_order(run, path):
-    data = os.urandom(1 << 20)
-    told = []
-
-    def accept():
-        with listener.accept()[0] as sock:
-            return read_all(sock)
-
-    with listening(path) as listener:
-        received = Background(accept)
-        with run():
-            client = pyasync.pipe_connect(
-                path,
-                nothing,
-                data="first ",
-                write_cb=lambda socket: told.append("first"),
-                connect_cb=told.append,
-                event_cb=told.append,
-            )
-            client.write(data, write_cb=lambda socket: told.append("second"))
-            client.close()
-        assert received.result() == b"first " + data
-    assert told == ["first", "second"]
-
-
-def test_closing_on_the_way_calls_nothing(run, path):
-    told = []
-
-    with run():
-        client = pyasync.pipe_connect(
-            path, told.append, connect_cb=told.append, event_cb=told.append
-        )
-        client.close()
-    assert told == []
 
 
 @contextlib.contextmanager

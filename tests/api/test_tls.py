@@ -735,22 +735,6 @@ def test_a_peer_that_does_not_answer_shutdown_is_closed_after_shutdown_timeout(r
     assert [type(event) for event in events] == [pyasync.SocketTimeout]
 
 
-def test_a_socket_closed_before_its_handshake_sends_what_was_written(run):
-    called = []
-
-    def peer(sock):
-        with TlsPeer(sock, SERVER(), server_side=True) as tls:
-            return read_all(tls), tls.ended_properly
-
-    def made(sock):
-        sock.write(b"written early", write_cb=lambda sock: called.append("written"))
-        sock.close()
-
-    result, _ = be_client(run, peer, host="localhost", made=made, connect_cb=called.append)
-    assert result == (b"written early", True)
-    assert called == ["written"]
-
-
 def test_a_socket_closed_before_its_handshake_gives_up_a_silent_peer_after_linger(run):
     _, events = be_client(
         run, end_of, made=lambda sock: sock.close(), data=b"never sent", linger=0.05
@@ -909,20 +893,6 @@ def test_bytes_are_kept_by_reference(run):
     assert kept == [True]
 
 
-def test_a_write_queue_counts_what_is_not_encrypted_yet(run):
-    sizes = []
-
-    with run():
-        sock = pyasync.init_tcp_ssl_socket(
-            nothing, ssl_context=CLIENT(), server_hostname="localhost"
-        )
-        sock.write(b"12345")
-        sizes.append(sock.write_queue_size)
-        sock.close()
-        sizes.append(sock.closed)
-    assert sizes == [5, True]
-
-
 # Failures while much is under way
 
 
@@ -1055,47 +1025,6 @@ def test_what_was_written_before_writing_was_disabled_is_sent(link):
 
     data = link(connected, read_all)
     assert (len(data), data[-5:], sent) == (MORE_THAN_FITS + 4, b"\0tail", ["head", "tail"])
-
-
-def test_writing_disabled_during_the_handshake_holds_back_what_follows(link):
-    sent = []
-
-    def made(sock):
-        sock.write(b"before", write_cb=lambda sock: sent.append("before"))
-        sock.disable(write=True)
-        sock.write(b" behind", write_cb=lambda sock: sent.append("behind"))
-
-    def connected(sock):
-        if link.incoming:
-            made(sock)
-        after_iterations(5, lambda: go_on(sock))
-
-    def go_on(sock):
-        assert sent == ["before"]
-        sock.close()
-
-    assert link(connected, read_all, made=made) == b"before behind"
-    assert sent == ["before", "behind"]
-
-
-def test_writing_may_be_disabled_and_enabled_before_connecting(run):
-    def talk(listener):
-        with listener:
-            sock, _ = listener.accept()
-        sock.settimeout(PATIENCE)
-        with wrap(sock, SERVER(), server_side=True) as peer:
-            return read_all(peer)
-
-    with run():
-        listener = socket.create_server((HOST, 0))
-        thread = Background(talk, listener)
-        sock = pyasync.init_tcp_ssl_socket(nothing, ssl_context=CLIENT(), event_cb=nothing)
-        sock.disable(write=True)
-        sock.write(b"data")
-        sock.enable(write=True)
-        pyasync.connect_tcp_socket(sock, HOST, listener.getsockname()[1])
-        sock.close()
-    assert thread.result() == b"data"
 
 
 def test_an_upgrade_that_is_closed_at_once_sends_what_was_written(run):
