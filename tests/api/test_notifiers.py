@@ -8,7 +8,7 @@ import threading
 from functools import partial
 
 import pytest
-from peers import PATIENCE, Background, nothing
+from peers import PATIENCE, Background, fork_and_check, nothing
 
 import pyasync
 
@@ -279,19 +279,14 @@ def test_a_notifier_that_is_freed_after_its_trigger_is_not_called(run):
 def test_the_child_of_a_fork_leaves_the_notifier_to_the_parent(run):
     called = []
 
+    def check():
+        with pytest.raises(pyasync.NotifierFreed):
+            notifier.trigger()
+        notifier.free()
+
     with run():
         notifier = pyasync.make_notifier(partial(called.append, 1))
-        pid = os.fork()
-        if pid == 0:
-            try:
-                signal.alarm(20)
-                with pytest.raises(pyasync.NotifierFreed):
-                    notifier.trigger()
-                notifier.free()
-                os._exit(0)
-            finally:
-                os._exit(1)
-        assert os.waitpid(pid, 0)[1] == 0
+        fork_and_check(check)
         assert called == []
         notifier.trigger()
     assert called == [1]

@@ -5,14 +5,13 @@ import errno
 import io
 import os
 import pty
-import signal
 import socket
 import subprocess
 import sys
 from functools import partial
 
 import pytest
-from peers import PATIENCE, no_descriptor_left, nothing, reset
+from peers import PATIENCE, fork_and_check, no_descriptor_left, nothing, reset
 
 import pyasync
 
@@ -155,91 +154,79 @@ def test_an_answer_of_a_server_in_the_same_loop_is_read(run):
 # Descriptors of every kind
 
 
-def test_a_pipe_is_polled(run, pipe):
-    polls = []
-    reader, writer = pipe
+# Each function opens one that is ready, and returns it and for what it is.
 
-    received = []
-    with run():
-        polls.append(Poll(writer, action=lambda poll: writer.write(b"hello")))
-        polls.append(Poll(reader, action=lambda poll: received.append(reader.read(100))))
-    assert [poll.calls for poll in polls] == [[(False, True)], [(True, False)]]
-    assert received == [b"hello"]
+READABLE, WRITABLE, BOTH = (True, False), (False, True), (True, True)
 
 
-def test_a_terminal_is_polled(run):
-    master, slave = pty.openpty()
-    try:
-        received = []
-
-        def read(poll):
-            received.append(os.read(slave, 100))
-
-        os.write(master, b"hello\n")
-        run(lambda: Poll(slave, writable=False, action=read))
-        assert received == [b"hello\n"]
-    finally:
-        os.close(master)
-        os.close(slave)
+def opened(stack, *descriptors):
+    for fd in descriptors:
+        stack.callback(os.close, fd)
+    return descriptors
 
 
-@pytest.mark.skipif(not hasattr(os, "eventfd"), reason="needs os.eventfd")
-def test_an_eventfd_is_polled(run):
-    fd = os.eventfd(0, os.EFD_CLOEXEC)
-    try:
-        values = []
-
-        def start():
-            Poll(fd, writable=False, action=lambda poll: values.append(os.eventfd_read(fd)))
-            pyasync.delay(lambda: os.eventfd_write(fd, 42))
-
-        run(start)
-        assert values == [42]
-    finally:
-        os.close(fd)
+def reader_of_a_pipe(stack):
+    reader, writer = opened(stack, *os.pipe())
+    os.write(writer, b"hello")
+    return reader, READABLE
 
 
-@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs os.pidfd_open")
-def test_a_pidfd_is_polled(run):
-    with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        fd = os.pidfd_open(process.pid)
-        try:
-            polls = []
-            run(lambda: polls.append(Poll(fd, writable=False)), limit=30)
-            assert polls[0].calls == [(True, False)]
-        finally:
-            os.close(fd)
+def writer_of_a_pipe(stack):
+    return opened(stack, *os.pipe())[1], WRITABLE
 
 
-def test_a_datagram_socket_is_polled(run):
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        received = []
-
-        def start():
-            Poll(sock, writable=False, action=lambda poll: received.append(sock.recv(100)))
-            sock.sendto(b"hello", sock.getsockname())
-
-        run(start)
-        assert received == [b"hello"]
+def terminal(stack):
+    master, slave = opened(stack, *pty.openpty())
+    os.write(master, b"hello\n")
+    return slave, READABLE
 
 
-def test_a_socket_that_connects_is_writable_when_it_has(run):
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
-        client.setblocking(False)
-        assert client.connect_ex(listener.getsockname()) in (0, errno.EINPROGRESS)
-        polls = []
-        run(lambda: polls.append(Poll(client, readable=False)))
-        assert polls[0].calls == [(False, True)]
-        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+def eventfd(stack):
+    return opened(stack, os.eventfd(42, os.EFD_CLOEXEC))[0], BOTH
 
 
-def test_a_listening_socket_is_readable_when_somebody_connects(run):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        polls = []
-        with socket.create_connection(listener.getsockname(), timeout=PATIENCE):
-            run(lambda: polls.append(Poll(listener)))
-        assert polls[0].calls == [(True, False)]
+def pidfd(stack):
+    process = stack.enter_context(subprocess.Popen([sys.executable, "-c", ""]))
+    return opened(stack, os.pidfd_open(process.pid))[0], READABLE
+
+
+def datagram_socket(stack):
+    sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    sock.bind(("127.0.0.1", 0))
+    sock.sendto(b"hello", sock.getsockname())
+    return sock, BOTH
+
+
+def connecting_socket(stack):
+    listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    client = stack.enter_context(socket.socket())
+    client.setblocking(False)
+    assert client.connect_ex(listener.getsockname()) in (0, errno.EINPROGRESS)
+    return client, WRITABLE
+
+
+def listening_socket(stack):
+    listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    stack.enter_context(socket.create_connection(listener.getsockname(), timeout=PATIENCE))
+    return listener, READABLE
+
+
+@pytest.mark.parametrize(
+    "open_one",
+    [
+        *(reader_of_a_pipe, writer_of_a_pipe, terminal, eventfd, pidfd, datagram_socket),
+        *(connecting_socket, listening_socket),
+    ],
+)
+def test_descriptors_of_every_kind_are_polled(run, open_one):
+    needs = {eventfd: "eventfd", pidfd: "pidfd_open"}.get(open_one, "open")
+    if not hasattr(os, needs):
+        pytest.skip(f"needs os.{needs}")
+    with contextlib.ExitStack() as stack:
+        fd, call = open_one(stack)
+        with run(limit=30):
+            poll = Poll(fd, readable=call[0], writable=call[1])
+        assert poll.calls == [call]
 
 
 @pytest.mark.parametrize("give", [socket.socket.fileno, lambda sock: sock])
@@ -542,21 +529,13 @@ def test_running_out_of_descriptors_is_told(run, pair):
 
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 def test_the_child_of_a_fork_leaves_the_poller_to_the_parent(run, pair):
-    polls = []
+    def check():
+        poll.poller.close()
+        with pytest.raises(pyasync.EventLoopNotRunning):
+            poll.poller.modify(writable=True)
 
     with run():
         poll = Poll(pair[0], writable=False)
-        polls.append(poll)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                signal.alarm(20)
-                poll.poller.close()
-                with pytest.raises(pyasync.EventLoopNotRunning):
-                    poll.poller.modify(writable=True)
-                os._exit(0)
-            finally:
-                os._exit(1)
-        assert os.waitpid(pid, 0)[1] == 0
+        fork_and_check(check)
         pair[1].send(b"hello")
-    assert polls[0].calls == [(True, False)]
+    assert poll.calls == [(True, False)]

@@ -1,7 +1,6 @@
 """Work: functions that run in other threads, and their results in the loop."""
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -9,7 +8,7 @@ import time
 from functools import partial
 
 import pytest
-from peers import Background, interrupt, nothing
+from peers import Background, fork_and_check, interrupt, nothing
 
 import pyasync
 from pyasync import threads
@@ -317,22 +316,17 @@ def test_fewer_threads_take_what_waits_in_order(run):
 def test_the_child_of_a_fork_has_work_of_its_own(run):
     found = []
 
+    def check():
+        work.close()
+        in_child = []
+        pyasync.start_event_loop(lambda: pyasync.work(lambda: "child's", in_child.append))
+        assert in_child == ["child's"]
+
     with run():
         gate = Gate("parent's")
         work = pyasync.work(gate, found.append)
         assert gate.entered.wait(PATIENCE)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                signal.alarm(20)
-                work.close()
-                in_child = []
-                pyasync.start_event_loop(lambda: pyasync.work(lambda: "child's", in_child.append))
-                assert in_child == ["child's"]
-                os._exit(0)
-            finally:
-                os._exit(1)
-        assert os.waitpid(pid, 0)[1] == 0
+        fork_and_check(check)
         gate.go.set()
     assert found == ["parent's"]
 
