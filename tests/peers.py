@@ -1,6 +1,7 @@
 """What tests share: plain blocking sockets as peers, connections to them, and forks."""
 
 import contextlib
+import fcntl
 import gc
 import os
 import shutil
@@ -9,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 import traceback
@@ -241,6 +243,11 @@ def tell(types, then=nothing):
 
 
 # On the loop's side
+
+
+def unread_size(stream):
+    """Return how much input the kernel has for one of pyasync's."""
+    return struct.unpack("i", fcntl.ioctl(stream.fileno(), termios.FIONREAD, bytes(4)))[0]
 
 
 def small_buffers(stream):

@@ -1,11 +1,14 @@
 """What the tests of TLS share: certificates, contexts, and a plain peer that speaks TLS."""
 
 import atexit
+import ctypes
+import ctypes.util
 import functools
 import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -313,6 +316,38 @@ TLS_LINKS = [
     )
     for incoming in (True, False)
 ]  # fmt: skip
+
+
+def update_keys(tls, *, request=True):
+    """Write a KeyUpdate, which may ask for one: `ssl` cannot, but CPython's SSL * is known."""
+    pointer = ctypes.c_void_p.from_address(id(tls._sslobj) + 3 * ctypes.sizeof(ctypes.c_void_p))
+    libssl = ctypes.CDLL("libssl.so.3")
+    libssl.SSL_key_update.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    assert libssl.SSL_key_update(pointer.value, int(request)) == 1
+    tls.do_handshake()
+
+
+key_updates = pytest.mark.skipif(
+    sys.implementation.name != "cpython"
+    or not ssl.OPENSSL_VERSION.startswith("OpenSSL 3")
+    or ctypes.util.find_library("ssl") != "libssl.so.3",
+    reason="reaches into CPython's SSLObject",
+)
+
+
+def connect_plain(address):
+    return socket.create_connection(address, timeout=PATIENCE)
+
+
+def connect(address, context=None, name="localhost", **options):
+    """Return a `TlsPeer` that is connected to a server."""
+    return wrap(
+        connect_plain(address),
+        context or CLIENT(),
+        server_side=False,
+        server_hostname=name,
+        **options,
+    )
 
 
 def serve(run, talk, *, read_cb=None, ssl_context=None, **options):

@@ -456,9 +456,11 @@ class Stream(DescriptorHandle):
             _EVENTS[kind](self, kind, value)
 
     def _on_readable(self, size: int, descriptor: int) -> None:
-        if self._state & CLOSED:
-            return
-        # The stream is open, and so the descriptor is still its own.
+        if not self._state & CLOSED:
+            self._read_from(descriptor, size)
+
+    def _read_from(self, descriptor: int, size: int) -> None:
+        """Read the handle's own descriptor: it must be open still."""
         try:
             data = os.read(descriptor, size)
         except BlockingIOError:  # the application has read it, by itself
@@ -569,7 +571,7 @@ _EVENTS: dict[int, Callable[[Stream, int, int], None]] = {
     lib.PA_BLOCKED: lambda stream, kind, value: stream._on_blocked(kind, value),
     lib.PA_CALLBACK_WAITS: Stream._on_callback_waits,
     lib.PA_WRITTEN: lambda stream, kind, value: stream._on_written(kind, value),
-    lib.PA_WRITE_ERROR: Stream._on_write_error,
+    lib.PA_WRITE_ERROR: lambda stream, kind, value: stream._on_write_error(kind, value),
     lib.PA_LINGERING: lambda stream, kind, value: stream._on_lingering(),
     lib.PA_CONNECTED: lambda stream, kind, value: stream._on_connected(value),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterable
 from typing import Any
 
 from pyasync._core.addresses import ascii_host
@@ -25,6 +24,20 @@ RECORD_SIZE = 16 << 10
 #: one system call. More would cost memory, because the buffer of a MemoryBIO never shrinks, and is
 #: a third larger than the most that it has held.
 BATCH_SIZE = 128 << 10
+
+#: How many records OpenSSL gets at once, to decrypt. A call of OpenSSL's goes on until it has data,
+#: and a peer may send records without any, each of which costs a derivation of keys.
+BATCH_RECORDS = 32
+
+#: How many records a stream decrypts before others have their turn.
+TURN_RECORDS = 256
+
+#: The most records without data, one after the other, after the handshake. A few are usual: tickets
+#: of sessions, a change of keys, a renegotiation.
+IDLE_RECORDS = 64
+
+
+NOTHING = memoryview(b"")
 
 
 class TlsOptions:
@@ -64,14 +77,21 @@ class TlsState:
         "answers_size",
         "blocked",
         "ended",
+        "ends",
         "error",
+        "header",
+        "idle_records",
         "incoming",
+        "missing",
         "object",
         "outgoing",
+        "paused",
         "phase",
         "sending",
+        "tickets_size",
         "to_encrypt",
-    )  # fmt: skip
+        "unfed",
+    )
 
     def __init__(self, options: TlsOptions, host: str | None = None) -> None:
         """Begin; ``host`` is the server's name if the options have no ``server_hostname``.
@@ -108,6 +128,23 @@ class TlsState:
         self.to_encrypt = False
         #: Encrypting now. A signal handler that writes must not call OpenSSL in the middle of it.
         self.sending = False
+        #: Bytes of session tickets (TLS 1.3) at the beginning of ``outgoing``, which wait until
+        #: there is something else to send. If a client that reads nothing closes its socket with
+        #: tickets unread, its system resets the connection, and what it has sent may be lost.
+        self.tickets_size = 0
+
+        #: Input that waits for the stream's next turn, which is in the engine's ``ready`` then.
+        self.unfed: memoryview | bytes = b""
+        #: The records of the end and of errors that came behind it: pairs (kind, value).
+        self.ends: list[tuple[int, int]] = []
+        #: Reading is stopped until there is no ``unfed``.
+        self.paused = False
+        #: The input ends inside the header of a record of TLS, of which this is there; or
+        self.header = b""
+        #: inside its contents, and so many bytes of them are missing.
+        self.missing = 0
+        #: Records that have come since the last data.
+        self.idle_records = 0
 
     def handshake(self) -> bool:
         """Go on with the handshake; return whether it is over. May set `error`."""
@@ -119,22 +156,78 @@ class TlsState:
             self.error = tls_error(error)
             return False
         self.phase = OPEN
+        if self.object.server_side and self.object.version() == "TLSv1.3":
+            # All else has gone: the client could not have answered before.
+            self.tickets_size = self.outgoing.pending
         return True
 
-    def feed(self, data: memoryview) -> None:
-        """Give input to the handshake."""
-        for piece in _pieces(data):
-            write(self.incoming, piece)
+    def must_send(self) -> bool:
+        """Whether ``outgoing`` has anything but tickets."""
+        return self.outgoing.pending > self.tickets_size
 
-    def receive(self, data: memoryview) -> bytes:
-        """Decrypt input, and return the data. `ended` and `error`, if it sets them, come after."""
+    def take_outgoing(self) -> bytes:
+        """Return what is to be sent, and the tickets before it."""
+        self.tickets_size = 0
+        return self.outgoing.read()
+
+    def feed(self, data: memoryview) -> memoryview:
+        """Give input to the handshake; return the rest, for the next turn."""
+        records = 0
+        while data and records < TURN_RECORDS:
+            piece, data, count = self._next_piece(data)
+            write(self.incoming, piece)
+            records += count
+        return data
+
+    def receive(self, data: memoryview) -> tuple[bytes, memoryview]:
+        """Decrypt input; return the data, and the rest of the input, for the next turn.
+
+        `ended` and `error`, if it sets them, come after the data.
+        """
         chunks: list[bytes] = []
-        for piece in _pieces(data):
+        records = 0
+        while data and records < TURN_RECORDS:
+            piece, data, count = self._next_piece(data)
+            before = len(chunks)
             write(self.incoming, piece)
             self._decrypt(chunks)
             if self.ended or self.error is not None:
+                data = NOTHING
+            elif len(chunks) > before:
+                self.idle_records = 0
+            else:
+                self.idle_records += count
+                if self.idle_records > IDLE_RECORDS:
+                    text = f"the peer has sent over {IDLE_RECORDS} records without data"
+                    self.error = make_error(ssl.SSL_ERROR_SSL, "TOO_MANY_RECORDS", text)
+                    data = NOTHING
+            records += count
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks), data
+
+    def _next_piece(self, data: memoryview) -> tuple[memoryview, memoryview, int]:
+        """Return the next piece of input, the rest, and how many records begin in the piece.
+
+        The piece has at most `BATCH_SIZE` bytes and `BATCH_RECORDS` records. A record has a header
+        of five bytes, the last two of which are the size of its contents (RFC 8446, 5.1).
+        """
+        size, at = len(data), self.missing  # where the next header begins, or goes on
+        if at == 0 and size > 5 and 5 + (data[3] << 8 | data[4]) == size and not self.header:
+            return data, NOTHING, 1  # one whole record, as is usual, does without the rest
+        size, records = min(size, BATCH_SIZE), 0
+        while at < size:
+            if records == BATCH_RECORDS:
+                size = at
                 break
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            header = self.header + data[at : at + 5 - len(self.header)]
+            at += len(header) - len(self.header)
+            if len(header) < 5:
+                self.header = header
+                break
+            self.header = b""
+            records += 1
+            at += header[3] << 8 | header[4]
+        self.missing = at - size
+        return data[:size], data[size:], records
 
     def receive_pending(self) -> bytes:
         """Decrypt the input that came with the end of the handshake, as `receive` does."""
@@ -172,12 +265,6 @@ class TlsState:
             # SSLWantReadError: ours is in the BIO, and the peer's has not arrived. Any other error
             # shows when more is read.
             pass
-
-
-def _pieces(data: memoryview) -> Iterable[memoryview]:
-    if len(data) <= BATCH_SIZE:
-        return (data,)
-    return (data[start : start + BATCH_SIZE] for start in range(0, len(data), BATCH_SIZE))
 
 
 def write(target: ssl.SSLObject | ssl.MemoryBIO, data: bytes | memoryview) -> None:

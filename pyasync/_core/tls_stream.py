@@ -196,12 +196,12 @@ class TlsStream(Socket):
                 # error has the cause.
                 self._fail_soon(tls.error or tls_error(error))
                 return
-            if tls.outgoing.pending or callbacks:
-                self._hand_over(tls.outgoing.read(), callbacks)
+            if callbacks or tls.must_send():
+                self._hand_over(tls.take_outgoing(), callbacks)
             if waits:
                 break
-        if tls.outgoing.pending:  # OpenSSL's own answers: of a handshake, or to a key update
-            answer = tls.outgoing.read()
+        if tls.must_send():  # OpenSSL's own answers: of a handshake, or to a key update
+            answer = tls.take_outgoing()
             if tls.phase != SHUTDOWN:  # nothing may follow a close_notify: RFC 8446, 6.1
                 self._hand_over(answer, [])
                 tls.answers_size += len(answer) if tls.blocked and tls.phase == OPEN else 0
@@ -351,7 +351,7 @@ class TlsStream(Socket):
         timeout = self._options.tls.handshake_timeout
         if timeout is not None:
             extras.connect_timer = background_timer(self._loop, self._handshake_timed_out, timeout)
-        if not self._options.tls.server_side and not extras.tls.incoming.pending:
+        if not self._options.tls.server_side and not extras.tls.unfed:
             self._continue_handshake()  # the client speaks first
 
     def _handshake_timed_out(self) -> None:
@@ -401,12 +401,37 @@ class TlsStream(Socket):
         if self._state & TIMED:
             self._extras.read_timeout.read_at = monotonic()  # type: ignore[union-attr]
         read = memoryview(arena)[start:end]
+        if tls.unfed:
+            tls.unfed = b"".join((tls.unfed, read))
+            self._pause_reading()
+        else:
+            self._take_turn(read)
+
+    def _on_readable(self, size: int, descriptor: int) -> None:
+        if self._extras.tls.phase < PHASE_CLOSED:  # also when it is closed, and flushes
+            self._read_from(descriptor, size)
+
+    def _take_turn(self, read: memoryview) -> None:
+        """Decrypt input, and keep what is too much for one turn.
+
+        Otherwise a peer with very many small records would hold up all others.
+        """
+        tls = self._extras.tls
         shaking = tls.phase == HANDSHAKE
         try:
             if shaking:
-                tls.feed(read)
+                rest = tls.feed(read)
             else:
-                data = tls.receive(read)
+                data, rest = tls.receive(read)
+            if rest:
+                # A copy of what is in the arena.
+                tls.unfed = rest if type(rest.obj) is bytes else memoryview(bytes(rest))
+                self._loop.ready.append(self._take_next_turn)
+                self._pause_reading()
+            elif tls.paused:
+                tls.paused = False
+                if not self._state & READ_DISABLED or self._state & (CONNECTING | CLOSED):
+                    self._loop.queue((lib.PA_READ_START, self._slot, 0, b"", None))
         except BaseException:
             self._interrupted()
             raise
@@ -415,12 +440,32 @@ class TlsStream(Socket):
         else:
             self._deliver(data)
 
+    def _pause_reading(self) -> None:
+        """Stop reading until the input that waits is decrypted, so that no more piles up."""
+        self._extras.tls.paused = True
+        self._loop.queue((lib.PA_READ_STOP, self._slot, 0, b"", None))
+
+    def _take_next_turn(self) -> None:
+        """Go on with the input that waits; behind it, report the end or errors that came."""
+        tls = self._extras.tls
+        if tls.phase >= PHASE_CLOSED:
+            return
+        unfed, tls.unfed = tls.unfed, b""
+        try:
+            if unfed:
+                self._take_turn(memoryview(unfed))
+        except Exception as error:
+            self._loop.on_error(error, self)
+        while tls.ends and not tls.unfed and not self._loop.stopping:
+            kind, value = tls.ends.pop(0)
+            self._on_event(kind, value, 0)
+
     def _deliver(self, data: bytes) -> None:
         """Report decrypted data, and the end or the error that TLS has found behind it."""
         tls = self._extras.tls
         # OpenSSL may have answered the input, or have waited for it to encrypt more.
         try:
-            if tls.outgoing.pending or self._may_send():
+            if tls.must_send() or self._may_send():
                 self._encrypt_soon()
         except BaseException:
             self._interrupted()
@@ -457,6 +502,9 @@ class TlsStream(Socket):
         tls = self._extras.tls
         if tls is None or tls.ended or tls.phase >= PHASE_CLOSED:
             return
+        if tls.unfed:
+            tls.ends.append((kind, value))
+            return
         error: EventError
         if kind != lib.PA_EOF:
             error = socket_error(value)
@@ -478,6 +526,13 @@ class TlsStream(Socket):
             self._fail_with(error)
         else:
             self._on_tls_end(lib.PA_READ_ERROR, error)
+
+    def _on_write_error(self, kind: int, value: int) -> None:
+        tls = self._extras.tls
+        if tls is not None and tls.unfed and tls.phase < PHASE_CLOSED:
+            tls.ends.append((kind, value))  # what came before the error is reported first
+        else:
+            super()._on_write_error(kind, value)
 
     def _on_end(self, kind: int, value: Any) -> None:
         if isinstance(value, EventError):
@@ -531,8 +586,8 @@ class TlsStream(Socket):
             if tls is not None:
                 # The last message of the handshake is sent even so, or the peer would report a
                 # failed handshake for a connection that stood.
-                if tls.phase == OPEN and tls.outgoing.pending:
-                    self._write_encrypted(tls.outgoing.read(), None)
+                if tls.phase == OPEN and tls.must_send():
+                    self._write_encrypted(tls.take_outgoing(), None)
                     loop.submit()
                 tls.phase = PHASE_CLOSED
             super().close(force=force)
@@ -555,7 +610,7 @@ class TlsStream(Socket):
         if tls.phase == OPEN:
             tls.shut_down()
             if tls.outgoing.pending:
-                self._write_encrypted(tls.outgoing.read(), None)
+                self._write_encrypted(tls.take_outgoing(), None)
             if not self._state & CLOSED:
                 loop.queue((lib.PA_SHUTDOWN, self._slot, 0, b"", None))
                 self._limit_shutdown()  # a peer need not answer a close_notify, nor ever end
@@ -586,9 +641,8 @@ class TlsStream(Socket):
         if self._state & FAILED or tls.phase == PHASE_CLOSED:
             return
         tls.phase = BROKEN
-        alert = tls.outgoing.read()
-        if alert:
-            self._write_encrypted(alert, None)
+        if tls.must_send():
+            self._write_encrypted(tls.take_outgoing(), None)
         self._state |= FAILED
         try:
             self._report_error(error)
@@ -627,18 +681,10 @@ def start_tls_on(stream: Any, kind: type[TlsStream], tls: TlsState, received: li
     if state & WRITE_DISABLED:
         extras.deferred.append(BARRIER)
     extras.tls = tls
-    tls.incoming.write(b"".join(received))
+    tls.unfed, tls.ends = b"".join(received), ends
     if state & READ_DISABLED:  # the handshake must read; _established stops it again
         stream._loop.queue((lib.PA_READ_START, stream._slot, 0, b"", None))
     stream._on_connected(0)
-    if tls.incoming.pending or ends:
-        stream._loop.ready.append(lambda: _continue_start(stream, ends))
-
-
-def _continue_start(stream: Any, ends: list[Any]) -> None:
-    """Go on with earlier input; not inside `start_tls_on`, because callbacks may run."""
-    tls = stream._extras.tls
-    if tls.phase == HANDSHAKE and tls.incoming.pending:  # also if it was closed: it may flush
-        stream._continue_handshake()
-    for kind, value in ends:
-        stream._on_end_event(kind, value)
+    if tls.unfed or ends:
+        # Not now, because callbacks may run.
+        stream._loop.ready.append(stream._take_next_turn)

@@ -38,6 +38,7 @@ from peers import (
     small_buffers,
     small_window,
     tell,
+    unread_size,
     waiting_for,
     when,
     within,
@@ -1402,6 +1403,8 @@ def disable_each_other(link, ends, after, then=nothing):
             accepted.set()
             for _ in range(count):
                 assert sent.acquire(timeout=PATIENCE)
+            while not all(map(unread_size, told)):  # a loaded system may take its time
+                time.sleep(0.001)
 
     def read_cb(socket, data):
         told[socket].append(data)

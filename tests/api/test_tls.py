@@ -1,8 +1,6 @@
 """TLS beside what it shares with every stream: handshakes, failures, upgrades, and its end."""
 
 import contextlib
-import ctypes
-import ctypes.util
 import errno
 import gc
 import signal
@@ -45,6 +43,8 @@ from tls_peers import (
     authority,
     certificate,
     client_context,
+    connect,
+    connect_plain,
     serve,
     server_context,
     wrap,
@@ -56,20 +56,6 @@ import pyasync
 @pytest.fixture(params=TLS_LINKS)
 def link(request, run):
     return make_link(run, request.param)
-
-
-def connect_plain(address):
-    return socket.create_connection(address, timeout=PATIENCE)
-
-
-def connect(address, context=None, name="localhost", **options):
-    return wrap(
-        connect_plain(address),
-        context or CLIENT(),
-        server_side=False,
-        server_hostname=name,
-        **options,
-    )
 
 
 def end_sending(sock):
@@ -1123,62 +1109,6 @@ def test_a_failure_while_much_waits_is_reported_once(run):
         event_cb=tell(told),
     )  # fmt: skip
     assert told == [pyasync.TcpSslError]
-
-
-def request_key_update(tls):
-    """Send a KeyUpdate that asks for one: the module ssl cannot, but CPython's SSL * is known."""
-    pointer = ctypes.c_void_p.from_address(id(tls._sslobj) + 3 * ctypes.sizeof(ctypes.c_void_p))
-    libssl = ctypes.CDLL("libssl.so.3")
-    libssl.SSL_key_update.argtypes = [ctypes.c_void_p, ctypes.c_int]
-    assert libssl.SSL_key_update(pointer.value, 1) == 1  # SSL_KEY_UPDATE_REQUESTED
-    tls.do_handshake()
-
-
-key_updates = pytest.mark.skipif(
-    sys.implementation.name != "cpython"
-    or not ssl.OPENSSL_VERSION.startswith("OpenSSL 3")
-    or ctypes.util.find_library("ssl") != "libssl.so.3",
-    reason="reaches into CPython's SSLObject",
-)
-
-
-@key_updates
-def test_key_updates_keep_the_order_of_the_data(run):
-    def talk(address):
-        with connect(address) as sock:
-            for number in range(100):
-                request_key_update(sock.object)
-                sock.sendall(b"%d " % number)
-            end_sending(sock)
-            return read_all(sock)
-
-    assert serve(run, talk)[0] == b"".join(b"%d " % number for number in range(100))
-
-
-@key_updates
-def test_a_peer_that_reads_no_answer_to_its_key_updates_is_ended(run, monkeypatch):
-    monkeypatch.setattr("pyasync._core.tls_stream.ANSWERS_SIZE", 10_000)
-    blocked, told = threading.Event(), []
-
-    def talk(address):
-        with connect(address) as sock:
-            assert blocked.wait(PATIENCE)
-            with contextlib.suppress(ConnectionError):
-                for _ in range(1000):
-                    request_key_update(sock.object)
-                    sock.push()
-            wait_until(lambda: told)
-
-    def connected(sock):
-        small_buffers(sock)
-        sock.write(bytes(MORE_THAN_FITS))
-        when(sock._blocked_size, blocked.set)
-
-    serve(
-        run, talk, connect_cb=connected, linger=0.1,
-        event_cb=lambda event: told.append(getattr(event, "reason", event)),
-    )  # fmt: skip
-    assert told == ["TOO_MANY_KEY_UPDATES"]
 
 
 @pytest.mark.parametrize("data", [b"GET / HTTP/1.0\r\n\r\n", NO_RECORD])
