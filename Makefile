@@ -117,7 +117,15 @@ clean: ## remove all that these targets make
 	$(PYTHON) -m venv $*
 	@touch $@
 
-%/.built: %/.created $(BUILT_FROM)
+# The environment of the last build: another one builds anew.
+environment := $(foreach name,PYASYNC_LIBUV_PREFIX PKG_CONFIG CC CFLAGS LDFLAGS,$(name)=$($(name)))
+%/.environment: %/.created always
+	@echo '$(environment)' | cmp -s - $@ || echo '$(environment)' > $@
+
+.PHONY: always
+always:
+
+%/.built: %/.created %/.environment $(BUILT_FROM)
 	$(pip) install --editable .
 	@touch $@
 
@@ -137,13 +145,10 @@ clean: ## remove all that these targets make
 	@touch $@
 
 # An editable install would put its extension into the tree, where the other environments find it.
-# build/ may hold objects compiled without the sanitizers; what is left of this build has them.
-%/.sanitized: %/.created $(BUILT_FROM) $(MODULES)
+%/.sanitized: %/.created %/.environment $(BUILT_FROM) $(MODULES)
 	@tools/need --optional $(TEST_NEEDS)
-	rm -rf build
 	PYASYNC_SANITIZE=1 $(pip) install '.[test]'
-	rm -rf build
 	@touch $@
 
 # make would remove the steps in between, as it does with files that no rule names.
-.PRECIOUS: %/.created %/.built
+.PRECIOUS: %/.created %/.environment %/.built

@@ -1,9 +1,11 @@
 """Builds pyasync._libuv, the CFFI module over the system's libuv and the shim in csrc/.
 
-setup.py hands `ffibuilder` to CFFI's setuptools extension. The environment may set
+setup.py hands `ffibuilder` to CFFI's setuptools extension. The environment may set CC, as
+for every extension, and
 
 PKG_CONFIG              the pkg-config command to ask for libuv
-PYASYNC_LIBUV_PREFIX    a folder whose include/ and lib/ hold libuv: pkg-config is not asked
+PYASYNC_LIBUV_PREFIX    a folder whose include/ and lib/ (or lib64/) hold libuv: pkg-config is not
+                        asked; a libuv.a that has no shared library beside it is linked statically
 PYASYNC_SANITIZE=1      build with AddressSanitizer and UndefinedBehaviorSanitizer
 PYASYNC_WERROR=1        build with -Wall -Wextra -Werror
 CFLAGS, LDFLAGS         where they speak of optimization or hardening, ours are left out
@@ -12,6 +14,7 @@ CFLAGS, LDFLAGS         where they speak of optimization or hardening, ours are 
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -51,10 +54,29 @@ Install it with one of
     brew install libuv pkgconf
 or set PYASYNC_LIBUV_PREFIX to the folder that holds its include/ and lib/."""
 
+COMPILER_MISSING = """\
+pyasync cannot be built: {problem}.
+Install what is needed with one of
+    apt install gcc libc6-dev python3-dev
+    dnf install gcc python3-devel
+    apk add gcc musl-dev python3-dev
+    xcode-select --install
+or set CC to the command of a C compiler."""
 
-def stop(problem):
+
+def stop(problem, message=LIBUV_MISSING):
     """End the build with one message: SystemExit prints it without a traceback."""
-    raise SystemExit(LIBUV_MISSING.format(problem=problem))
+    raise SystemExit(message.format(problem=problem))
+
+
+def check_compiler():
+    """Stop the build unless there are a C compiler and Python's headers."""
+    command = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    if shutil.which(shlex.split(command)[0]) is None:
+        stop(f"there is no C compiler ({command!r} is not found)", COMPILER_MISSING)
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.is_file():
+        stop(f"Python's own headers are missing (there is no {header})", COMPILER_MISSING)
 
 
 def find_libuv():
@@ -64,16 +86,31 @@ def find_libuv():
 
 
 def libuv_under(prefix):
-    include, lib = prefix / "include", prefix / "lib"
+    include = prefix / "include"
     header = include / "uv" / "version.h"
     if not header.is_file():
         stop(f"looked for libuv >= 1.44 in PYASYNC_LIBUV_PREFIX, but there is no {header}")
-    if not any(lib.glob("libuv.*")):
-        stop(f"looked for libuv >= 1.44 in PYASYNC_LIBUV_PREFIX, but there is no {lib}/libuv.*")
     numbers = dict(re.findall(r"#define UV_VERSION_(MAJOR|MINOR) +(\d+)", header.read_text()))
     check_version("{MAJOR}.{MINOR}".format(**numbers), where=prefix)
-    # The dynamic linker knows nothing of the folder: the run path tells it.
-    return [f"-I{include}"], [f"-L{lib}", "-luv", f"-Wl,-rpath,{lib}"]
+    return [f"-I{include}"], library_flags(prefix)
+
+
+def library_flags(prefix):
+    """Return the flags to link with the library under the prefix: a shared one, or a static one."""
+    folders = [prefix / "lib", prefix / "lib64"]
+    triplet = sysconfig.get_config_var("MULTIARCH")  # Debian's name of the folder
+    if triplet:
+        folders.append(prefix / "lib" / triplet)
+    for folder in folders:
+        if any(folder.glob("libuv.so*")) or any(folder.glob("libuv.*dylib")):
+            # The dynamic linker knows nothing of the folder: the run path tells it.
+            return [f"-L{folder}", "-luv", f"-Wl,-rpath,{folder}"]
+        if (folder / "libuv.a").is_file():
+            # What libuv itself needs: in glibc before 2.34 these are libraries of their own.
+            needs = ["-pthread", "-ldl", "-lrt"] if sys.platform == "linux" else []
+            return [str(folder / "libuv.a"), *needs]
+    where = ", ".join(str(folder / "libuv.*") for folder in folders)
+    return stop(f"looked for libuv >= 1.44 in PYASYNC_LIBUV_PREFIX, but there is no {where}")
 
 
 def libuv_of_pkg_config():
@@ -98,15 +135,22 @@ def check_version(version, where):
         stop(f"looked for libuv >= 1.44, but {where} has {version}")
 
 
-def compiler_flags():
+def our_flags():
     """Return our own flags to compile and to link with."""
+    compile_flags, link_flags = ["-fvisibility=hidden"], []
+    if sys.platform != "darwin":
+        # Of a static libuv too nothing is exported, so that another one in the process is not used
+        # in its place.
+        link_flags.append(f"-Wl,--version-script={CSRC / 'exports.map'}")
     if os.environ.get("PYASYNC_SANITIZE") == "1":
         sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
         # Python's own flags switch assertions off.
-        compile_flags = [*sanitize, "-fno-omit-frame-pointer", "-g", "-O1", "-UNDEBUG"]
-        link_flags = sanitize
+        compile_flags += [*sanitize, "-fno-omit-frame-pointer", "-g", "-O1", "-UNDEBUG"]
+        link_flags += sanitize
     else:
-        compile_flags, link_flags = hardening_flags()
+        hardening = hardening_flags()
+        compile_flags += hardening[0]
+        link_flags += hardening[1]
     if os.environ.get("PYASYNC_WERROR") == "1":
         compile_flags += ["-Wall", "-Wextra", "-Werror"]
     return compile_flags, link_flags
@@ -133,8 +177,13 @@ def hardening_flags():
     return compile_flags, link_flags
 
 
-libuv_compile_flags, libuv_link_flags = find_libuv()
-our_compile_flags, our_link_flags = compiler_flags()
+def add_flags(extension):
+    """Add all flags to a setuptools extension: only when it is compiled, as an sdist needs none."""
+    check_compiler()
+    for compile_flags, link_flags in (find_libuv(), our_flags()):
+        extension.extra_compile_args += compile_flags
+        extension.extra_link_args += link_flags
+
 
 ffibuilder = FFI()
 ffibuilder.cdef("\n".join((CSRC / name).read_text() for name in DECLARATIONS))
@@ -143,8 +192,10 @@ ffibuilder.set_source(
     '#include "pyasync.h"',
     # setuptools wants the paths of sources relative to setup.py.
     sources=[f"csrc/{path.name}" for path in sorted(CSRC.glob("*.c"))],
-    depends=[f"csrc/{path.name}" for path in sorted(CSRC.glob("*.h"))] + ["build_libuv.py"],
     include_dirs=["csrc"],
-    extra_compile_args=libuv_compile_flags + our_compile_flags,
-    extra_link_args=libuv_link_flags + our_link_flags,
 )
+
+if __name__ == "__main__":  # says what a build would use, or why there can be none
+    check_compiler()
+    for flags in find_libuv():
+        print(*flags)

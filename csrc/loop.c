@@ -348,11 +348,21 @@ int pa_pipe(int *ends) {
   return 0;
 }
 
+/* libuv 1.45 to 1.48 does operations on files by io_uring. After a short write
+ * the rest would be written to the file's beginning, nothing can be cancelled,
+ * and a write to a full pipe could never end. libuv reads the variable once for
+ * the process, in the first uv_loop_init. Children inherit it. */
+static void avoid_io_uring(void) {
+  if (uv_version() >= 0x012d00 && uv_version() < 0x013100)
+    setenv("UV_USE_IO_URING", "0", 1);
+}
+
 int pa_loop_new(pa_counters *counters, pa_loop **place) {
   pa_loop *loop;
   int error;
 
   pa_reap_abandoned();
+  avoid_io_uring();
   error = pa_open_standard_streams();
   if (error != 0)
     return error;

@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -54,7 +56,7 @@ def make_pkg_config(folder, script):
     return str(path)
 
 
-def make_prefix(folder, version, library="libuv.so"):
+def make_prefix(folder, version, library="lib/libuv.so"):
     major, minor = version.split(".")
     (folder / "include" / "uv").mkdir(parents=True)
     (folder / "include" / "uv" / "version.h").write_text(
@@ -63,8 +65,8 @@ def make_prefix(folder, version, library="libuv.so"):
         "#define UV_VERSION_PATCH 2\n"
         "#define UV_VERSION_HEX  ((UV_VERSION_MAJOR << 16) | (UV_VERSION_MINOR <<  8))\n"
     )
-    (folder / "lib").mkdir()
-    (folder / "lib" / library).touch()
+    (folder / library).parent.mkdir(parents=True)
+    (folder / library).touch()
     return str(folder)
 
 
@@ -97,7 +99,7 @@ def test_an_empty_prefix_folder_stops_the_build_with_a_clear_message(tmp_path):
 
 def test_a_prefix_with_headers_but_no_library_stops_the_build(tmp_path):
     # Otherwise the system's library would be linked with another version's headers.
-    prefix = make_prefix(tmp_path, "1.44", library="unrelated.so")
+    prefix = make_prefix(tmp_path, "1.44", library="lib/unrelated.so")
     assert_stopped(run_build_script(PYASYNC_LIBUV_PREFIX=prefix), str(tmp_path / "lib"))
 
 
@@ -166,6 +168,96 @@ def test_the_flags_of_the_user_win(variable, value, ours):
     if ours not in flags_of_build():
         pytest.skip("Python itself was built with such a flag")
     assert ours not in flags_of_build(**{variable: value})
+
+
+def test_a_static_library_is_linked_by_its_path_and_leaves_no_run_path(tmp_path):
+    build = run_build_script(PYASYNC_LIBUV_PREFIX=make_prefix(tmp_path, "1.44", "lib/libuv.a"))
+    assert str(tmp_path / "lib" / "libuv.a") in build.stdout.split()
+    assert "rpath" not in build.stdout
+
+
+@pytest.mark.parametrize("folder", ["lib64", f"lib/{sysconfig.get_config_var('MULTIARCH')}"])
+def test_the_library_may_lie_in_another_folder_of_the_prefix(tmp_path, folder):
+    build = run_build_script(
+        PYASYNC_LIBUV_PREFIX=make_prefix(tmp_path, "1.44", f"{folder}/libuv.so")
+    )
+    assert f"-L{tmp_path / folder}" in build.stdout.split()
+    assert build.stderr == ""
+
+
+def test_a_missing_compiler_stops_the_build_with_a_clear_message():
+    build = run_build_script(CC="/nowhere/cc -pthread")
+    assert build.returncode == 1
+    assert "there is no C compiler ('/nowhere/cc -pthread' is not found)" in build.stderr
+    assert "apt install gcc libc6-dev python3-dev" in build.stderr
+    assert len(build.stderr.splitlines()) < 10
+
+
+# setup.py
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Give a copy of what a build needs."""
+    folder = tmp_path / "project"
+    for name in ["csrc", "pyasync"]:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so"))
+    for name in ["setup.py", "build_libuv.py", "pyproject.toml", "MANIFEST.in", "README.md"]:
+        shutil.copy(ROOT / name, folder)
+    shutil.copy(ROOT / "LICENSE", folder)
+    return folder
+
+
+def run_setup(project, *arguments, **environment):
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--quiet", *arguments],
+        cwd=project,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_source_distribution_needs_neither_libuv_nor_a_compiler(project):
+    run_setup(project, "sdist", PKG_CONFIG="/nowhere/pkg-config", CC="/nowhere/cc")
+    [archive] = (project / "dist").iterdir()
+    with tarfile.open(archive) as files:
+        names = {name.partition("/")[2] for name in files.getnames()}
+    assert {"csrc/loop.c", "csrc/exports.map", "build_libuv.py", "setup.py"} <= names
+
+
+def test_another_prefix_builds_anew_and_the_users_flags_are_kept(project, tmp_path):
+    """With a compiler that only writes down how it is called."""
+    log = tmp_path / "log"
+    compiler = tmp_path / "cc"
+    compiler.write_text(
+        f"""#!/bin/sh
+echo "$*" >> {log}
+while [ $# -gt 1 ]; do [ "$1" = -o ] && touch "$2"; shift; done
+"""
+    )
+    compiler.chmod(0o755)
+    for name, version in [("one", "1.44"), ("other", "1.52")]:
+        (tmp_path / name).mkdir()
+        prefix = make_prefix(tmp_path / name, version)
+        log.write_text("")
+        run_setup(
+            project,
+            "build_ext",
+            PYASYNC_LIBUV_PREFIX=prefix,
+            CC=str(compiler),
+            LDSHARED=f"{compiler} -shared",
+            CFLAGS="-Os -DMINE",
+        )
+        *compilations, link = log.read_text().splitlines()
+        assert len(compilations) > len(list((ROOT / "csrc").glob("*.c")))
+        for call in compilations:
+            assert f"-I{prefix}/include" in call
+            assert "-DMINE" in call
+            assert [word for word in call.split() if word.startswith("-O")][-1] == "-Os"
+        assert f"-L{prefix}/lib" in link
 
 
 # A tree in which nothing is built
