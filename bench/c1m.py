@@ -28,15 +28,7 @@ from pathlib import Path
 
 import common
 import http_delay
-from common import (
-    CONNECTIONS_PER_ADDRESS,
-    LOAD,
-    MIB,
-    positive_float,
-    positive_int,
-    private_bytes,
-    progress,
-)
+from common import CONNECTIONS_PER_ADDRESS, LOAD, MIB, positive_float, positive_int, private_bytes
 from workers import STOP_SIGNALS, Workers, describe_exit
 
 FIRST_SOURCE = ipaddress.IPv4Address("127.1.0.0")
@@ -230,7 +222,7 @@ class Run:
                 client.communicate()
             for _ in workers.messages():
                 pass
-            progress("")
+            common.progress("")
         self.finish(workers.total(), time.monotonic() - began)
 
     # What happens, in order
@@ -263,7 +255,7 @@ class Run:
         held_at_once = 0
         for total in self.totals(messages):
             held_at_once = max(held_at_once, total.incoming)
-            progress(f"connecting: {total.incoming:,} held")
+            common.progress(f"connecting: {total.incoming:,} held")
             if total.finished:
                 raise Failure(
                     f"the first answer was due when {held_at_once:,} were held:"
@@ -309,7 +301,7 @@ class Run:
     def collect_answers(self, messages):
         """Wait until every client has ended, and add up what they have found."""
         for total in self.totals(messages):
-            progress(f"answering: {total.finished:,} answered, {total.incoming:,} held")
+            common.progress(f"answering: {total.finished:,} answered, {total.incoming:,} held")
             if all(client.poll() is not None for client in self.clients):
                 break
         found = [client.stdout.read().splitlines()[1:] for client in self.clients]

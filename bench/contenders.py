@@ -65,36 +65,26 @@ def no_module(name):
     return "" if importlib.util.find_spec(name) else "not installed"
 
 
-def start(command, cores, **options):
-    """Start a program whose output is read here, on these processors. It ends with this process."""
+@contextlib.contextmanager
+def started(command, cores, seconds=PATIENCE):
+    """Run a program on these processors while the block runs, or until it has had its time.
+
+    Its output is read here. It ends with this process, however that comes.
+    """
 
     def begin():
         os.sched_setaffinity(0, cores)
         end_with_parent()
 
-    return subprocess.Popen(
-        [str(word) for word in command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=begin,
-        **options,
-    )
-
-
-@contextlib.contextmanager
-def bounded(process, seconds=PATIENCE):
-    """End the process when the block has ended, or when it has had its time."""
-    timer = threading.Timer(seconds, process.kill)
-    timer.start()
-    try:
-        yield process
-    finally:
-        timer.cancel()
-        process.kill()
-        process.wait()
-        process.stdin.close()
-        process.stdout.close()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(list(map(str, command)), preexec_fn=begin, **pipes) as process:
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
+        try:
+            yield process
+        finally:
+            timer.cancel()
+            process.kill()
 
 
 def failure(process):
@@ -109,7 +99,7 @@ def failure(process):
 @contextlib.contextmanager
 def running(contender, cores, *words, patience=PATIENCE):
     """Run a server while the block runs. Gives its process id and its port."""
-    with bounded(start([*contender.command, *words], cores), patience) as process:
+    with started([*contender.command, *words], cores, patience) as process:
         for line in process.stdout:
             if line.startswith("listening on "):
                 yield process.pid, int(line.rpartition(":")[2])
@@ -119,7 +109,7 @@ def running(contender, cores, *words, patience=PATIENCE):
 
 def run(contender, cores, *words):
     """Run a program that measures itself. Gives what it says."""
-    with bounded(start([*contender.command, *words], cores)) as process:
+    with started([*contender.command, *words], cores) as process:
         output = process.stdout.read()
         if process.wait() != 0 or not output:
             raise failure(process)
@@ -132,7 +122,7 @@ def load(kind, cores, port, number, *words):
 
     The connections are open until the block ends.
     """
-    with bounded(start([LOAD, *words, kind, port, number], cores)) as process:
+    with started([LOAD, *words, kind, port, number], cores) as process:
 
         def lines():
             for line in process.stdout:

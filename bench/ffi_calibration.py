@@ -24,10 +24,10 @@ ROUNDS = 15
 REPEATS = 20_000  # in a round
 RECORD = Struct("iiqq")  # pa_event
 
-# Calls are measured with so many arguments, the first of these: the types that pyasync passes most.
-COUNTS = (0, 1, 2, 3, 4, 8)
+# The first so many arguments of a call, of the types that pyasync passes most.
 TYPES = ["void *loop", "int slot", "int64_t value", "const char *data", "const int64_t *words",
-         "const char *payload", "size_t size", "int callback"]  # fmt: skip
+         "const char *payload", "size_t size", "int callback", "int flags"]  # fmt: skip
+COUNTS = range(len(TYPES) + 1)
 # Functions to profile: as many as a program calls by turns, which the profiler looks up in a tree.
 BY_TURNS = range(40)
 PROTOTYPES = [
@@ -68,27 +68,17 @@ def calibrate():
     """Measure everything. Returns nanoseconds by name, and by number of arguments for calls."""
     module = load_module()
     ffi, lib = module.ffi, module.lib
-    values = [ffi.new("char[8]"), 1, 2, b"data", ffi.new("int64_t[3]"), b"data", 4, 1]
+    values = [ffi.new("char[8]"), 1, 2, b"data", ffi.new("int64_t[3]"), b"data", 4, 1, 0]
     calls = {count: call_time(getattr(lib, f"pa_empty{count}"), values[:count]) for count in COUNTS}
     call_in, record = event_times(ffi, lib)
-    copy, copy_1k = copy_time(ffi, 1), copy_time(ffi, KIB)
-    found = {
-        "call_out": calls, "call_in": call_in, "record": record, "copy": copy, "copy_1k": copy_1k
-    }  # fmt: skip
+    found = {"call_out": calls, "call_in": call_in, "record": record}
+    found.update(copy=copy_time(ffi, 1), copy_1k=copy_time(ffi, KIB))
     if not PYPY:
         found["profiler"] = {
             "python": profiler_times([eval("lambda: None") for _ in BY_TURNS], 0.0),
             "c": profiler_times([getattr(lib, f"pa_by_turns{i}") for i in BY_TURNS], calls[0]),
         }
     return found
-
-
-def call_cost(calibration, arguments):
-    """What a call out with so many arguments costs: measured, or between two that were."""
-    calls = calibration["call_out"]
-    few = max(count for count in COUNTS if count <= arguments)
-    many = min((count for count in COUNTS if count >= arguments), default=few)
-    return calls[few] + (calls[many] - calls[few]) * (arguments - few) / max(1, many - few)
 
 
 def time_each(statement, *, at_once=1, **names):
@@ -180,9 +170,7 @@ def profiler_times(functions, inside):
 def report(calibration):
     """Say what was measured, as lines of text."""
     rows = {
-        f"a call out, with {' '.join(map(str, COUNTS))} arguments": calibration[
-            "call_out"
-        ].values(),
+        f"a call out, with {COUNTS[0]} to {COUNTS[-1]} arguments": calibration["call_out"].values(),
         'a call in through extern "Python" *': [calibration["call_in"]],
         "a queue record unpacked and dispatched *": [calibration["record"]],
         "a copy of 1 byte, of 1 KiB": [calibration["copy"], calibration["copy_1k"]],

@@ -85,7 +85,7 @@ def parse_options():
     add("--cpu", type=common.positive_float, metavar="SECONDS",
         help="with --from: the CPU time of the program, as time(1) says; without it what libuv and"
         " the kernel take cannot be told from sleep")  # fmt: skip
-    add("--svg", type=common.new_file, help="draw a bar for each variant into this file")
+    add("--svg", type=common.new_file, metavar="FILE", help="draw a bar for each variant into it")
     options = parser.parse_args()
     if options.cpu is not None and options.profile is None:
         parser.error("--cpu needs --from")

@@ -330,7 +330,8 @@ def parse_options(words=None):
     add("--tls", action="store_true", help="over TLS, with a certificate made for it")
     add("--busy", action="store_true", help="run a busy Python thread beside the server")
     add("--no-stats", dest="stats", action="store_false", help="no line of counters every second")
-    add("--page", type=port_to_listen, help="show the counters live, at http://HOST:PAGE/")
+    add("--page", type=port_to_listen, metavar="PORT",
+        help="show the counters live, at http://HOST:PORT/")  # fmt: skip
     load = parser.add_argument_group("load", "start bench/http_load.py against the server")
     add = load.add_argument
     add("--load", type=positive_int, nargs="?", const=DEFAULT_LOAD, metavar="NUM",

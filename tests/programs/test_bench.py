@@ -372,7 +372,7 @@ def test_profile_names_each_crossing(options, crossings):
 # The comparison
 
 
-TINY = ["--seconds=0.03", "--warm-up=0.02"]
+TINY = ["--seconds=0.3", "--warm-up=0.02"]
 COMPARED = ["http", "busy", "held", "echo", "timers", "cancel", "pending"]
 COMPARED += ["accept", "connect", "wakeups", "udp", "lines", "scale-http", "scale-timers"]
 
