@@ -30,6 +30,8 @@ TEST_NEEDS := \
   'command -v curl' curl
 BROWSER_NEEDS := \
   'command -v chromium-headless-shell || command -v chromium' chromium-headless-shell
+VALGRIND_NEEDS := \
+  'command -v valgrind' valgrind
 BENCH_NEEDS := \
   'command -v node' nodejs \
   'command -v pypy3' 'pypy3 pypy3-venv pypy3-dev'
@@ -82,11 +84,12 @@ format: $(VENV)/.built-lint ## format the Python
 
 # The sanitizers' libraries must be in the process before Python is, and in those it starts.
 # PYTHONMALLOC: an allocator of Python's own would hide overruns of its small blocks.
-# detect_leaks: CPython leaves memory allocated at exit.
+# print_suppressions=0: tests look at what programs print.
 .PHONY: sanitize
-sanitize: .venv-sanitize/.sanitized ## run the tests on a build with AddressSanitizer and UBSan
+sanitize: .venv-sanitize/.sanitized ## run the tests on a build with sanitizers of memory, leaks too
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	LSAN_OPTIONS=print_suppressions=0:suppressions=$(CURDIR)/tests/faults/lsan.supp \
 	.venv-sanitize/bin/pytest $(TEST_ARGS)
 
 .PHONY: faults
@@ -100,6 +103,14 @@ fuzz: $(VENV)/.built-test ## run random programs beside a model; FUZZ_ARGS='--hy
 .PHONY: soak
 soak: $(VENV)/.built ## run everything beside hostile peers, ten minutes; SOAK_ARGS='--minutes 1'
 	$(VENV)/bin/python bench/soak.py $(SOAK_ARGS)
+
+# PYTHONMALLOC as above. A leak counts where no pointer to the memory is left at the end.
+.PHONY: valgrind
+valgrind: $(VENV)/.built-test ## run a mix of everything under memcheck
+	@tools/need $(VALGRIND_NEEDS)
+	PYTHONMALLOC=malloc valgrind --quiet --error-exitcode=9 --num-callers=30 --leak-check=full \
+	  --show-leak-kinds=definite --errors-for-leak-kinds=definite \
+	  --suppressions=tests/faults/valgrind.supp $(VENV)/bin/python tests/faults/run.py --none
 
 .PHONY: set-up
 set-up: $(VENV)/.built-test $(VENV)/.built-lint .venv-sanitize/.sanitized ## what all the checks need
