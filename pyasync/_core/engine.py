@@ -175,8 +175,8 @@ class Engine:
         self.python_handles: dict[str, dict[Any, None]] = {"notifier": {}, "work": {}}
         #: Calls to make after this iteration's records and write callbacks.
         self.ready: list[Callable[[], object]] = []
-        #: A second queue of calls, that an API runs by itself: `poll` does not sleep while it is not
-        #: empty. Another thread that adds to it calls `Wakeup.wake` after that.
+        #: A second queue of calls, which an API runs by itself: `poll` does not sleep while it has
+        #: any. Another thread that adds to it calls `Wakeup.wake` after that.
         self.pending: Collection[Any] = ()
         #: TLS streams with deferred writes, which are encrypted together before the next crossing.
         self.to_encrypt: deque[Any] = deque()

@@ -1,0 +1,466 @@
+"""The asyncio event loop: asyncio's own Unix loop, of which the costly parts are replaced.
+
+Replaced are the iteration (one crossing, as in the callback API), handles and timers, and sockets
+with a connection (`pyasync.aio.transports`). The rest is asyncio's own code, which works on its
+selector: add_reader, pipes, child watchers, datagrams, sock_*. The selector is an epoll set, and
+libuv polls its descriptor like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import signal
+import socket as sockets
+from asyncio import base_events, coroutines, events
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from typing import Any
+
+from pyasync._core.handles import CHandle
+from pyasync._ffi import lib
+from pyasync.aio.handles import (
+    DebugTimerHandle,
+    Handle,
+    HandleDeadlines,
+    TimerHandle,
+    milliseconds,
+)
+from pyasync.aio.transports import Listener, SocketTransport
+from pyasync.aio.versions import ssl_protocol
+from pyasync.counters import Stats
+from pyasync.errors import CallbackError, check
+from pyasync.loop import Loop
+
+#: Handles that may run before the next crossing, where handles keep adding others. So a chain of
+#: call_soon does not cost a crossing each; and I/O waits no longer than this.
+READY_BUDGET = 64
+
+STREAM_FAMILIES = (sockets.AF_INET, sockets.AF_INET6, sockets.AF_UNIX)
+
+_new_handle = Handle.__new__
+
+
+class AioEngine(Loop):
+    """The pyasync loop below an `EventLoop`: what `pyasync.current_loop` gives in it."""
+
+    __slots__ = ("aio",)
+
+    def __init__(self, aio: EventLoop) -> None:
+        super().__init__()
+        #: The asyncio loop.
+        self.aio = aio
+        self.queue = self._queue_at_once
+
+    def enter(self) -> None:
+        super().enter()
+        self.queue = self.operations.extend
+
+    def leave(self) -> None:
+        self.queue = self._queue_at_once
+        try:
+            self.submit()
+        finally:
+            super().leave()
+
+    def _queue_at_once(self, operation: Any) -> None:
+        """Perform an operation while the loop does not run: no crossing would take it along."""
+        self.operations.extend(operation)
+        if self.c is not None and not self.closed:
+            self.submit()
+
+    def drop(self) -> None:
+        """Stop, for `exit_event_loop`. Nothing is dropped, because the loop may run again."""
+        if self.forked:
+            super().drop()
+        else:
+            self.aio.stop()
+
+    def on_error(self, error: Exception, owner: Any) -> None:
+        if isinstance(owner, Listener):
+            owner._accept_failed(error)
+            return
+        context: dict[str, Any] = {"message": "Exception in a callback", "exception": error}
+        if owner is not None:
+            context["message"] = f"Exception in a callback of {owner!r}"
+        self.aio.call_exception_handler(context)
+        event_cb = owner._event_cb if owner is not None else None
+        if event_cb is not None:
+            told = CallbackError(error, owner)
+            told.__cause__ = error
+            self.call_event_cb(event_cb, told)
+
+
+class _SelectorPoller(CHandle):
+    """Runs asyncio's selector when its descriptor is readable."""
+
+    __slots__ = ("_run",)
+
+    def __init__(self, engine: AioEngine, fd: int, run: Callable[[], None]) -> None:
+        self._run = run
+        super().__init__(engine, check(lib.pa_poll_start(engine.c, fd, lib.UV_READABLE)), None)
+
+    def _on_event(self, kind: int, value: int, data: int) -> None:
+        if self._slot >= 0:
+            self._run()
+
+
+class EventLoop(asyncio.SelectorEventLoop):
+    """An asyncio event loop on pyasync's core. All methods are those of asyncio's loops."""
+
+    def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
+        """Make a loop. ``selector`` is as of `asyncio.SelectorEventLoop`; it needs a ``fileno``."""
+        if selector is None or not hasattr(selector, "fileno"):
+            selector = selectors.DefaultSelector()
+        self._engine = AioEngine(self)
+        self._listeners: dict[int, Listener] = {}
+        try:
+            self._engine.open()
+            super().__init__(selector)
+            self._engine.pending = self._ready
+            self._deadlines = self._engine.deadlines = HandleDeadlines(self._ready)
+            self._poller = _SelectorPoller(self._engine, selector.fileno(), self._select)
+        except BaseException:
+            self._engine.close()
+            selector.close()
+            raise
+
+    def stats(self) -> Stats:
+        """Return a snapshot of the loop's counters; from any thread, and after its end too."""
+        return self._engine.stats()
+
+    # Wake-ups and signals. asyncio's own need a pair of sockets in the selector: these do not.
+
+    def _make_self_pipe(self) -> None:
+        self._ssock = self._csock = None
+
+    def _close_self_pipe(self) -> None:
+        pass
+
+    def _write_to_self(self) -> None:
+        wakeup = self._engine._wakeup
+        if not wakeup.woken:
+            wakeup.wake(self._engine)
+
+    def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:
+        if coroutines.iscoroutine(callback) or coroutines.iscoroutinefunction(callback):
+            raise TypeError("coroutines cannot be used with add_signal_handler()")
+        self._check_signal(sig)
+        self._check_closed()
+        handle = events.Handle(callback, args, self, None)
+        before = self._signal_handlers.get(sig)
+        self._signal_handlers[sig] = handle
+        try:
+            # Python runs it between two bytecodes: the engine's wakeup descriptor has ended the
+            # poll by then.
+            signal.signal(sig, self._on_signal)
+            signal.siginterrupt(sig, False)
+        except (ValueError, OSError) as error:
+            if before is None:
+                del self._signal_handlers[sig]
+            else:
+                self._signal_handlers[sig] = before
+            if isinstance(error, ValueError):  # not in the main thread
+                raise RuntimeError(str(error)) from None
+            raise RuntimeError(f"sig {sig} cannot be caught") from None
+
+    def remove_signal_handler(self, sig: int) -> bool:
+        self._check_signal(sig)
+        if self._signal_handlers.pop(sig, None) is None:
+            return False
+        default = signal.default_int_handler if sig == signal.SIGINT else signal.SIG_DFL
+        try:
+            signal.signal(sig, default)
+        except OSError as error:
+            raise RuntimeError(f"sig {sig} cannot be caught") from error
+        return True
+
+    def _on_signal(self, sig: int, frame: Any) -> None:
+        handle = self._signal_handlers.get(sig)
+        if handle is not None:
+            self._add_callback_signalsafe(handle)
+
+    # Scheduling
+
+    def call_soon(
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> events.Handle:
+        if self._debug or self._closed:
+            handle = super().call_soon(callback, *args, context=context)
+            if handle._source_traceback:
+                del handle._source_traceback[-1]
+            return handle
+        handle = _new_handle(Handle)  # without __init__: its call would be a third of this method
+        handle._callback = callback
+        handle._args = args
+        handle._context = copy_context() if context is None else context
+        self._ready.append(handle)
+        return handle
+
+    def call_soon_threadsafe(
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> events.Handle:
+        self._check_closed()
+        if self._debug:
+            self._check_callback(callback, "call_soon_threadsafe")
+            handle = self._call_soon(callback, args, context)
+            if handle._source_traceback:
+                del handle._source_traceback[-1]
+        else:
+            handle = Handle(callback, args, copy_context() if context is None else context)
+            self._ready.append(handle)
+        self._write_to_self()
+        return handle
+
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
+    ) -> events.TimerHandle:
+        if delay is None:
+            raise TypeError("delay must not be None")
+        handle = self.call_at(self.time() + delay, callback, *args, context=context)
+        if handle._source_traceback:
+            del handle._source_traceback[-1]
+        return handle
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any, context: Any = None
+    ) -> events.TimerHandle:
+        if when is None:
+            raise TypeError("when cannot be None")
+        self._check_closed()
+        handle: TimerHandle | DebugTimerHandle
+        if self._debug:
+            self._check_thread()
+            self._check_callback(callback, "call_at")
+            handle = DebugTimerHandle(when, callback, args, self, context, self._deadlines)
+            if handle._source_traceback:
+                del handle._source_traceback[-1]
+        else:
+            handle = TimerHandle(
+                when,
+                callback,
+                args,
+                copy_context() if context is None else context,
+                self._deadlines,
+            )
+        self._deadlines.arm(handle, milliseconds(when))
+        return handle
+
+    # Running
+
+    def run_forever(self) -> None:
+        self._check_closed()
+        self._check_running()
+        engine = self._engine
+        if engine.forked:
+            raise engine.not_running()
+        try:
+            engine.enter()
+            super().run_forever()
+        finally:
+            engine.leave()
+
+    def _run_once(self) -> None:
+        """Iterate until `stop` is called; asyncio's `run_forever` calls this in a loop.
+
+        In an iteration: cross once, which polls; run the handles that were ready before the poll;
+        then what the poll has found; then the handles that this has made ready, and those that they
+        add, until `READY_BUDGET` or until there are operations for C.
+        """
+        engine, ready = self._engine, self._ready
+        while True:
+            if self._stopping:
+                engine.poll(0)
+            else:
+                engine.poll()
+            if ready and engine._batch:
+                self._run_handles(len(ready))
+            engine.dispatch()
+            if engine.ready or engine._wakeup.calls:
+                engine.run_ready()
+            budget = READY_BUDGET
+            while ready:
+                budget -= len(ready)
+                self._run_handles(len(ready))
+                if budget <= 0 or engine.operations or self._stopping:
+                    break
+            if self._stopping:
+                return
+
+    def _run_handles(self, count: int) -> None:
+        """Run so many of the handles that are ready."""
+        popleft = self._ready.popleft
+        if self._debug:
+            for _ in range(count):
+                self._run_in_debug_mode(popleft())
+            return
+        handle: Any = None
+        while count:
+            try:
+                while count:
+                    count -= 1
+                    handle = popleft()
+                    callback = handle._callback
+                    if callback is not None:
+                        handle._context.run(callback, *handle._args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self._handle_failed(handle, error)
+        handle = callback = None  # an exception's traceback would keep them, and be kept by them
+
+    def _run_in_debug_mode(self, handle: Any) -> None:
+        if handle._cancelled:
+            return
+        self._current_handle = handle
+        try:
+            start = self.time()
+            if isinstance(handle, Handle):  # it was made before debug mode was on
+                try:
+                    handle._run()
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:
+                    self._handle_failed(handle, error)
+            else:
+                handle._run()
+            took = self.time() - start
+            if took >= self.slow_callback_duration:
+                base_events.logger.warning(
+                    "Executing %s took %.3f seconds",
+                    base_events._format_handle(handle),
+                    took,
+                )
+        finally:
+            self._current_handle = None
+
+    def _handle_failed(self, handle: Any, error: BaseException) -> None:
+        callback = base_events._format_handle(handle)
+        if handle._callback is not None:
+            callback = asyncio.format_helpers._format_callback_source(
+                handle._callback, handle._args
+            )
+        context = {
+            "message": f"Exception in callback {callback}",
+            "exception": error,
+            "handle": handle,
+        }
+        if handle._source_traceback:
+            context["source_traceback"] = handle._source_traceback
+        self.call_exception_handler(context)
+
+    def _select(self) -> None:
+        self._process_events(self._selector.select(0))
+
+    def close(self) -> None:
+        if self.is_running():
+            raise RuntimeError("Cannot close a running event loop")
+        if not self.is_closed():
+            super().close()
+            self._engine.close()
+            self._listeners.clear()
+
+    # Serving
+
+    def _start_serving(
+        self,
+        protocol_factory: Any,
+        sock: sockets.socket,
+        sslcontext: Any = None,
+        server: Any = None,
+        backlog: int = 100,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> None:
+        self._ensure_fd_no_transport(sock)
+        factory = protocol_factory
+        if sslcontext is not None:
+
+            def factory() -> Any:
+                return ssl_protocol(
+                    self,
+                    protocol_factory(),
+                    sslcontext,
+                    None,
+                    True,
+                    None,
+                    ssl_handshake_timeout,
+                    ssl_shutdown_timeout,
+                )
+
+        # A duplicate: asyncio's Server keeps the socket itself, and closes it.
+        listener = Listener(self._engine, sock.dup(), factory, server)
+        self._listeners[sock.fileno()] = listener
+
+    def _stop_serving(self, sock: sockets.socket) -> None:
+        listener = self._listeners.pop(sock.fileno(), None)
+        if listener is not None:
+            listener.close()
+        super()._stop_serving(sock)
+
+    # Transports
+
+    def _make_socket_transport(
+        self,
+        sock: sockets.socket,
+        protocol: Any,
+        waiter: Any = None,
+        *,
+        extra: Any = None,
+        server: Any = None,
+    ) -> Any:
+        if sock.family not in STREAM_FAMILIES:
+            return super()._make_socket_transport(
+                sock, protocol, waiter, extra=extra, server=server
+            )
+        self._ensure_fd_no_transport(sock)
+        fd = sock.fileno()
+        transport = SocketTransport.adopt(self._engine, sock, protocol, extra, server)
+        self._transports[fd] = transport
+        self.call_soon(transport._begin, waiter)
+        return transport
+
+    def _make_ssl_transport(
+        self,
+        rawsock: sockets.socket,
+        protocol: Any,
+        sslcontext: Any,
+        waiter: Any = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        extra: Any = None,
+        server: Any = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> Any:
+        tls = ssl_protocol(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            ssl_handshake_timeout,
+            ssl_shutdown_timeout,
+        )
+        self._make_socket_transport(rawsock, tls, extra=extra, server=server)
+        return tls._app_transport
+
+    async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int) -> int:
+        if not isinstance(transp, SocketTransport):
+            return await super()._sendfile_native(transp, file, offset, count)
+        reading = transp.is_reading()
+        transp.pause_reading()
+        sock = None
+        try:
+            await transp._make_empty_waiter()
+            # A duplicate, because the transport may be closed meanwhile, and its number reused.
+            sock = transp._duplicate()
+            return await self.sock_sendfile(sock, file, offset, count, fallback=False)
+        finally:
+            if sock is not None:
+                sock.close()
+            transp._reset_empty_waiter()
+            if reading:
+                transp.resume_reading()

@@ -1,0 +1,59 @@
+"""Where the versions of Python differ for `pyasync.aio`: all of it is here, found by looking."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from asyncio import base_events, sslproto
+from typing import Any
+
+
+def _parameters(function: Any) -> Any:
+    return inspect.signature(function).parameters
+
+
+#: Since 3.13 a server is told which transport attaches to it, to close its clients.
+ATTACH_TAKES_TRANSPORT = len(_parameters(base_events.Server._attach)) > 1
+
+#: Since 3.11 SSLProtocol has a time limit for closing; it is a BufferedProtocol since then.
+HAS_SHUTDOWN_TIMEOUT = "ssl_shutdown_timeout" in _parameters(sslproto.SSLProtocol.__init__)
+
+
+def attach(server: Any, transport: Any) -> None:
+    """Count a transport of an `asyncio.Server`."""
+    if ATTACH_TAKES_TRANSPORT:
+        server._attach(transport)
+    else:
+        server._attach()
+
+
+def detach(server: Any, transport: Any) -> None:
+    """Undo `attach`."""
+    if ATTACH_TAKES_TRANSPORT:
+        server._detach(transport)
+    else:
+        server._detach()
+
+
+def ssl_protocol(
+    loop: Any,
+    protocol: Any,
+    context: Any,
+    waiter: Any,
+    server_side: bool,
+    server_hostname: str | None,
+    handshake_timeout: float | None,
+    shutdown_timeout: float | None,
+) -> Any:
+    """Return asyncio's protocol that speaks TLS for another protocol."""
+    options: dict[str, Any] = {"ssl_handshake_timeout": handshake_timeout}
+    if HAS_SHUTDOWN_TIMEOUT:
+        options["ssl_shutdown_timeout"] = shutdown_timeout
+    return sslproto.SSLProtocol(
+        loop, protocol, context, waiter, server_side, server_hostname, **options
+    )
+
+
+def default_policy() -> Any:
+    """Return the class of asyncio's own policy; its public name warns since 3.14."""
+    return getattr(asyncio, "_DefaultEventLoopPolicy", None) or asyncio.DefaultEventLoopPolicy

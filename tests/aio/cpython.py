@@ -1,0 +1,146 @@
+"""Runs CPython's own tests of asyncio, with pyasync's loop in place of asyncio's.
+
+    python tests/aio/cpython.py                   all modules, and a table of the results
+    python tests/aio/cpython.py test_events       one module; more words go to unittest
+    python tests/aio/cpython.py --asyncio ...     the same with asyncio's own loop, to compare
+
+The interpreter must have the package test.test_asyncio; Debian leaves it out of python3, and has it
+in libpython3-testsuite. Each module runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import re
+import subprocess
+import sys
+import time
+import unittest
+
+#: Modules that make event loops. Others test what has no loop (queues, locks by mocks, Windows).
+MODULES = [
+    "test_base_events",
+    "test_buffered_proto",
+    "test_context",
+    "test_eager_task_factory",
+    "test_ensurefuture",
+    "test_events",
+    "test_free_threading",
+    "test_futures",
+    "test_futures2",
+    "test_locks",
+    "test_pep492",
+    "test_protocols",
+    "test_queues",
+    "test_runners",
+    "test_sendfile",
+    "test_server",
+    "test_sock_lowlevel",
+    "test_ssl",
+    "test_sslproto",
+    "test_staggered",
+    "test_streams",
+    "test_subprocess",
+    "test_taskgroups",
+    "test_tasks",
+    "test_threads",
+    "test_timeouts",
+    "test_transports",
+    "test_unix_events",
+    "test_waitfor",
+]
+
+#: Tests that are not run with pyasync's loop, and the reason. They look at parts of asyncio's own
+#: implementation that this loop has not got, and at no behaviour of a loop.
+NOT_RUN = {
+    "test_unix_events.SelectorEventLoopSignalTests": "replaces asyncio's module `signal` by a mock",
+    "EventLoopTests.test_internal_fds": "counts the sockets of asyncio's own way to wake itself up",
+}
+
+
+def use_pyasync() -> None:
+    """Let every loop that a test makes be pyasync's, also after set_event_loop_policy(None)."""
+    import pyasync.aio
+
+    asyncio.SelectorEventLoop = asyncio.DefaultEventLoop = pyasync.aio.EventLoop  # type: ignore
+    asyncio.unix_events._UnixDefaultEventLoopPolicy._loop_factory = pyasync.aio.EventLoop
+    for name in ("SelectorEventLoop", "EventLoop"):
+        if hasattr(asyncio, name):
+            setattr(asyncio, name, pyasync.aio.EventLoop)
+
+
+def selected(suite, pattern=None):
+    """Yield the tests of a suite that are to be run."""
+    for test in suite:
+        if isinstance(test, unittest.TestSuite):
+            yield from selected(test)
+        elif not any(name in test.id() for name in NOT_RUN):
+            yield test
+
+
+def run_module(name: str, words: list[str], own: bool) -> int:
+    if not own:
+        use_pyasync()
+    names = [f"test.test_asyncio.{name}"] if not words else None
+    loader = unittest.TestLoader()
+    if words and words[0].startswith("-k"):
+        loader.testNamePatterns = [f"*{word}*" for word in words if word != "-k"]
+        names = [f"test.test_asyncio.{name}"]
+    elif words:
+        names = [f"test.test_asyncio.{name}.{word}" for word in words]
+    suite = loader.loadTestsFromNames(names)
+    tests = unittest.TestSuite([_module_suite(suite, own)])
+    result = unittest.TextTestRunner(verbosity=1 + bool(words)).run(tests)
+    return not result.wasSuccessful()
+
+
+def _module_suite(suite, own):
+    return suite if own else unittest.TestSuite(selected(suite))
+
+
+RESULT = re.compile(r"Ran (\d+) tests? in .*\n\n(OK|FAILED)(?: \((.*)\))?")
+FAILED = re.compile(r"^(?:FAIL|ERROR): (.*)$", re.M)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--asyncio", action="store_true", help="run them with asyncio's own loop")
+    parser.add_argument("--limit", type=float, default=300, help="seconds for a module")
+    parser.add_argument("module", nargs="?")
+    parser.add_argument("words", nargs=argparse.REMAINDER, help="test names, or -k PATTERN")
+    options = parser.parse_args()
+    if importlib.util.find_spec("test.test_asyncio") is None:
+        print("this Python has no test.test_asyncio", file=sys.stderr)
+        return 2
+    if options.module:
+        return run_module(options.module, options.words, options.asyncio)
+    status = 0
+    for name in MODULES:
+        if importlib.util.find_spec(f"test.test_asyncio.{name}") is None:
+            continue
+        words = [sys.executable, __file__, *["--asyncio"][: options.asyncio], name]
+        start = time.monotonic()
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=options.limit)
+            output = done.stderr
+        except subprocess.TimeoutExpired:
+            output = ""
+        found = RESULT.search(output)
+        took = time.monotonic() - start
+        if found is None:
+            status = 1
+            print(f"{name:<24} no result after {took:.0f} s", flush=True)
+            print(output[-2000:])
+            continue
+        number, verdict, details = found.groups()
+        print(f"{name:<24} {number:>4} {verdict} {details or ''} ({took:.0f} s)", flush=True)
+        if verdict != "OK":
+            status = 1
+            print("    " + "\n    ".join(FAILED.findall(output)), flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
