@@ -199,6 +199,11 @@ int pa_fs_watch(pa_loop *loop, const char *path) {
   monitor->iteration = 0;
   uv_fs_event_init(&loop->uv, &monitor->handle);
   error = watch(monitor, length);
+#ifdef __linux__
+  /* The first monitor of the loop has made libuv poll inotify(7). */
+  if (error == 0 && loop->uv.inotify_read_watcher.events == 0)
+    error = pa_epoll_add(loop, &loop->uv.inotify_read_watcher);
+#endif
   if (error != 0) {
     uv_close((uv_handle_t *) &monitor->handle, pa_free_unstarted);
     return error;

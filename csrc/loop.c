@@ -72,7 +72,7 @@ static void perform_on_handle(pa_loop *loop, enum pa_operation operation,
       pa_stream_shutdown(loop, slot);
       break;
     case PA_READ_START:
-      pa_stream_read_start(handle);
+      kind->read_start(handle);
       break;
     case PA_READ_STOP:
       pa_stream_read_stop(loop, slot);
@@ -164,8 +164,10 @@ int pa_run(pa_loop *loop, int wait, int64_t due, int timers_referenced,
    * timer would be late by as long as the callback has taken that armed it. */
   uv_update_time(&loop->uv);
   drive_timers(loop, due, timers_referenced);
-  if (!may_skip_poll(loop))
+  if (!may_skip_poll(loop)) {
+    pa_epoll_register(loop);  /* first, because it may push records */
     run_libuv(loop, wait && loop->events.count == 0 && !pa_has_ready(loop));
+  }
   pa_take_turns(loop);
   alive = uv_loop_alive(&loop->uv);
   loop->in_pa_run = 0;
@@ -299,7 +301,7 @@ int pa_watch_signals(pa_loop *loop, int fd) {
     uv_unref((uv_handle_t *) &loop->signal_poll);
     error = uv_poll_start(&loop->signal_poll, UV_READABLE, on_signal_poll);
   }
-  return error;
+  return error == 0 ? pa_epoll_add(loop, &loop->signal_poll.io_watcher) : error;
 }
 
 /* Beginning and end */
@@ -357,40 +359,6 @@ static void avoid_io_uring(void) {
     setenv("UV_USE_IO_URING", "0", 1);
 }
 
-int pa_loop_new(pa_counters *counters, pa_loop **place) {
-  pa_loop *loop;
-  int error;
-
-  pa_reap_abandoned();
-  avoid_io_uring();
-  error = pa_open_standard_streams();
-  if (error != 0)
-    return error;
-  loop = calloc(1, sizeof(*loop));
-  if (loop == NULL)
-    return UV_ENOMEM;
-  error = uv_loop_init(&loop->uv);
-  if (error != 0) {
-    free(loop);
-    return error;
-  }
-  error = uv_async_init(&loop->uv, &loop->async, on_async);
-  if (error != 0) {
-    uv_loop_close(&loop->uv);
-    free(loop);
-    return error;
-  }
-  uv_unref((uv_handle_t *) &loop->async);
-  loop->counters = counters;
-  loop->arena = pa_grow(NULL, ARENA_SIZE);
-  loop->free_slot = -1;
-  loop->retired_slot = -1;
-  uv_timer_init(&loop->uv, &loop->timer);
-  loop->timer_due = -1;
-  *place = loop;
-  return 0;
-}
-
 /* The loop's own handles have no slots, and their memory is the loop's. */
 static void close_own(uv_handle_t *handle, void *arg) {
   (void) arg;
@@ -432,6 +400,75 @@ static int close_loop(pa_loop *loop) {
   free(loop->buffers);
   free(loop);
   return 0;
+}
+
+/* libuv opens so many for a loop: an eventfd, epoll's descriptor, a pipe for
+ * signals, and with the first loop another, of the process. It aborts if it
+ * cannot open that one. */
+#define LOOP_PIPES 3
+
+static int require_descriptors(void) {
+  int pipes[LOOP_PIPES][2];
+  int count = 0;
+  int error = 0;
+
+  while (count < LOOP_PIPES && error == 0) {
+    error = pa_pipe(pipes[count]);
+    if (error == 0)
+      count++;
+  }
+  while (count-- > 0) {
+    close(pipes[count][0]);
+    close(pipes[count][1]);
+  }
+  return error;
+}
+
+static int init_loop(pa_loop *loop) {
+  int error = require_descriptors();
+
+  if (error != 0)
+    return error;
+  error = uv_loop_init(&loop->uv);
+  /* After an error libuv leaves it open, up to 1.50. */
+  if (error != 0 && loop->uv.backend_fd > STDERR_FILENO)
+    close(loop->uv.backend_fd);
+  return error;
+}
+
+int pa_loop_new(pa_counters *counters, pa_loop **place) {
+  pa_loop *loop;
+  int error;
+
+  pa_reap_abandoned();
+  avoid_io_uring();
+  loop = calloc(1, sizeof(*loop));
+  if (loop == NULL)
+    return UV_ENOMEM;
+  loop->counters = counters;
+  loop->free_slot = -1;
+  loop->retired_slot = -1;
+  loop->timer_due = -1;
+  loop->arena = malloc(ARENA_SIZE);
+  error = loop->arena == NULL ? UV_ENOMEM : init_loop(loop);
+  if (error != 0) {
+    free(loop->arena);
+    free(loop);
+    return error;
+  }
+  error = uv_async_init(&loop->uv, &loop->async, on_async);
+  if (error == 0) {
+    uv_unref((uv_handle_t *) &loop->async);
+    uv_timer_init(&loop->uv, &loop->timer);
+    error = pa_epoll_add(loop, &loop->uv.async_io_watcher);
+  }
+  if (error == 0)
+    error = pa_epoll_add(loop, &loop->uv.signal_io_watcher);
+  if (error == 0)
+    *place = loop;
+  else
+    close_loop(loop);
+  return error;
 }
 
 int pa_loop_close(pa_loop **place) {

@@ -28,7 +28,8 @@ enum pa_event_kind {
                        or -1 */
   PA_CLOSED,        /* the handle is gone; its last event */
   PA_EOF,           /* the peer has shut down its sending side */
-  PA_READ_ERROR,    /* value is the error */
+  PA_READ_ERROR,    /* value is the error; of UDP, data: whether the socket
+                       receives nothing more until PA_READ_START */
   PA_BLOCKED,       /* the kernel has refused value bytes, for now */
   PA_CALLBACK_WAITS,  /* the callback of a blocked or lost write must wait for
                        PA_WRITTEN: the value-th one that was submitted since
@@ -45,7 +46,8 @@ enum pa_event_kind {
   PA_SIGNAL,        /* value is the signal's number */
   PA_DONE,          /* the request at the address value is over */
   PA_IDLE,          /* once an iteration */
-  PA_POLLED,        /* value: flags of enum uv_poll_event */
+  PA_POLLED,        /* value: flags of enum uv_poll_event, or an error, after
+                       which the descriptor is not polled */
   PA_EXITED,        /* value is the exit status, data the signal's number */
   PA_FS_CHANGED     /* value: flags of enum uv_fs_event; data: the offset of the
                        entry's name in pa_text, or -1: see pa_fs_look */

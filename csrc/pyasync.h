@@ -98,6 +98,11 @@ typedef struct {
   void (*after_close)(pa_loop *loop, const pa_slot *entry);
   /* Reads once, into the arena. NULL: it never calls pa_readable. */
   void (*receive)(pa_loop *loop, int slot);
+  /* Takes PA_READ_START. NULL: is never sent one. */
+  void (*read_start)(uv_handle_t *handle);
+  /* The system has refused to poll the handle's descriptor: libuv must not try
+   * it. NULL: it has none. */
+  void (*refused)(pa_loop *loop, int slot, int error);
   /* Writes the part at index - 1 and those behind it. NULL: has no writes. */
   void (*write)(pa_loop *loop, int slot, uint32_t index);
 } pa_kind;
@@ -215,6 +220,13 @@ void pa_handles_close(pa_loop *loop);
 /* A uv_close_cb for a handle that has got no slot, because its start failed:
  * libuv has it in its lists all the same, from its uv_*_init on. */
 void pa_free_unstarted(uv_handle_t *handle);
+
+/* epoll.c */
+/* Adds a watcher that libuv has begun to epoll's descriptors. Returns 0; or an
+ * error, and then libuv does not try it either. */
+int pa_epoll_add(pa_loop *loop, uv__io_t *watcher);
+/* To be called before libuv polls: adds all that libuv would add. */
+void pa_epoll_register(pa_loop *loop);
 
 /* turns.c */
 /* A uv_alloc_cb: without a buffer libuv does not read, but reports

@@ -661,15 +661,37 @@ static void flush_and_close(pa_loop *loop, int slot) {
   pa_push(loop, PA_LINGERING, slot, 0, 0);
 }
 
+/* The stream can neither be read any more, nor be told when it can be written.
+ * Data that is there already is lost, as Python closes it. */
+static void refused(pa_loop *loop, int slot, int error) {
+  pa_slot *entry = &loop->slots[slot];
+
+  if (entry->flags & PA_CLOSING) {
+    if (!is_flushed(entry) || (entry->flags & PA_CONNECTING))
+      pa_push(loop, PA_WRITE_ERROR, slot, error, 0);
+    pa_handle_close(loop, entry->handle);
+  } else if (entry->flags & PA_CONNECTING) {
+    pa_push(loop, PA_CONNECTED, slot, error, 0);
+  } else {
+    pa_stream_read_stop(loop, slot);
+    if (entry->error == 0)
+      write_failed(loop, slot, error);
+  }
+}
+
 const pa_kind pa_connection_kind = {
     .flush_and_close = flush_and_close,
     .after_close = connection_closed,
     .receive = receive_in_turn,
+    .read_start = pa_stream_read_start,
+    .refused = refused,
     .write = write_stream,
 };
 
 const pa_kind pa_stdio_kind = {
     .flush_and_close = flush_and_close,
     .receive = receive_in_turn,
+    .read_start = pa_stream_read_start,
+    .refused = refused,
     .write = write_stream,
 };

@@ -187,7 +187,11 @@ static void close_server(pa_loop *loop, uv_handle_t *handle,
   close(((pa_listener *) handle)->fd);
 }
 
-const pa_kind pa_server_kind = {.close = close_server};
+static void refused(pa_loop *loop, int slot, int error) {
+  accept_failed(loop, (pa_listener *) loop->slots[slot].handle, error);
+}
+
+const pa_kind pa_server_kind = {.close = close_server, .refused = refused};
 
 int pa_listen(pa_loop *loop, int fd, int kind, int limit) {
   pa_listener *listener = malloc(sizeof(*listener));

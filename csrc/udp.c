@@ -29,9 +29,14 @@
 _Static_assert(AHEAD + BATCH_MAX * PLACE_SIZE <= READ_MAX,
                "a batch of datagrams needs room");
 
+/* After so many errors without a datagram in between the socket pauses: an
+ * error that stays would be reported as fast as it can be polled. */
+#define ERRORS_MAX 16
+
 typedef struct {
   uv_udp_t udp;
   size_t received;  /* bytes that the last read has given */
+  int errors;       /* since the last datagram */
 } pa_udp;
 
 /* A datagram that the kernel has refused for now, in libuv's queue, with a copy
@@ -97,6 +102,22 @@ static void push_datagram(pa_loop *loop, int slot,
   pa_push(loop, PA_READ, slot, (int64_t) start, (int64_t) end);
 }
 
+static void receive_failed(pa_loop *loop, int slot, int error) {
+  pa_udp *udp = (pa_udp *) loop->slots[slot].handle;
+  int paused = ++udp->errors >= ERRORS_MAX;
+
+  if (paused) {
+    loop->slots[slot].flags &= ~PA_READING;
+    uv_udp_recv_stop(&udp->udp);
+  }
+  pa_push(loop, PA_READ_ERROR, slot, error, paused);
+}
+
+static void refused(pa_loop *loop, int slot, int error) {
+  ((pa_udp *) loop->slots[slot].handle)->errors = ERRORS_MAX;
+  receive_failed(loop, slot, error);
+}
+
 static void receive(pa_loop *loop, int slot) {
   pa_udp *udp = (pa_udp *) loop->slots[slot].handle;
   int most = udp->received > BATCH_LARGE ? BATCH_OF_LARGE : BATCH_MAX;
@@ -125,11 +146,21 @@ static void receive(pa_loop *loop, int slot) {
     count = receive_batch(fd, batch, (unsigned) most);
   while (count < 0 && errno == EINTR);
   if (count < 0 && errno != EAGAIN && errno != EWOULDBLOCK)
-    pa_push(loop, PA_READ_ERROR, slot, uv_translate_sys_error(errno), 0);
+    receive_failed(loop, slot, uv_translate_sys_error(errno));
   udp->received = 0;
+  if (count > 0)
+    udp->errors = 0;
   for (i = 0; i < count; i++)
     push_datagram(loop, slot, &batch[i]);
   pa_set_bulk(&loop->slots[slot], udp->received);
+}
+
+static void read_start(uv_handle_t *handle) {
+  pa_slot *entry = &pa_loop_of(handle)->slots[pa_slot_of(handle)];
+
+  if (!(entry->flags & (PA_READING | PA_CLOSING)) &&
+      uv_udp_recv_start((uv_udp_t *) handle, pa_alloc_nothing, on_receive) == 0)
+    entry->flags |= PA_READING;
 }
 
 int pa_udp_open(pa_loop *loop, int fd) {
@@ -138,6 +169,7 @@ int pa_udp_open(pa_loop *loop, int fd) {
 
   loop->counters->crossings++;
   udp->received = 0;
+  udp->errors = 0;
   uv_udp_init(&loop->uv, &udp->udp);
   error = uv_udp_open(&udp->udp, fd);
   if (error != 0)
@@ -339,6 +371,8 @@ static void flush_and_close(pa_loop *loop, int slot) {
 const pa_kind pa_udp_kind = {
     .flush_and_close = flush_and_close,
     .receive = receive,
+    .read_start = read_start,
+    .refused = refused,
     .write = send_parts,
 };
 

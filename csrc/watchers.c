@@ -123,4 +123,8 @@ static void close_poller(pa_loop *loop, uv_handle_t *handle,
   close(((pa_poller *) handle)->fd);
 }
 
-const pa_kind pa_poller_kind = {.close = close_poller};
+static void refused(pa_loop *loop, int slot, int error) {
+  pa_push(loop, PA_POLLED, slot, error, 0);
+}
+
+const pa_kind pa_poller_kind = {.close = close_poller, .refused = refused};

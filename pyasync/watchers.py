@@ -27,6 +27,8 @@ class Poller(CHandle):
 
     __slots__ = ("_callback", "_disconnected", "_events")
 
+    _loop: Loop
+
     def __init__(
         self,
         loop: Loop,
@@ -68,6 +70,10 @@ class Poller(CHandle):
         # A callback of the same batch may have closed or changed it.
         if self._slot < 0:
             return
+        if value < 0:  # such as ENOSPC, epoll_ctl(2)
+            self.close()
+            self._loop.report(self, socket_error(value))
+            return
         if value & DISCONNECT:
             self._disconnected = True
             value |= READABLE  # a read tells the end or the error
@@ -101,6 +107,9 @@ def poll(
     The poller has a duplicate of the descriptor. So two pollers of one descriptor are independent
     of each other, and the descriptor may be closed before the poller. The open file then stays
     open until the poller is closed; a peer sees no end of a connection before.
+
+    If the system has no room for another descriptor to poll (epoll_ctl(2), ENOSPC and ENOMEM), the
+    poller is closed, and ``event_cb`` gets a `SocketError`.
 
     The poller keeps the loop running; see `Handle.unref`. Raises `SocketError` (an `OSError`) for
     a descriptor that is not open (EBADF), and when descriptors have run out; `ValueError` for a

@@ -32,6 +32,7 @@ from pyasync._core.addresses import (
     zone_number,
 )
 from pyasync._core.arguments import optional_callable, require_host, require_integer
+from pyasync._core.deadlines import Timer, background_timer
 from pyasync._core.engine import Engine
 from pyasync._core.handles import CHandle
 from pyasync._core.sockets import PeerHandle
@@ -53,6 +54,9 @@ MAX_SIZE = {V4: 65507, V6: 65527}
 
 #: ip_mreqn (ip(7)): a group, an address of the interface, and its number.
 IP_MREQN = Struct("=4s4si")
+
+#: A socket whose reads fail again and again tries again after this time, in seconds.
+RECEIVE_RETRY = 0.1
 
 #: The size of each cache of addresses, in peers.
 REMEMBERED = 4096
@@ -408,7 +412,20 @@ class DatagramSocket(PeerHandle, CHandle):
                 self._blocked_callbacks.popleft()
             self._report_error(socket_error(value))
         elif self._slot >= 0:  # PA_READ_ERROR
+            if data:
+                self._receive_later()
             self._report_error(socket_error(value))
+
+    def _receive_later(self) -> None:
+        """Try again after a while: C has paused, because one error follows another."""
+        if self.has_ref:  # C's handle keeps the loop running only while it receives
+            Timer(self._loop, self._receive_again).start(RECEIVE_RETRY)
+        else:
+            background_timer(self._loop, self._receive_again, RECEIVE_RETRY)
+
+    def _receive_again(self) -> None:
+        if self._slot >= 0:
+            self._loop.queue((lib.PA_READ_START, self._slot, 0, b"", None))
 
     def _report_error(self, error: EventError) -> None:
         """Report an error, after which the socket goes on: for an API to override."""

@@ -1,0 +1,387 @@
+"""What the system refuses: places in epoll, descriptors, threads. Nothing aborts, and all else
+goes on.
+"""
+
+import subprocess
+import sys
+
+import pytest
+from peers import preloaded
+
+#: Functions that refuse when they are told to, by refuse(which, error, skip, count): the calls
+#: behind the first `skip` ones, `count` of them.
+SYSTEM = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+enum { EPOLL_ADD, SHUTDOWN, RECVMMSG, THREAD, FUNCTIONS };
+static struct { int error, skip, count; } refusals[FUNCTIONS];
+
+void refuse(int which, int error, int skip, int count) {
+  refusals[which].error = error;
+  refusals[which].skip = skip;
+  refusals[which].count = count;
+}
+
+int left(int which) {
+  return refusals[which].count;
+}
+
+static int refused(int which) {
+  if (refusals[which].count == 0 || refusals[which].skip-- > 0)
+    return 0;
+  refusals[which].skip = 0;
+  refusals[which].count--;
+  errno = refusals[which].error;
+  return 1;
+}
+
+#define NEXT(name) *(void **) &next = dlsym(RTLD_NEXT, name)
+
+int epoll_ctl(int epoll, int op, int fd, struct epoll_event *event) {
+  int (*next)(int, int, int, struct epoll_event *);
+
+  NEXT("epoll_ctl");
+  if (op == EPOLL_CTL_ADD && refused(EPOLL_ADD))
+    return -1;
+  return next(epoll, op, fd, event);
+}
+
+int shutdown(int fd, int how) {
+  int (*next)(int, int);
+
+  NEXT("shutdown");
+  return refused(SHUTDOWN) ? -1 : next(fd, how);
+}
+
+int recvmmsg(int fd, struct mmsghdr *messages, unsigned number, int flags,
+             struct timespec *timeout) {
+  int (*next)(int, struct mmsghdr *, unsigned, int, struct timespec *);
+
+  NEXT("recvmmsg");
+  return refused(RECVMMSG) ? -1 : next(fd, messages, number, flags, timeout);
+}
+
+int pthread_create(pthread_t *thread, const pthread_attr_t *attributes,
+                   void *(*start)(void *), void *arg) {
+  int (*next)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+
+  NEXT("pthread_create");
+  return refused(THREAD) ? errno : next(thread, attributes, start, arg);
+}
+"""
+
+PROLOGUE = """
+import ctypes, errno, os, socket, sys, tempfile, time
+import pyasync
+
+system = ctypes.CDLL(None)
+EPOLL_ADD, SHUTDOWN, RECVMMSG, THREAD = range(4)
+FOREVER = 1 << 30
+told = []
+nothing = lambda *args: None
+
+def refuse(which, error, skip=0, count=1):
+    system.refuse(which, error, skip, count)
+
+def echo(stream, data):
+    stream.write(data)
+
+def dial(address):
+    return socket.create_connection(address[:2], timeout=10)
+
+def exchange(sock, then):
+    # A client on the same loop: the program has one thread.
+    sock.setblocking(False)
+    sock.sendall(b"hello")
+    def readable(*args):
+        poller.close()
+        assert sock.recv(5) == b"hello"
+        then()
+    poller = pyasync.poll(sock, readable, writable=False)
+
+def must_raise(call):
+    try:
+        call()
+    except OSError as error:
+        assert error.errno == ERROR
+    else:
+        raise AssertionError("nothing was raised")
+
+def wait(condition, then):
+    if condition():
+        then()
+    else:
+        pyasync.delay(lambda: wait(condition, then), time=0.001)
+"""
+
+
+@pytest.fixture(scope="module")
+def short_of(tmp_path_factory):
+    """Give a function that runs a program, with `refuse`, and fails if that writes to stderr."""
+    environment = preloaded(tmp_path_factory.mktemp("system"), SYSTEM)
+
+    def run_program(program, **names):
+        setting = "".join(f"{name} = {value!r}\n" for name, value in names.items())
+        result = subprocess.run(
+            [sys.executable, "-c", PROLOGUE + setting + program],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=50,
+        )
+        assert (result.returncode, result.stderr) == (0, ""), result.stderr + result.stdout
+
+    return run_program
+
+
+# Places in epoll (epoll_ctl(2): ENOSPC, ENOMEM)
+
+REFUSED_BY_EPOLL = {
+    "an accepted connection": """
+def start():
+    global server
+    server = pyasync.tcp_server("127.0.0.1", 0, echo, event_cb=told.append)
+    before = dial(server.address)
+    exchange(before, lambda: meet(before))
+
+def meet(before):
+    refuse(EPOLL_ADD, ERROR)
+    refused = dial(server.address)
+    wait(lambda: told, lambda: look(before, refused))
+
+def look(before, refused):
+    (error,) = told
+    assert isinstance(error, pyasync.SocketError) and error.errno == ERROR, error
+    assert isinstance(error.socket, pyasync.TcpSocket)
+    assert refused.recv(1) == b""
+    exchange(before, lambda: exchange(dial(server.address), pyasync.exit_event_loop))
+""",
+    "an accepted connection that has been answered": """
+def start():
+    global server
+    server = pyasync.tcp_server("127.0.0.1", 0, answer, event_cb=told.append)
+    sock = dial(server.address)
+    sock.sendall(b"request")
+    wait(lambda: told, lambda: look(sock))
+
+def answer(stream, data):
+    refuse(EPOLL_ADD, ERROR)
+    stream.write(bytes(64 << 20), write_cb=told.append)  # more than the kernel takes
+
+def look(sock):
+    (error,) = told
+    assert error.errno == ERROR, error
+    exchange_again()
+
+def exchange_again():
+    server.close()
+    other = pyasync.tcp_server("127.0.0.1", 0, echo)
+    exchange(dial(other.address), pyasync.exit_event_loop)
+""",
+    "an accepted connection that closes": """
+def start():
+    global server
+    server = pyasync.tcp_server("127.0.0.1", 0, answer, event_cb=told.append)
+    sock = dial(server.address)
+    sock.sendall(b"request")
+    wait(lambda: told, pyasync.exit_event_loop)
+
+def answer(stream, data):
+    refuse(EPOLL_ADD, ERROR)
+    stream.write(bytes(64 << 20))
+    stream.close()
+    # What is lost is told.
+""",
+    "a client": """
+def start():
+    refuse(EPOLL_ADD, ERROR)
+    pyasync.tcp_connect(*listener.getsockname(), nothing, connect_cb=told.append,
+                        event_cb=told.append)
+    wait(lambda: told, again)
+
+def again():
+    assert told[0].errno == ERROR, told
+    pyasync.tcp_connect(*listener.getsockname(), nothing, connect_cb=connected)
+
+def connected(client):
+    assert len(told) == 1, told
+    client.close(force=True)
+
+listener = socket.create_server(("127.0.0.1", 0))
+""",
+    "a client that is closed": """
+def start():
+    refuse(EPOLL_ADD, ERROR)
+    client = pyasync.tcp_connect(*listener.getsockname(), nothing, data=b"lost",
+                                 event_cb=told.append)
+    client.close()
+
+listener = socket.create_server(("127.0.0.1", 0))
+""",
+    "a server": """
+def start():
+    refuse(EPOLL_ADD, ERROR)
+    must_raise(lambda: pyasync.tcp_server("127.0.0.1", 0, echo))
+    refuse(EPOLL_ADD, ERROR, 1)  # behind libuv's own trial, in uv_poll_init
+    global server
+    server = pyasync.tcp_server("127.0.0.1", 0, echo, event_cb=told.append)
+    wait(lambda: told, lambda: exchange(dial(server.address), pyasync.exit_event_loop))
+""",
+    "a poller": """
+def start():
+    refuse(EPOLL_ADD, ERROR)
+    must_raise(lambda: pyasync.poll(ours, nothing))
+    refuse(EPOLL_ADD, ERROR, 1)  # behind libuv's own trial, in uv_poll_init
+    poller = pyasync.poll(ours, told.append, event_cb=told.append)
+    wait(lambda: told, lambda: again(poller))
+
+def again(poller):
+    assert poller.closed
+    pyasync.poll(ours, lambda *args: pyasync.exit_event_loop())
+
+ours, theirs = socket.socketpair()
+""",
+    "a UDP socket": """
+def start():
+    global udp
+    refuse(EPOLL_ADD, ERROR)
+    udp = pyasync.udp_socket("127.0.0.1", 0, lambda *args: udp.close(), event_cb=told.append)
+    udp.send(b"hello", udp.address)
+""",
+    "a monitor": """
+def start():
+    refuse(EPOLL_ADD, ERROR)
+    must_raise(lambda: pyasync.fs_watch(directory, nothing))
+    told.append(OSError(ERROR, ""))
+    pyasync.fs_watch(directory, lambda *args: pyasync.exit_event_loop())
+    open(os.path.join(directory, "file"), "w").close()
+
+directory = tempfile.mkdtemp()
+""",
+    "a loop": """
+def start():
+    pyasync.delay(lambda: None, time=0.01)
+
+pyasync.start_event_loop(start)
+for number in range(4):
+    before = os.listdir("/proc/self/fd")
+    refuse(EPOLL_ADD, ERROR, number)
+    must_raise(lambda: pyasync.start_event_loop(start))
+    assert os.listdir("/proc/self/fd") == before
+told.append(OSError(ERROR, ""))
+""",
+    "a child's output": """
+def start():
+    refuse(EPOLL_ADD, ERROR)
+    pyasync.spawn("/bin/cat", [], input=pyasync.PIPE, output=pyasync.StdioPipe(
+        read_cb=nothing, event_cb=told.append))
+    wait(lambda: told, pyasync.exit_event_loop)
+""",
+}
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "ENOMEM"])
+@pytest.mark.parametrize("what", REFUSED_BY_EPOLL)
+def test_what_epoll_has_no_place_for_fails_alone(short_of, what, error):
+    short_of(
+        f"from errno import {error} as ERROR\n"
+        + REFUSED_BY_EPOLL[what]
+        + """
+pyasync.start_event_loop(start)
+assert [error.errno for error in told] == [ERROR], told
+assert not system.left(EPOLL_ADD)
+"""
+    )
+
+
+# A UDP socket whose reads fail
+
+
+def test_an_error_of_receiving_that_stays_is_reported_ten_times_a_second(short_of):
+    short_of("""
+def start():
+    global udp
+    udp = pyasync.udp_socket("127.0.0.1", 0, lambda *args: got.append(args), event_cb=told.append)
+    refuse(RECVMMSG, errno.ENOBUFS, 0, FOREVER)
+    udp.send(b"hello", udp.address)
+    pyasync.delay(look, time=1)
+
+def look():
+    assert 16 < len(told) <= 16 + 11, len(told)
+    assert all(error.errno == errno.ENOBUFS for error in told)
+    refuse(RECVMMSG, 0, 0, 0)
+    wait(lambda: got, udp.close)
+
+got = []
+pyasync.start_event_loop(start)
+assert [data for _, data, _ in got] == [b"hello"]
+""")
+
+
+# Descriptors for a loop
+
+
+@pytest.mark.parametrize("which", ["first", "later"])
+def test_a_loop_without_descriptors_raises_and_leaves_none_open(which):
+    """libuv aborts if it cannot open the pipe of the process with the first loop."""
+    program = """
+import errno, os, resource, sys
+import pyasync
+
+def start():
+    pyasync.start_event_loop(lambda: pyasync.delay(lambda: ran.append(1)))
+
+def take_all():
+    taken = []
+    try:
+        while True:
+            taken.append(os.dup(0))
+    except OSError:
+        return taken
+
+def free(taken):
+    for fd in taken:
+        os.close(fd)
+
+ran, raised = [], 0
+if sys.argv[1] == "later":
+    start()
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+left = int(sys.argv[2])
+held = take_all()
+free(held[:left])
+for _ in range(5):
+    try:
+        start()
+    except OSError as error:
+        assert error.errno == errno.EMFILE, error
+        raised += 1
+if raised:
+    taken = take_all()
+    # libuv keeps the pipe of the process.
+    assert len(taken) in (left, left - 2 if sys.argv[1] == "first" else left), taken
+    free(taken)
+free(held[left:])
+ran.clear()
+start()
+assert ran == [1]
+print(raised)
+"""
+    results = []
+    for left in range(10):
+        result = subprocess.run(
+            [sys.executable, "-c", program, which, str(left)],
+            capture_output=True,
+            text=True,
+            timeout=50,
+        )
+        assert (result.returncode, result.stderr) == (0, ""), (left, result.stderr)
+        results.append(int(result.stdout))
+    assert results[0] == 5
+    assert results[-1] == 0
+    assert results == sorted(results, reverse=True)
