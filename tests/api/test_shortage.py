@@ -277,7 +277,7 @@ told.append(OSError(ERROR, ""))
 """,
     "a child's output": """
 def start():
-    refuse(EPOLL_ADD, ERROR)
+    refuse(EPOLL_ADD, ERROR, 1)  # behind the trial for the child's pidfd
     pyasync.spawn("/bin/cat", [], input=pyasync.PIPE, output=pyasync.StdioPipe(
         read_cb=nothing, event_cb=told.append))
     wait(lambda: told, pyasync.exit_event_loop)
