@@ -49,7 +49,7 @@ def run():
     return run_with_limit
 
 
-def run_with_limit(start_fn=None, *, limit=10, **keywords):
+def run_with_limit(start_fn=None, *, limit=60, **keywords):
     if start_fn is None:
         return loop_with_limit(limit, keywords)
 

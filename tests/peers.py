@@ -22,7 +22,7 @@ import pyasync
 from pyasync._ffi import lib
 
 #: How long a peer waits for anything, in seconds, before it fails the test.
-PATIENCE = 10
+PATIENCE = 30
 
 #: More than the kernel takes from a socket whose peer does not read, after `small_buffers`.
 MORE_THAN_FITS = 2 << 20
