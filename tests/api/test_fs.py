@@ -675,19 +675,6 @@ def test_a_directory_of_mkdtemp_that_nobody_gets_is_removed(run, tmp_path, end):
     assert os.listdir(tmp_path) == []
 
 
-def test_requests_are_closed_by_the_callbacks_of_others_of_the_same_batch(run, tmp_path):
-    called = []
-
-    def on_stat(number, status):
-        called.append(number)
-        for request in requests:
-            request.close()
-
-    requests = []
-    run(lambda: requests.extend(fs.stat(tmp_path, partial(on_stat, n)) for n in range(100)))
-    assert len(called) == 1
-
-
 def test_the_loop_ends_in_a_callback(run, tmp_path):
     called = []
 

@@ -470,19 +470,6 @@ def test_a_monitor_that_its_callback_closes_is_not_called_again(run, file, close
     assert sorted(calls) == ["another", "file", "file"]
 
 
-def test_a_monitor_that_another_one_closes_is_not_called(run, file):
-    def on_change(*report):
-        calls.append(report)
-        for monitor in monitors:
-            monitor.close()
-
-    calls, monitors = [], []
-    with run():
-        monitors.extend(pyasync.fs_watch(file, on_change) for _ in range(3))
-        replace(file)()
-    assert len(calls) == 1
-
-
 def test_a_monitor_can_be_closed_while_it_waits(run, file):
     run(lambda: pyasync.fs_watch(file, lambda monitor, *report: monitor.close()) and file.unlink())
 

@@ -242,3 +242,66 @@ def test_every_kind_that_is_counted_is_here(run):
     counted = []
     run(lambda: counted.extend(pyasync.stats().handles))
     assert set(counted) == set(KINDS)
+
+
+# Each function returns several whose callbacks run together, in one batch.
+
+
+def idlers(peers, callback):
+    return [pyasync.idle(callback) for _ in range(3)]
+
+
+def pollers(peers, callback):
+    reader, writer = peers.pipe()
+    os.write(writer, b"!")
+    return [pyasync.poll(reader, callback, writable=False) for _ in range(3)]
+
+
+def signal_handlers(peers, callback):
+    handlers = [
+        pyasync.signal_handler(signo, callback) for signo in (signal.SIGUSR1, signal.SIGUSR2)
+    ]
+    for handler in handlers:
+        signal.raise_signal(handler.signo)
+    return handlers
+
+
+def notifiers(peers, callback):
+    notifiers = [pyasync.make_notifier(callback) for _ in range(3)]
+    for notifier in notifiers:
+        notifier.trigger()
+    return notifiers
+
+
+def work(peers, callback):
+    done = [threading.Event() for _ in range(3)]
+    works = [pyasync.work(event.set, callback) for event in done]
+    for event in done:
+        assert event.wait(PATIENCE)
+    return works
+
+
+def monitors(peers, callback):
+    monitors = [pyasync.fs_watch(peers.path, callback) for _ in range(3)]
+    os.mkdir(peers.path_of("new"))
+    return monitors
+
+
+def requests(peers, callback):
+    return [pyasync.fs.stat(peers.path, callback) for _ in range(100)]
+
+
+@pytest.mark.parametrize(
+    "make", [idlers, pollers, signal_handlers, notifiers, work, monitors, requests]
+)
+def test_what_another_callback_of_its_batch_closes_is_not_called(run, peers, make):
+    called = []
+
+    def callback(*arguments):
+        called.append(arguments)
+        for handle in handles:
+            handle.close()
+
+    with run():
+        handles = make(peers, callback)
+    assert len(called) == 1

@@ -4,9 +4,6 @@ import contextlib
 import socket
 from functools import partial
 
-import pytest
-from peers import nothing
-
 import pyasync
 
 
@@ -55,34 +52,6 @@ def test_an_idler_runs_also_in_iterations_that_have_ready_calls(run):
     assert calls.count("idle") == 10
 
 
-def test_timers_fire_beside_an_idler(run):
-    with run():
-        idler = pyasync.idle(nothing)
-        pyasync.delay(idler.close, time=0.01)
-
-
-@pytest.mark.parametrize("idlers", [1, 3])
-def test_sockets_are_served_beside_idlers(run, idlers):
-    received = []
-
-    def on_data(socket, data):
-        received.append(data)
-        if len(received) < 100:
-            socket.write(data)
-        else:
-            socket.close()
-            for handle in handles:
-                handle.close()
-
-    handles = []
-    with run():
-        server = pyasync.tcp_server("127.0.0.1", 0, lambda socket, data: socket.write(data))
-        handles.append(server)
-        handles.extend(pyasync.idle(nothing) for _ in range(idlers))
-        pyasync.tcp_connect(*server.address, on_data, data=b"ping")
-    assert received == [b"ping"] * 100
-
-
 def test_an_idler_runs_in_each_iteration_that_reads_much(run):
     """More than an iteration reads is there from the first peer on."""
     counts, read = [], []
@@ -115,21 +84,6 @@ def test_an_idler_runs_in_each_iteration_that_reads_much(run):
 
 
 # Its end
-
-
-def test_an_idler_that_another_one_closes_is_not_called(run):
-    called = []
-
-    def call(name, other):
-        called.append(name)
-        idlers[other].close()
-        idlers[name].close()
-
-    idlers = []
-    with run():
-        idlers.append(pyasync.idle(partial(call, 0, 1)))
-        idlers.append(pyasync.idle(partial(call, 1, 0)))
-    assert len(called) == 1
 
 
 def test_an_idler_can_be_made_by_the_callback_of_one_that_closes(run):

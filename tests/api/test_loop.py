@@ -12,7 +12,7 @@ import time
 from functools import partial
 
 import pytest
-from peers import nothing
+from peers import echo, nothing
 
 import pyasync
 
@@ -356,35 +356,56 @@ def test_a_ready_call_runs_after_the_callbacks_of_its_iteration(run):
     assert calls == ["second timer", "ready"]
 
 
-def test_ready_calls_that_go_on_and_on_do_not_keep_timers_waiting(run):
+# Each function does something in each iteration, until `running` is empty.
+
+
+def go_on_with_ready_calls(running):
+    pyasync.call_soon(lambda: running and go_on_with_ready_calls(running))
+
+
+def go_on_with_calls_threadsafe(running):
+    pyasync.current_loop().call_threadsafe(lambda: running and go_on_with_calls_threadsafe(running))
+
+
+def go_on_with_idlers(running):
+    def run_on():
+        if not running:
+            for idler in idlers:
+                idler.close()
+
+    idlers = [pyasync.idle(run_on) for _ in range(3)]
+
+
+def wait_for_a_timer(running):
+    pyasync.delay(running.clear, time=0.01)
+
+
+def wait_for_a_connection(running):
+    """It sends data to and fro a hundred times."""
+
+    def answered(client, data):
+        received.append(data)
+        if len(received) < 100:
+            client.write(data)
+        else:
+            running.clear()
+            client.close()
+            server.close()
+
+    received = []
+    server = pyasync.tcp_server("127.0.0.1", 0, echo)
+    pyasync.tcp_connect(*server.address, answered, data=b"ping")
+
+
+@pytest.mark.parametrize("wait_for", [wait_for_a_timer, wait_for_a_connection])
+@pytest.mark.parametrize(
+    "go_on", [go_on_with_ready_calls, go_on_with_calls_threadsafe, go_on_with_idlers]
+)
+def test_what_goes_on_and_on_keeps_nothing_else_waiting(run, go_on, wait_for):
     running = [True]
-
-    def again():
-        if running:
-            pyasync.call_soon(again)
-
     with run():
-        again()
-        pyasync.delay(running.clear, time=0.01)
-    assert not running
-
-
-def test_ready_calls_that_go_on_and_on_do_not_keep_sockets_waiting(run):
-    running = [True]
-
-    def again():
-        if running:
-            pyasync.call_soon(again)
-
-    def read(connection, data):
-        running.clear()
-        connection.close()
-        server.close()
-
-    with run():
-        server = pyasync.tcp_server("127.0.0.1", 0, read)
-        pyasync.tcp_connect(*server.address, nothing, data=b"data")
-        again()
+        go_on(running)
+        wait_for(running)
     assert not running
 
 

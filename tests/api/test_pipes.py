@@ -359,21 +359,13 @@ def test_a_missing_pipe_is_an_error_for_event_cb(run, path):
     assert error.socket.closed
 
 
-def test_a_pipe_at_which_nobody_listens_is_refused(run, path):
-    leave_stale(path)
-    (error,) = connect(run, path)
-    assert isinstance(error, pyasync.SocketRefused)
-
-
-def test_a_file_is_refused(run, path):
-    Path(path).touch()
-    (error,) = connect(run, path)
-    assert isinstance(error, pyasync.SocketRefused)
-
-
-@LINUX
-def test_an_abstract_name_of_nobodys_is_refused(run, abstract):
-    (error,) = connect(run, abstract)
+@pytest.mark.parametrize("kind", ["stale", "file", pytest.param("abstract", marks=LINUX)])
+def test_a_pipe_at_which_nobody_listens_is_refused(run, path, abstract, kind):
+    if kind == "stale":
+        leave_stale(path)
+    elif kind == "file":
+        Path(path).touch()
+    (error,) = connect(run, abstract if kind == "abstract" else path)
     assert isinstance(error, pyasync.SocketRefused)
 
 

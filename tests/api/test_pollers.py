@@ -461,17 +461,6 @@ def test_a_non_blocking_descriptor_stays_non_blocking(run, pair):
 # Its end
 
 
-def test_a_poller_that_another_one_of_the_same_batch_closes_is_not_called(run, pair):
-    def on_ready(*ready):
-        called.append(ready)
-        for poller in pollers:
-            poller.close()
-
-    pollers, called = [], []
-    run(lambda: pollers.extend(pyasync.poll(sock, on_ready) for sock in pair))
-    assert len(called) == 1
-
-
 def test_a_poller_is_closed_with_the_loop_and_its_descriptor_with_it(run, pair):
     with run():
         poller = pyasync.poll(pair[0], lambda *ready: pyasync.exit_event_loop())

@@ -1148,26 +1148,23 @@ def test_an_exit_is_heard_of_while_sigchld_is_blocked(run):
 def test_an_exit_is_heard_of_in_a_flood_of_signals(run):
     """Of more than fit into a pipe, through which libuv passes signals on."""
 
-    def start():
+    exits = []
+    with run():
         handler = pyasync.signal_handler(signal.SIGUSR1, nothing)
         for _ in range(5000):
             signal.raise_signal(signal.SIGUSR1)
         process = sh("exit 3", exit_cb=lambda *args: (exits.append(args[1:]), handler.close()))
         wait_for_exit(process.pid)
-
-    exits = []
-    run(start)
     assert exits == [(3, 0)]
 
 
 def test_an_exit_whose_status_somebody_else_has_taken_is_reported(run):
-    def start():
+
+    exits = []
+    with run():
         process = sh("exit 3", exit_cb=lambda *args: exits.append(args[1:]))
         assert os.waitpid(process.pid, 0)[1] >> 8 == 3
         assert process.kill(0) is False or not exists(process.pid)
-
-    exits = []
-    run(start)
     assert exits == [(255, 0)]
 
 
@@ -1231,16 +1228,14 @@ def assert_handled(handled):
 def test_pythons_own_handler_acts_while_there_are_children(run, python_handler):
     """Also one that is set meanwhile."""
 
-    def start():
-        sh("read line", exit_cb=exited, input=pyasync.PIPE).input.close()
-        assert_handled(python_handler)
-
     def exited(*args):
         signal.signal(signal.SIGCHLD, lambda signo, frame: later.append(signo))
         sh("", exit_cb=lambda *args: exits.append(args))
 
     later, exits = [], []
-    run(start)
+    with run():
+        sh("read line", exit_cb=exited, input=pyasync.PIPE).input.close()
+        assert_handled(python_handler)
     assert len(exits) == 1
     assert later == [signal.SIGCHLD]
     assert python_handler[1:] == [signal.SIGCHLD]

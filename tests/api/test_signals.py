@@ -121,23 +121,6 @@ def test_a_handler_that_has_ended_is_not_called_and_lets_the_loop_end(run, end):
     assert handled == ["Python's"]
 
 
-def test_a_handler_that_another_one_of_the_same_batch_closes_is_not_called(run):
-    called = []
-
-    def handle(other, signo):
-        called.append(signo)
-        handlers[other].close()
-        pyasync.delay(pyasync.clear_signal_handlers, time=0.01)
-
-    handlers = []
-    with run():
-        handlers.append(pyasync.signal_handler(signal.SIGUSR1, partial(handle, 1)))
-        handlers.append(pyasync.signal_handler(signal.SIGUSR2, partial(handle, 0)))
-        signal.raise_signal(signal.SIGUSR1)
-        signal.raise_signal(signal.SIGUSR2)
-    assert called == [signal.SIGUSR1]
-
-
 def test_free_signal_handler_leaves_other_signals_alone(run):
     with run():
         handler = pyasync.signal_handler(signal.SIGUSR1, lambda signo: handler.close())
@@ -294,15 +277,11 @@ def test_signals_that_were_caught_one_by_one_are_reported_one_by_one(run):
         if len(handled) == 1000:
             handler.close()
 
-    def start():
-        nonlocal handler
+    with run():
         handler = pyasync.signal_handler(signal.SIGUSR1, handle)
         for _ in range(1000):
             signal.raise_signal(signal.SIGUSR1)
         pyasync.delay(lambda: between.append(len(handled)), time=0)
-
-    handler = None
-    run(start)
     assert len(handled) == 1000
     assert between[0] < 1000
 

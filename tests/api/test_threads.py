@@ -155,19 +155,6 @@ def test_a_call_of_the_loops_own_thread_runs_in_the_next_iteration(run):
     assert calls == ["threadsafe", "delay"]
 
 
-def test_calls_that_go_on_and_on_do_not_keep_timers_waiting(run):
-    running = [True]
-
-    def again(loop):
-        if running:
-            loop.call_threadsafe(partial(again, loop))
-
-    with run():
-        again(pyasync.current_loop())
-        pyasync.delay(running.clear, time=0.01)
-    assert not running
-
-
 def test_a_call_after_the_loop_has_ended_raises(run):
     loops = []
     run(lambda: loops.append(pyasync.current_loop()))

@@ -158,21 +158,6 @@ def test_work_is_closed_when_its_callback_is_called(run):
         work.ref()
 
 
-def test_a_callback_may_close_other_work(run):
-    def close_others(number):
-        called.append(number)
-        for work in works:
-            work.close()
-
-    called, works, done = [], [], []
-    with run():
-        done.extend(threading.Event() for _ in range(3))
-        works.extend(pyasync.work(event.set, close_others) for event in done)
-        for event in done:
-            assert event.wait(PATIENCE)
-    assert len(called) == 1
-
-
 # The end of the loop
 
 
