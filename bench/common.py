@@ -99,8 +99,9 @@ def progress(text):
 
 
 def say(text, file=sys.stderr):
+    """Print a line, with one write, because processes share the output."""
     progress("")
-    print(text, file=file, flush=True)
+    print(f"{text}\n", end="", file=file, flush=True)
 
 
 def aligned(rows):
@@ -149,7 +150,10 @@ def end_with_parent():
 
 
 def raise_open_files_limit():
-    """Raise this process's limit of open files as far as it may. Returns it, and what it was."""
+    """Raise the limit of open files of this process, and of those that it starts, as far as it may.
+
+    Returns it, and what it was.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard, soft

@@ -41,6 +41,7 @@ SIZES = {
 
 def main():
     options = parse_options()
+    common.raise_open_files_limit()  # of all that it starts, too
     common.compile_baseline("peer", "load")
     contenders = [one for one in known_contenders() if one.name in options.servers]
     for contender in contenders:

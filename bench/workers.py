@@ -5,7 +5,10 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import time
+
+import common
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -99,10 +102,10 @@ class Console:
     def print(self, event, text, *, progress=False, **fields):
         """Print a text with these fields in it, or the fields."""
         text = json.dumps({"event": event, **fields}) if self._as_json else text.format(**fields)
-        if self._in_place:
-            text = "\r\x1b[K" + text
-        end = "" if progress and self._in_place else "\n"
-        print(text + end, end="", flush=True)  # one write, because processes share the output
+        if progress and self._in_place:
+            common.progress(text)
+        else:
+            common.say(text, file=sys.stdout)
 
     def rate(self, count):
         """How many there were a second since this was asked before."""

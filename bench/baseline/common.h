@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -41,14 +40,6 @@ static double seconds_of(clockid_t clock) {
 
 static double now(void) {
   return seconds_of(CLOCK_MONOTONIC);
-}
-
-static void raise_open_files_limit(void) {
-  struct rlimit limit;
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
-    die("getrlimit");
-  limit.rlim_cur = limit.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 static struct sockaddr_in loopback(const char* port) {

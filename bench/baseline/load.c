@@ -331,7 +331,6 @@ int main(int argc, char** argv) {
     exit_with_usage();
   }
   prctl(PR_SET_PDEATHSIG, SIGTERM); /* who is killed must not leave its load */
-  raise_open_files_limit();
   server = loopback(argv[1]);
   connections = allocate((most + 1024) * sizeof *connections);
   input = allocate(expected_size + 1);

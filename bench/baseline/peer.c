@@ -356,7 +356,6 @@ static const struct {
 
 int main(int argc, char** argv) {
   size_t i;
-  raise_open_files_limit();
   for (i = 0; i < sizeof kinds / sizeof *kinds; i++)
     if (argc == 2 + kinds[i].words && strcmp(argv[1], kinds[i].name) == 0) {
       kinds[i].run(argv + 2);

@@ -44,7 +44,6 @@ PENDING_SECONDS = 3600.0
 
 def main(functions, words):
     """Run what the words ask for: the function of that name."""
-    common.raise_open_files_limit()
     if "--busy" in words:
         words.remove("--busy")
         common.start_busy_thread()
