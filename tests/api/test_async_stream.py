@@ -162,46 +162,6 @@ READS = {
 }
 
 
-@pytest.mark.parametrize("read", READS.values(), ids=READS)
-def test_nothing_there_is_none_and_the_end_is_empty(read):
-    stream = fed()
-    assert read(stream) is None
-    stream._end()
-    assert read(stream) in (b"", 0)
-    assert read(stream) in (b"", 0)
-
-
-def test_a_line_that_is_not_there_as_a_whole_stays():
-    stream = fed(b"one\ntw")
-    assert stream.readline() == b"one\n"
-    assert stream.readline() is None
-    assert stream.readline(3) is None
-    assert stream.buffered == 2
-    stream._feed(b"o\nthree")
-    assert stream.readline() == b"two\n"
-    assert stream.readline() is None
-    stream._end()
-    assert stream.readline() == b"three"
-    assert stream.readline() == b""
-
-
-def test_a_limit_cuts_a_line_that_is_longer_although_its_end_is_not_there():
-    stream = fed(b"abc", b"def")
-    assert stream.readline(4) == b"abcd"
-    assert stream.readline(4) is None
-    assert stream.read() == b"ef"
-
-
-def test_a_for_loop_stops_where_no_whole_line_is_and_another_goes_on():
-    stream = fed(b"1\n2\n3")
-    assert list(stream) == [b"1\n", b"2\n"]
-    assert list(stream) == []
-    stream._feed(b"\n4")
-    assert list(stream) == [b"3\n"]
-    stream._end()
-    assert list(stream) == [b"4"]
-
-
 def test_peek_without_a_size_gives_no_more_than_a_buffer():
     stream = fed(b"x" * 1_000_000)
     assert stream.peek() == stream.peek(-1) == b"x" * io.DEFAULT_BUFFER_SIZE
