@@ -24,7 +24,7 @@ static void take_out(pa_link *link) {
 static int is_own(const pa_loop *loop, const uv__io_t *watcher) {
   return watcher == &loop->uv.async_io_watcher ||
          watcher == &loop->uv.signal_io_watcher ||
-         watcher == &loop->uv.inotify_read_watcher ||
+         watcher == &loop->inotify_poll.io_watcher ||
          watcher == &loop->signal_poll.io_watcher;
 }
 

@@ -1,16 +1,31 @@
 /* Monitors of files and directories.
  *
- * libuv watches an inode (inotify(7)); a monitor watches a path. When the path
- * leads to another file, the monitor starts anew with that. While it leads to
- * none, the monitor waits: it watches the nearest directory above, until the
- * next part of the path appears there. */
+ * The system watches an inode; a monitor watches a path. When the path leads to
+ * another file, the monitor starts anew with that. While it leads to none, the
+ * monitor waits: it watches the nearest directory above, until the next part of
+ * the path appears there.
+ *
+ * On Linux this reads inotify(7) by itself. libuv goes on reading until there is
+ * nothing more to read, and so does not return from an iteration while others
+ * change files fast enough; and it keeps to itself that events were lost. */
 #include "pyasync.h"
 
+#include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <sys/inotify.h>
+#endif
 
-typedef struct {
+typedef struct pa_monitor {
+#ifdef __linux__
+  uv_timer_t handle;        /* never fires: it keeps the loop running */
+  int wd;                   /* watch descriptor; -1: nothing is watched */
+  struct pa_monitor *next;  /* in a list of pa_loop.monitors */
+#else
   uv_fs_event_t handle;
+#endif
   dev_t device;        /* with inode: the file that is watched; see watch */
   ino_t inode;
   uint64_t iteration;  /* in which push_own last pushed a record */
@@ -25,28 +40,24 @@ typedef struct {
  * for. */
 #define ATTEMPTS 10
 
-/* is_reported looks at so many of the last records, because a few files that
- * are written without end must not fill the batch and keep Python from all
- * else. */
-#define LOOK_BACK 16
-
-static void on_event(uv_fs_event_t *handle, const char *name, int events,
-                     int status);
+/* start and stop: the system watches the file at monitor->path, or nothing. */
+static int start(pa_loop *loop, pa_monitor *monitor);
+static void stop(pa_loop *loop, pa_monitor *monitor);
 
 /* Watches the file or directory at the first length bytes of the path. */
-static int watch(pa_monitor *monitor, size_t length) {
+static int watch(pa_loop *loop, pa_monitor *monitor, size_t length) {
   char after = monitor->path[length];
   struct stat found;
   int error;
 
   monitor->path[length] = '\0';
-  /* Before uv_fs_event_start. If the file is replaced in between, the next
-   * event finds another inode than this one, and watches anew. In the other
-   * order the monitor would take the inode of the new file, and go on to watch
-   * the old. */
+  /* Before start. If the file is replaced in between, the next event finds
+   * another inode than this one, and watches anew. In the other order the
+   * monitor would take the inode of the new file, and go on to watch the
+   * old. */
   if (stat(monitor->path, &found) != 0)
     memset(&found, 0, sizeof(found));
-  error = uv_fs_event_start(&monitor->handle, on_event, monitor->path, 0);
+  error = start(loop, monitor);
   monitor->path[length] = after;
   monitor->device = found.st_dev;
   monitor->inode = found.st_ino;
@@ -78,7 +89,7 @@ static size_t parent(const char *path, size_t length) {
 
 /* Watches the path or, while it leads to no file, the nearest directory
  * above. */
-static int watch_anew(pa_monitor *monitor) {
+static int watch_anew(pa_loop *loop, pa_monitor *monitor) {
   int attempt;
 
   for (attempt = 0; attempt < ATTEMPTS; attempt++) {
@@ -86,8 +97,8 @@ static int watch_anew(pa_monitor *monitor) {
     size_t missing = 0;
     int error;
 
-    uv_fs_event_stop(&monitor->handle);
-    while ((error = watch(monitor, length)) != 0) {
+    stop(loop, monitor);
+    while ((error = watch(loop, monitor, length)) != 0) {
       if (error == UV_ENOSPC || error == UV_ENOMEM)
         return error;
       missing = length;
@@ -118,15 +129,16 @@ static int is_awaited(const pa_monitor *monitor, const char *name) {
          (next[size] == '/' || next[size] == '\0');
 }
 
-/* Whether the batch has a record already of a change of this entry, and of
- * nothing else since that has happened to it: another change adds nothing. */
-static int is_reported(const pa_loop *loop, int slot, const char *name) {
-  const pa_event *first = loop->events.items;
-  const pa_event *event = first + loop->events.count;
-  int left;
+/* Whether the records from the index first on have one of a change of this
+ * entry, and of nothing else since that has happened to it: another change adds
+ * nothing. */
+static int is_reported(const pa_loop *loop, int first, int slot,
+                       const char *name) {
+  int index;
 
-  for (left = LOOK_BACK; left > 0 && event > first; left--) {
-    event--;
+  for (index = loop->events.count - 1; index >= first; index--) {
+    const pa_event *event = &loop->events.items[index];
+
     if (event->kind == PA_FS_CHANGED && event->slot == slot &&
         event->data >= 0 && strcmp(loop->text + event->data, name) == 0)
       return event->value == UV_CHANGE;
@@ -159,34 +171,224 @@ static void push_own(pa_loop *loop, pa_monitor *monitor, int events) {
   pa_push(loop, PA_FS_CHANGED, pa_slot_of(monitor), events, -1);
 }
 
+/* Something has happened to the watched file (name NULL) or to an entry of the
+ * watched directory. first is the index of the first record of the same
+ * read. */
+static void changed(pa_loop *loop, pa_monitor *monitor, int first,
+                    const char *name, int events) {
+  int slot = pa_slot_of(monitor);
+
+  if (name == NULL) {
+    push_own(loop, monitor, events);
+  } else if (is_waiting(monitor)) {
+    if (is_awaited(monitor, name))
+      push_own(loop, monitor, events);
+  } else if (events != UV_CHANGE || !is_reported(loop, first, slot, name)) {
+    pa_push(loop, PA_FS_CHANGED, slot, events, keep_text(loop, name));
+  }
+}
+
+#ifdef __linux__
+
+#define CHANGES (IN_ATTRIB | IN_MODIFY)
+#define RENAMES (IN_CREATE | IN_DELETE | IN_DELETE_SELF | IN_MOVE_SELF | \
+                 IN_MOVED_FROM | IN_MOVED_TO)
+
+/* What one iteration takes, in bytes: the kernel keeps the rest, and merges
+ * events with the one before them. It is room for 64 events at least, and some
+ * 500 with short names; so few that is_reported may look through all. */
+#define TAKEN ((size_t) 16 << 10)
+
+static pa_monitor **list_of(pa_loop *loop, int wd) {
+  return &loop->monitors[(unsigned) wd % PA_MONITOR_LISTS];
+}
+
+static void on_inotify(uv_poll_t *poll, int status, int events);
+
+/* One descriptor for all monitors of a loop, because the system has few of them
+ * for a user (fs.inotify.max_user_instances). */
+static int open_inotify(pa_loop *loop) {
+  int error = 0;
+
+  if (loop->inotify_fd < 0) {
+    loop->inotify_fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+    if (loop->inotify_fd < 0)
+      return uv_translate_sys_error(errno);
+    error = uv_poll_init(&loop->uv, &loop->inotify_poll, loop->inotify_fd);
+    if (error != 0) {
+      close(loop->inotify_fd);
+      loop->inotify_fd = -1;
+      return error;
+    }
+    uv_unref((uv_handle_t *) &loop->inotify_poll);
+  }
+  if (!uv_is_active((uv_handle_t *) &loop->inotify_poll)) {
+    uv_poll_start(&loop->inotify_poll, UV_READABLE, on_inotify);
+    error = pa_epoll_add(loop, &loop->inotify_poll.io_watcher);
+    if (error != 0)
+      uv_poll_stop(&loop->inotify_poll);
+  }
+  return error;
+}
+
+static int start(pa_loop *loop, pa_monitor *monitor) {
+  pa_monitor **list;
+  int error = open_inotify(loop);
+  int wd;
+
+  if (error != 0)
+    return error;
+  /* The kernel gives monitors of the same inode the same descriptor. */
+  wd = inotify_add_watch(loop->inotify_fd, monitor->path, CHANGES | RENAMES);
+  if (wd < 0)
+    return uv_translate_sys_error(errno);
+  list = list_of(loop, wd);
+  monitor->wd = wd;
+  monitor->next = *list;
+  *list = monitor;
+  return 0;
+}
+
+static void stop(pa_loop *loop, pa_monitor *monitor) {
+  pa_monitor **link;
+  int shared = 0;
+
+  if (monitor->wd < 0)
+    return;
+  link = list_of(loop, monitor->wd);
+  while (*link != NULL) {
+    if (*link == monitor) {
+      *link = monitor->next;
+    } else {
+      shared |= (*link)->wd == monitor->wd;
+      link = &(*link)->next;
+    }
+  }
+  /* The kernel has removed it by itself if the file is gone: EINVAL. */
+  if (!shared)
+    inotify_rm_watch(loop->inotify_fd, monitor->wd);
+  monitor->wd = -1;
+}
+
+static int flags_of(uint32_t mask) {
+  int events = 0;
+
+  if (mask & CHANGES)
+    events |= UV_CHANGE;
+  if (mask & (RENAMES | IN_IGNORED | IN_UNMOUNT))
+    events |= UV_RENAME;
+  return events;
+}
+
+/* Nobody knows whose events were lost. */
+static void overflowed(pa_loop *loop) {
+  pa_monitor *monitor;
+  int list;
+
+  for (list = 0; list < PA_MONITOR_LISTS; list++)
+    for (monitor = loop->monitors[list]; monitor != NULL;
+         monitor = monitor->next)
+      push_own(loop, monitor, PA_FS_OVERFLOW);
+}
+
+static void take(pa_loop *loop, const struct inotify_event *event, int first) {
+  const char *name = event->len == 0 ? NULL : event->name;
+  int events = flags_of(event->mask);
+  pa_monitor *monitor;
+
+  if (event->mask & IN_Q_OVERFLOW) {
+    overflowed(loop);
+    return;
+  }
+  for (monitor = *list_of(loop, event->wd); monitor != NULL;
+       monitor = monitor->next)
+    if (monitor->wd == event->wd)
+      changed(loop, monitor, first, name, events);
+}
+
+static void on_inotify(uv_poll_t *poll, int status, int events) {
+  /* The kernel aligns each event in it. */
+  char taken[TAKEN] __attribute__((aligned(8)));
+  pa_loop *loop = pa_loop_of(poll);
+  int first = loop->events.count;
+  ssize_t size;
+  ssize_t at;
+
+  (void) status;
+  (void) events;
+  pa_awake(loop);
+  /* libuv polls again in an iteration where many descriptors are ready. */
+  if (loop->inotify_read == loop->counters->iterations)
+    return;
+  loop->inotify_read = loop->counters->iterations;
+  size = read(loop->inotify_fd, taken, sizeof(taken));
+  for (at = 0; at < size;) {
+    const struct inotify_event *event =
+        (const struct inotify_event *) (const void *) (taken + at);
+
+    take(loop, event, first);
+    at += (ssize_t) (sizeof(*event) + event->len);
+  }
+}
+
+static void init(pa_loop *loop, pa_monitor *monitor) {
+  monitor->wd = -1;
+  uv_timer_init(&loop->uv, &monitor->handle);
+}
+
+static void on_timer(uv_timer_t *timer) {
+  (void) timer;
+}
+
+static void begin(pa_monitor *monitor) {
+  uv_timer_start(&monitor->handle, on_timer, UINT64_MAX, 0);
+}
+
+#else
+
 static void on_event(uv_fs_event_t *handle, const char *name, int events,
                      int status) {
   pa_monitor *monitor = (pa_monitor *) handle;
   pa_loop *loop = pa_loop_of(handle);
   /* An event of the watched file itself, and not of an entry in a directory.
-   * Its name is no help: libuv takes it from handle->path, and shares that
-   * among all handles of the inode, also those that came by another path. So a
-   * name inside handle->path is the sign of such an event. */
+   * Its name is no help: libuv takes it from handle->path. So a name inside
+   * handle->path is the sign of such an event. */
   int own = name == NULL || (name >= handle->path &&
                              name <= handle->path + strlen(handle->path));
 
   pa_awake(loop);
-#ifdef __linux__
-  /* libuv takes all bits but IN_ATTRIB and IN_MODIFY for a rename, IN_ISDIR
-   * too: both together say that a directory's attributes have changed. */
-  if (events == (UV_RENAME | UV_CHANGE))
-    events = UV_CHANGE;
-#endif
-  if (own || status != 0)
-    push_own(loop, monitor, status != 0 ? UV_RENAME : events);
-  else if (is_waiting(monitor)) {
-    if (is_awaited(monitor, name))
-      push_own(loop, monitor, events);
-  } else if (events != UV_CHANGE ||
-             !is_reported(loop, pa_slot_of(handle), name))
-    pa_push(loop, PA_FS_CHANGED, pa_slot_of(handle), events,
-            keep_text(loop, name));
+  if (status != 0)
+    events = UV_RENAME;
+  changed(loop, monitor, 0, own || status != 0 ? NULL : name, events);
 }
+
+static int start(pa_loop *loop, pa_monitor *monitor) {
+  (void) loop;
+  return uv_fs_event_start(&monitor->handle, on_event, monitor->path, 0);
+}
+
+static void stop(pa_loop *loop, pa_monitor *monitor) {
+  (void) loop;
+  uv_fs_event_stop(&monitor->handle);
+}
+
+static void init(pa_loop *loop, pa_monitor *monitor) {
+  uv_fs_event_init(&loop->uv, &monitor->handle);
+}
+
+static void begin(pa_monitor *monitor) {
+  (void) monitor;
+}
+
+#endif
+
+static void close_monitor(pa_loop *loop, uv_handle_t *handle,
+                          uv_close_cb closed) {
+  stop(loop, (pa_monitor *) handle);
+  uv_close(handle, closed);
+}
+
+const pa_kind pa_monitor_kind = {.close = close_monitor};
 
 int pa_fs_watch(pa_loop *loop, const char *path) {
   size_t length = strlen(path);
@@ -197,17 +399,13 @@ int pa_fs_watch(pa_loop *loop, const char *path) {
   memcpy(monitor->path, path, length + 1);
   monitor->length = length;
   monitor->iteration = 0;
-  uv_fs_event_init(&loop->uv, &monitor->handle);
-  error = watch(monitor, length);
-#ifdef __linux__
-  /* The first monitor of the loop has made libuv poll inotify(7). */
-  if (error == 0 && loop->uv.inotify_read_watcher.events == 0)
-    error = pa_epoll_add(loop, &loop->uv.inotify_read_watcher);
-#endif
+  init(loop, monitor);
+  error = watch(loop, monitor, length);
   if (error != 0) {
     uv_close((uv_handle_t *) &monitor->handle, pa_free_unstarted);
     return error;
   }
+  begin(monitor);
   return pa_slot_new(loop, (uv_handle_t *) monitor, PA_FS_MONITOR, 0);
 }
 
@@ -228,7 +426,7 @@ int pa_fs_look(pa_loop *loop, int slot, int events) {
   loop->counters->crossings++;
   if (!waited && !(events & UV_RENAME) && !is_replaced(monitor))
     return events;
-  error = watch_anew(monitor);
+  error = watch_anew(loop, monitor);
   if (error != 0)
     return error;
   if (!is_waiting(monitor))

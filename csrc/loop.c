@@ -388,6 +388,8 @@ static int close_loop(pa_loop *loop) {
   if (uv_loop_close(&loop->uv) != 0)
     abort();  /* a handle is open still, and libuv would use freed memory */
 
+  if (loop->inotify_fd >= 0)
+    close(loop->inotify_fd);
   pa_requests_free(loop);
   free(loop->events.items);
   free(loop->late.items);
@@ -449,6 +451,7 @@ int pa_loop_new(pa_counters *counters, pa_loop **place) {
   loop->free_slot = -1;
   loop->retired_slot = -1;
   loop->timer_due = -1;
+  loop->inotify_fd = -1;
   loop->arena = malloc(ARENA_SIZE);
   error = loop->arena == NULL ? UV_ENOMEM : init_loop(loop);
   if (error != 0) {

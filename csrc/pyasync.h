@@ -137,6 +137,9 @@ struct pa_request {
   void (*release)(pa_request *);  /* frees its memory */
 };
 
+/* Lists of monitors: 10,000 monitors make 40 to look through for an event. */
+#define PA_MONITOR_LISTS 256
+
 struct pa_loop {
   uv_loop_t uv;  /* first: see pa_loop_of */
   pa_counters *counters;
@@ -183,6 +186,10 @@ struct pa_loop {
   int64_t timer_due;  /* the deadline that it is set for, or -1 */
   uv_async_t async;
   uv_poll_t signal_poll;
+  int inotify_fd;         /* of all monitors; -1: there has been none */
+  uint64_t inotify_read;  /* in which iteration it was read last */
+  uv_poll_t inotify_poll;
+  struct pa_monitor *monitors[PA_MONITOR_LISTS];  /* by watch descriptor */
 };
 
 /* loop.c */
@@ -317,6 +324,9 @@ extern const pa_kind pa_process_kind;
 void pa_reap_abandoned(void);
 /* In the child of a fork, which has no children; the lock is held. */
 void pa_forget_abandoned(void);
+
+/* fs_events.c */
+extern const pa_kind pa_monitor_kind;
 
 /* watchers.c */
 extern const pa_kind pa_poller_kind;

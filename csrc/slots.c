@@ -89,7 +89,7 @@ const pa_kind *const pa_kinds[PA_HANDLE_KINDS] = {
     [PA_IDLER] = &plain_kind,
     [PA_POLLER] = &pa_poller_kind,
     [PA_PROCESS] = &pa_process_kind,
-    [PA_FS_MONITOR] = &plain_kind,
+    [PA_FS_MONITOR] = &pa_monitor_kind,
     [PA_UDP] = &pa_udp_kind,
     [PA_STDIO] = &pa_stdio_kind,
 };

@@ -16,6 +16,7 @@ ChangeCallback = Callable[["FsMonitor", str, bool, bool], object]
 
 RENAME: int = lib.UV_RENAME
 CHANGE: int = lib.UV_CHANGE
+OVERFLOW: int = lib.PA_FS_OVERFLOW
 
 #: The limit behind an error whose own text does not name it (inotify(7)).
 _LIMITS = {
@@ -23,6 +24,10 @@ _LIMITS = {
     errno.EMFILE: (
         "no descriptor is left, or this user has no inotify instance left "
         "(fs.inotify.max_user_instances)"
+    ),
+    errno.EOVERFLOW: (
+        "changes were lost, as more had happened than the system keeps: look at everything again "
+        "(fs.inotify.max_queued_events)"
     ),
 }
 
@@ -56,8 +61,13 @@ class FsMonitor(CHandle):
         if data >= 0:
             name = os.fsdecode(ffi.string(lib.pa_text(loop.c) + data))
         else:
+            lost = value & OVERFLOW
             # A change of the file itself: C looks whether another has taken its place.
-            value = lib.pa_fs_look(loop.c, self._slot, value)
+            value = lib.pa_fs_look(loop.c, self._slot, value & ~OVERFLOW)
+            if lost:
+                loop.report(self, _error(-errno.EOVERFLOW, self.path))
+                if self._slot < 0:  # event_cb has closed it
+                    return
         if value > 0:
             self._callback(self, name, bool(value & RENAME), bool(value & CHANGE))
         elif value < 0:
@@ -89,9 +99,11 @@ def fs_watch(
     The monitor keeps the loop running; see `Handle.unref`. Raises `FilesystemNotFound` if there is
     nothing at the path, `FilesystemAccess` if it may not be read, another `FilesystemError` when
     watches or descriptors have run out, and `EventLoopNotRunning`. When watches run out later, at
-    such a replacement, the monitor is closed, and ``event_cb`` gets the `FilesystemError`.
+    such a replacement, the monitor is closed, and ``event_cb`` gets the `FilesystemError`. When
+    others change files faster than the callbacks run, the system drops changes: ``event_cb`` of
+    every monitor of the loop gets a `FilesystemError` with EOVERFLOW, and the monitors go on.
 
-    On Linux this is inotify(7), by way of uv_fs_event_t (docs.libuv.org).
+    On Linux this is inotify(7), elsewhere uv_fs_event_t (docs.libuv.org).
 
     >>> import pyasync, pathlib, tempfile
     >>> def on_change(monitor, filename, renamed, changed):

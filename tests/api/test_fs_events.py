@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -165,7 +166,7 @@ def test_a_directory_that_is_replaced_is_watched_on(told, folder, tmp_path):
 
 def test_repeated_changes_of_one_iteration_are_one_report(told, folder, file):
     def write():
-        for _ in range(500):
+        for _ in range(200):
             append(file)()
             append(other)()
 
@@ -173,6 +174,18 @@ def test_repeated_changes_of_one_iteration_are_one_report(told, folder, file):
     other.touch()
     assert told(folder, write, write) == [[("file", "C"), ("other", "C")]] * 2
     assert told(file, write, write) == [[("file", "C")]] * 2
+
+
+def test_repeated_changes_of_many_entries_are_one_report_each(told, folder):
+    def write():
+        for _ in range(2):
+            for path in paths:
+                append(path)()
+
+    paths = [folder / f"{number}" for number in range(200)]
+    for path in paths:
+        path.touch()
+    assert told(folder, write) == [[(path.name, "C") for path in paths]]
 
 
 def test_a_change_after_something_else_is_a_report_of_its_own(told, folder, file):
@@ -397,6 +410,76 @@ def test_a_thousand_files_are_watched_at_once(run, folder):
         for path in paths:
             append(path)()
     assert reports == [path.name for path in paths]
+
+
+# Floods
+
+
+def test_an_iteration_takes_only_some_of_very_many_changes(run, folder):
+    count, reports = 3000, []
+
+    def on_change(monitor, filename, renamed, changed):
+        reports.append((filename, pyasync.stats().iterations))
+        if len(reports) == 2 * count:
+            monitor.close()
+
+    with run():
+        pyasync.fs_watch(folder, on_change)
+        for number in range(count):
+            (folder / f"{number}").mkdir()
+        for number in range(count):
+            (folder / f"{number}").rmdir()
+    assert [name for name, _ in reports] == [f"{number}" for number in range(count)] * 2
+    assert max(Counter(iteration for _, iteration in reports).values()) <= 1024
+
+
+MAX_QUEUED = Path("/proc/sys/fs/inotify/max_queued_events")
+
+
+@pytest.mark.skipif(
+    not MAX_QUEUED.exists() or int(MAX_QUEUED.read_text()) > 100_000,
+    reason="needs a system that keeps few changes",
+)
+@pytest.mark.parametrize("closes", [False, True], ids=["goes-on", "closes"])
+def test_changes_that_were_lost_are_reported_and_the_monitors_go_on(run, tmp_path, closes):
+    files = [tmp_path / "watched" / name for name in ("one", "two")]
+    alone = tmp_path / "elsewhere" / "alone"
+    for file in [*files, alone]:
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    lost, reports = [], []
+
+    def tell(error):
+        assert isinstance(error, pyasync.FilesystemError)
+        assert error.errno == errno.EOVERFLOW
+        assert "max_queued_events" in str(error)
+        lost.append(error.filename)
+        if len(lost) == 2 and closes:
+            for monitor in monitors:
+                monitor.close()
+        elif len(lost) == 2:
+            append(alone)()
+
+    def on_change(monitor, filename, renamed, changed):
+        if monitor is monitors[1]:
+            reports.append((len(lost), renamed))
+            if len(lost) == 2 and not renamed:  # the new file is watched, and was written to
+                for monitor in monitors:
+                    monitor.close()
+
+    with run(limit=60):
+        monitors = [
+            pyasync.fs_watch(path, on_change, event_cb=tell) for path in (files[0].parent, alone)
+        ]
+        with open(files[0]) as one, open(files[1]) as two:
+            for number in range(int(MAX_QUEUED.read_text())):  # in turn, or they would be merged
+                os.fchmod((one, two)[number % 2].fileno(), 0o600 + number // 2 % 2)
+            replace(alone)()  # this is lost too
+            os.fchmod(one.fileno(), 0o600)
+    assert sorted(lost) == sorted(map(str, [files[0].parent, alone]))
+    if not closes:
+        assert [renamed for _, renamed in reports] == [True, False]
+        assert reports[1][0] == 2
 
 
 # The loop
