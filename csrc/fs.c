@@ -1,5 +1,5 @@
 /* Operations on files: requests in libuv's thread pool. */
-#define _GNU_SOURCE  /* copy_file_range */
+#define _GNU_SOURCE  /* syscall */
 #include "pyasync.h"
 
 #include <errno.h>
@@ -8,6 +8,7 @@
 #include <string.h>
 #ifdef __linux__
 #include <sys/sendfile.h>
+#include <sys/syscall.h>
 #endif
 #include <unistd.h>
 
@@ -174,9 +175,11 @@ int64_t pa_fs_read(pa_loop *loop, int fd, size_t size, int64_t offset) {
 
 #ifdef __linux__
 /* This is tried first, because file systems can share blocks in place of
- * copying them. */
+ * copying them. By its number, because glibc knows the name since 2.27 only. */
 static ssize_t copy_range(pa_fs *fs, off_t offset, size_t size) {
-  return copy_file_range(fs->in_fd, &offset, fs->fd, NULL, size, 0);
+  int64_t from = offset;
+
+  return syscall(SYS_copy_file_range, fs->in_fd, &from, fs->fd, NULL, size, 0);
 }
 
 static ssize_t kernel_sendfile(pa_fs *fs, off_t offset, size_t size) {
