@@ -11,7 +11,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -239,10 +241,92 @@ int pa_spawn_pipe(pa_loop *loop, pa_spawning *spawning, int fd) {
   return error;
 }
 
+/* uv_spawn, with a handle that is closed at once. The lock is held. */
+static int spawn(pa_loop *loop, const uv_process_options_t *options,
+                 int *pid) {
+  uv_process_t *child = malloc(sizeof(*child));
+  int error;
+
+  if (child == NULL)
+    return UV_ENOMEM;
+  /* uv_spawn would start to handle SIGCHLD, and uv_close would stop that and
+   * leave the default disposition. libuv takes a handle with the signal's number
+   * for started, and one with none for stopped. */
+  loop->uv.child_watcher.signum = SIGCHLD;
+  error = uv_spawn(&loop->uv, child, options);
+  loop->uv.child_watcher.signum = 0;
+  if (error == 0)
+    *pid = child->pid;
+  /* uv_spawn has put it into libuv's lists, also when it has failed. */
+  uv_close((uv_handle_t *) child, pa_free_unstarted);
+  return error;
+}
+
+static const char *search_path(char **env) {
+  const char *path = NULL;
+
+  if (env == NULL)
+    path = getenv("PATH");
+  for (; env != NULL && *env != NULL && path == NULL; env++)
+    if (strncmp(*env, "PATH=", 5) == 0)
+      path = *env + 5;
+  return path == NULL ? "/bin:/usr/bin" : path;
+}
+
+/* Writes the first file that path, a list of folders, has for the name and that
+ * can be executed. Returns 0 if there is none, or it is too long. */
+static int find_program(const char *path, const char *name, char *found,
+                        size_t size) {
+  for (;;) {
+    size_t length = strcspn(path, ":");
+
+    if (snprintf(found, size, "%.*s%s%s", (int) length, path,
+                 length > 0 ? "/" : "", name) < (int) size &&
+        access(found, X_OK) == 0)
+      return 1;
+    if (path[length] == '\0')
+      return 0;
+    path += length + 1;
+  }
+}
+
+/* Lets the shell run a script that does not begin with "#!", as execvp(3) does,
+ * and so libuv; but not where it begins with posix_spawn(3), since 1.53, nor
+ * with musl. Returns -ENOEXEC if that cannot be done. */
+static int spawn_script(pa_loop *loop, uv_process_options_t *options,
+                        int *pid) {
+  static char shell[] = "/bin/sh";
+  char found[PATH_MAX];
+  char **before = options->args;
+  size_t count = 0;
+  int error = -ENOEXEC;
+  char **args;
+
+  while (before[count] != NULL)
+    count++;
+  args = malloc((count + 2) * sizeof(*args));
+  if (args == NULL)
+    return UV_ENOMEM;
+  args[0] = shell;
+  args[1] = before[0];
+  memcpy(args + 2, before + 1, count * sizeof(*args));
+  if (strchr(options->file, '/') == NULL)
+    args[1] = find_program(search_path(options->env), options->file, found,
+                           sizeof(found))
+                  ? found
+                  : NULL;
+  if (args[1] != NULL) {
+    options->file = shell;
+    options->args = args;
+    error = spawn(loop, options, pid);
+  }
+  free(args);
+  return error;
+}
+
 int pa_spawn(pa_loop *loop, pa_spawning *spawning, const char *path,
              char **args, char **env, const char *directory, int flags,
              uint32_t uid, uint32_t gid) {
-  uv_process_t *child = malloc(sizeof(*child));
   pa_process *process = calloc(1, sizeof(*process));
   const int *stdio = spawning->stdio;
   uv_process_options_t options;
@@ -252,9 +336,7 @@ int pa_spawn(pa_loop *loop, pa_spawning *spawning, const char *path,
   int error;
 
   loop->counters->crossings++;
-  if (child == NULL || process == NULL) {
-    free(child);
-    free(process);
+  if (process == NULL) {
     undo(loop, spawning);
     return UV_ENOMEM;
   }
@@ -279,16 +361,10 @@ int pa_spawn(pa_loop *loop, pa_spawning *spawning, const char *path,
 
   pa_lock();
   pa_child_begins();
-  /* uv_spawn would start to handle SIGCHLD, and uv_close would stop that and
-   * leave the default disposition. libuv takes a handle with the signal's number
-   * for started, and one with none for stopped. */
-  loop->uv.child_watcher.signum = SIGCHLD;
-  error = uv_spawn(&loop->uv, child, &options);
-  loop->uv.child_watcher.signum = 0;
-  if (error == 0)
-    process->pid = child->pid;
-  /* uv_spawn has put it into libuv's lists, also when it has failed. */
-  uv_close((uv_handle_t *) child, pa_free_unstarted);
+  /* An empty path is EACCES where libuv begins with posix_spawn(3). */
+  error = *path == '\0' ? UV_ENOENT : spawn(loop, &options, &process->pid);
+  if (error == -ENOEXEC)
+    error = spawn_script(loop, &options, &process->pid);
   if (error != 0)
     pa_child_ends();
   pa_unlock();

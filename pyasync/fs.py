@@ -154,10 +154,9 @@ def _stat_result(address: int, outcome: Any) -> tuple[os.stat_result]:
     times = {"atime": stat.st_atim, "mtime": stat.st_mtim, "ctime": stat.st_ctim}
     for name, time in times.items():
         fields[f"st_{name}"] = time.tv_sec + time.tv_nsec * 1e-9
-        if PYPY:  # st_atime_ns and its like are properties there, made from such fields
+        fields[f"st_{name}_ns"] = time.tv_sec * 10**9 + time.tv_nsec
+        if PYPY:  # before PyPy 8 st_atime_ns and its like are properties, made from such fields
             fields[f"nsec_{name}"] = time.tv_nsec
-        else:
-            fields[f"st_{name}_ns"] = time.tv_sec * 10**9 + time.tv_nsec
     integers = [
         *(stat.st_mode, stat.st_ino, stat.st_dev, stat.st_nlink),
         *(stat.st_uid, stat.st_gid, stat.st_size),

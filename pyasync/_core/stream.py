@@ -23,7 +23,7 @@ from time import monotonic
 from typing import Any, Protocol, Union
 
 from pyasync._core.arguments import require_timeout
-from pyasync._core.engine import CLOSED, FAILED, Engine
+from pyasync._core.engine import CLOSED, FAILED, PYPY, Engine
 from pyasync._core.handles import DescriptorHandle
 from pyasync._core.stream_extras import (
     HIGH_WATERMARK,
@@ -616,8 +616,12 @@ def as_buffer_slice(data: Data, start: int = 0, end: int | None = None) -> bytes
             raise TypeError(
                 f"data must be bytes-like or a string, not {type(data).__name__}"
             ) from None
-        # In bytes: the len() of a view is the number of its items.
-        data = view.cast("B") if view.c_contiguous else view.tobytes()
+        if PYPY or not view.c_contiguous:
+            # On PyPy a view would lock the application's buffer until the garbage collector runs.
+            with view:
+                data = view.tobytes()
+        else:
+            data = view.cast("B")  # in bytes: the len() of a view is the number of its items
     if start < 0 or (end is not None and end < start):
         raise ValueError(f"start and end must be 0 <= start <= end, not {start!r} and {end!r}")
     return data if start == 0 and end is None else memoryview(data)[start:end]

@@ -267,8 +267,11 @@ def test_a_program_is_looked_up_in_the_usual_folders_when_env_has_no_path(run):
 
 
 def test_a_script_without_interpreter_is_run_by_sh(run, program):
-    program.write_text("echo by sh\n")
-    assert result(run, program, [])[2] == b"by sh\n"
+    program.write_text('echo "$0" "$@"\n')
+    told = b"%s one two\n" % os.fsencode(program)
+    assert result(run, program, ["one", "two"])[2] == told
+    env = {"PATH": f"/no/such:{program.parent}"}
+    assert result(run, program.name, ["one", "two"], env=env)[2] == told
 
 
 def test_the_environment_is_ours_by_default(run, monkeypatch):
