@@ -114,6 +114,26 @@ static void perform(pa_loop *loop, const char *operations, int count,
   }
 }
 
+/* Another library may have taken our descriptor from set_wakeup_fd: a loop of
+ * its own that has run in a callback leaves none. Python has to look after it,
+ * but not in each iteration, because that costs system calls. So pa_run returns
+ * once in LOOK_INTERVAL_MS, and only if there was an iteration since. */
+#define LOOK_INTERVAL_MS 100
+
+static void on_look(uv_timer_t *timer) {
+  pa_loop *loop = pa_loop_of(timer);
+
+  pa_awake(loop);
+  loop->look_due = 1;
+  uv_stop(timer->loop);
+}
+
+static void begin_look(pa_loop *loop) {
+  if (loop->counters->iterations > loop->looked &&
+      !uv_is_active((uv_handle_t *) &loop->look_timer))
+    uv_timer_start(&loop->look_timer, on_look, LOOK_INTERVAL_MS, 0);
+}
+
 /* One iteration of libuv's. */
 static void run_libuv(pa_loop *loop, int wait) {
   uv_handle_t *async = (uv_handle_t *) &loop->async;
@@ -122,10 +142,13 @@ static void run_libuv(pa_loop *loop, int wait) {
   pa_drop_turns_taken(loop);
   /* uv_run returns at once where no handle is referenced. But handles that are
    * not must be served while something of Python's keeps the loop running. */
-  if (wait)
+  if (wait) {
+    if (uv_is_active((uv_handle_t *) &loop->signal_poll))
+      begin_look(loop);
     pa_change_idle(loop->counters, -1);
-  else
+  } else {
     uv_ref(async);
+  }
   loop->in_uv_run = 1;
   uv_run(&loop->uv, wait ? UV_RUN_ONCE : UV_RUN_NOWAIT);
   loop->in_uv_run = 0;
@@ -290,18 +313,40 @@ static void on_signal_poll(uv_poll_t *poll, int status, int events) {
   uv_stop(poll->loop);
 }
 
-int pa_watch_signals(pa_loop *loop, int fd) {
+int pa_look_due(pa_loop *loop) {
+  int due = loop->look_due;
+
+  loop->counters->crossings++;
+  loop->look_due = 0;
+  if (due)
+    loop->looked = loop->counters->iterations + 1;  /* the coming sleep */
+  return due;
+}
+
+int pa_watch_signals(pa_loop *loop) {
+  int *ends = loop->signal_pipe;
   int error;
 
   loop->counters->crossings++;
   if (uv_is_active((uv_handle_t *) &loop->signal_poll))
-    return 0;
-  error = uv_poll_init(&loop->uv, &loop->signal_poll, fd);
-  if (error == 0) {
-    uv_unref((uv_handle_t *) &loop->signal_poll);
-    error = uv_poll_start(&loop->signal_poll, UV_READABLE, on_signal_poll);
+    return ends[1];
+  error = pa_pipe(ends);
+  if (error != 0)
+    return error;
+  fcntl(ends[1], F_SETFL, O_NONBLOCK);
+  error = uv_poll_init(&loop->uv, &loop->signal_poll, ends[0]);
+  if (error != 0) {
+    close(ends[0]);
+    close(ends[1]);
+    ends[1] = 0;
+    return error;
   }
-  return error == 0 ? pa_epoll_add(loop, &loop->signal_poll.io_watcher) : error;
+  uv_unref((uv_handle_t *) &loop->signal_poll);
+  uv_timer_init(&loop->uv, &loop->look_timer);
+  uv_unref((uv_handle_t *) &loop->look_timer);
+  uv_poll_start(&loop->signal_poll, UV_READABLE, on_signal_poll);
+  error = pa_epoll_add(loop, &loop->signal_poll.io_watcher);
+  return error == 0 ? ends[1] : error;
 }
 
 /* Beginning and end */
@@ -387,6 +432,10 @@ static int close_loop(pa_loop *loop) {
   }
   if (uv_loop_close(&loop->uv) != 0)
     abort();  /* a handle is open still, and libuv would use freed memory */
+  if (loop->signal_pipe[1] > 0) {
+    close(loop->signal_pipe[0]);
+    close(loop->signal_pipe[1]);
+  }
 
   if (loop->inotify_fd >= 0)
     close(loop->inotify_fd);

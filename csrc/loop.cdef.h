@@ -166,9 +166,12 @@ void pa_wakeup(pa_loop *loop);
 /* on: pa_run sleeps, and reports the loop as alive, also while no handle is
  * referenced, because something that only Python knows of may wake it. */
 void pa_keep_alive(pa_loop *loop, int on);
-/* Wakes the loop when fd has data. Python writes to fd's other end at a signal:
- * see signal.set_wakeup_fd. A second call does nothing. */
-int pa_watch_signals(pa_loop *loop, int fd);
+/* Returns a descriptor, or an error. A byte that is written to it wakes the loop:
+ * see signal.set_wakeup_fd. It is the loop's to close. A second call returns it
+ * again. */
+int pa_watch_signals(pa_loop *loop);
+/* Whether pa_run has returned so that Python looks after the descriptor. */
+int pa_look_due(pa_loop *loop);
 uint64_t pa_now(pa_loop *loop);
 void pa_update_time(pa_loop *loop);
 

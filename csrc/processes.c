@@ -154,20 +154,32 @@ static int open_pidfd(pid_t pid) {
 #endif
 }
 
-/* Begins to wait for the child. Nothing here fails: where a pidfd does, for want
- * of descriptors for example, there is the timer. */
-static void wait_for(pa_loop *loop, pa_process *process) {
+/* Begins to wait for the child, and returns the handle that does. Nothing here
+ * fails: where a pidfd does, for want of descriptors for example, there is the
+ * timer. spare is memory for it: libuv may need that of process until
+ * uv_close calls back. */
+static pa_process *wait_for(pa_loop *loop, pa_process *process,
+                            pa_process *spare) {
+  spare->pid = process->pid;
   process->pidfd = open_pidfd(process->pid);
-  if (process->pidfd >= 0) {
-    if (uv_poll_init(&loop->uv, &process->poll, process->pidfd) == 0) {
-      uv_poll_start(&process->poll, UV_READABLE, on_pidfd);
-      return;
+  if (process->pidfd >= 0 &&
+      uv_poll_init(&loop->uv, &process->poll, process->pidfd) == 0) {
+    uv_poll_start(&process->poll, UV_READABLE, on_pidfd);
+    if (pa_epoll_add(loop, &process->poll.io_watcher) == 0) {
+      free(spare);
+      return process;
     }
+    uv_close((uv_handle_t *) process, pa_free_unstarted);
     close(process->pidfd);
-    process->pidfd = -1;
+  } else {
+    if (process->pidfd >= 0)
+      close(process->pidfd);
+    free(process);
   }
-  uv_timer_init(&loop->uv, &process->timer);
-  uv_timer_start(&process->timer, on_ask, 0, ASK_INTERVAL_MS);
+  spare->pidfd = -1;
+  uv_timer_init(&loop->uv, &spare->timer);
+  uv_timer_start(&spare->timer, on_ask, 0, ASK_INTERVAL_MS);
+  return spare;
 }
 
 /* In the child libuv (1.44) makes the standard streams blocking. O_NONBLOCK
@@ -328,6 +340,7 @@ int pa_spawn(pa_loop *loop, pa_spawning *spawning, const char *path,
              char **args, char **env, const char *directory, int flags,
              uint32_t uid, uint32_t gid) {
   pa_process *process = calloc(1, sizeof(*process));
+  pa_process *spare = calloc(1, sizeof(*spare));
   const int *stdio = spawning->stdio;
   uv_process_options_t options;
   uv_stdio_container_t containers[3];
@@ -336,7 +349,14 @@ int pa_spawn(pa_loop *loop, pa_spawning *spawning, const char *path,
   int error;
 
   loop->counters->crossings++;
+<<<<<<< HEAD
   if (process == NULL) {
+=======
+  if (child == NULL || process == NULL || spare == NULL) {
+    free(child);
+    free(process);
+    free(spare);
+>>>>>>> b68a3d0 (core: Ctrl-C leaves nothing at any line of a loop's begin and end, and wakes it after another library's loop; fork: a child exits with its own status)
     undo(loop, spawning);
     return UV_ENOMEM;
   }
@@ -371,10 +391,11 @@ int pa_spawn(pa_loop *loop, pa_spawning *spawning, const char *path,
   restore_flags(stdio, status_flags);
   if (error != 0) {
     free(process);
+    free(spare);
     undo(loop, spawning);
     return error;
   }
-  wait_for(loop, process);
+  process = wait_for(loop, process, spare);
   spawning->process =
       pa_slot_new(loop, (uv_handle_t *) process, PA_PROCESS, 0);
   return 0;

@@ -186,6 +186,11 @@ struct pa_loop {
   int64_t timer_due;  /* the deadline that it is set for, or -1 */
   uv_async_t async;
   uv_poll_t signal_poll;
+  int signal_pipe[2];   /* signal_poll reads one end, Python writes to the other;
+                           0: not made yet */
+  uv_timer_t look_timer;  /* runs out when look_due is to be set */
+  int look_due;         /* see pa_look_due */
+  uint64_t looked;      /* nothing has happened since up to this iteration */
   int inotify_fd;         /* of all monitors; -1: there has been none */
   uint64_t inotify_read;  /* in which iteration it was read last */
   uv_poll_t inotify_poll;
@@ -302,6 +307,8 @@ void pa_request_done(pa_request *request);
  * frees all, when none is under way any more. */
 void pa_requests_close(pa_loop *loop);
 void pa_requests_free(pa_loop *loop);
+/* In the child of a fork: lets it end by exit(3). */
+void pa_pool_after_fork(void);
 
 static inline pa_request *pa_request_at(int64_t address) {
   return (pa_request *) (intptr_t) address;

@@ -4,12 +4,45 @@
 
 #include <stdlib.h>
 
+/* The end of a process. libuv's destructor joins the threads of the pool, also
+ * those of the parent, which a forked child has not got: it would die of that,
+ * or wait for ever. When a child uses the pool, libuv starts it anew. So a child
+ * that has not does it at its end, before the destructors run. */
+
+static int pool_started;  /* by this process */
+static int registered;
+
+static void do_nothing(uv_work_t *work) {
+  (void) work;
+}
+
+static void renew_pool(void) {
+  uv_loop_t loop;
+  uv_work_t work;
+
+  if (pool_started || uv_loop_init(&loop) != 0)
+    return;
+  setenv("UV_THREADPOOL_SIZE", "1", 1);  /* one thread will do */
+  uv_queue_work(&loop, &work, do_nothing, NULL);
+  uv_run(&loop, UV_RUN_DEFAULT);
+  uv_loop_close(&loop);
+}
+
+void pa_pool_after_fork(void) {
+  if (pool_started && !registered)
+    registered = atexit(renew_pool) == 0;
+  pool_started = 0;
+}
+
+/* Requests */
+
 int64_t pa_request_begin(pa_loop *loop, pa_request *request, uv_req_t *uv,
                          int error) {
   if (error != 0) {
     request->release(request);
     return error;
   }
+  pool_started = 1;
   request->loop = loop;
   request->uv = uv;
   request->counter = NULL;

@@ -280,6 +280,7 @@ void pa_signals_after_fork(int in_child) {
     children = 0;
     ignore_again();
     pa_forget_abandoned();
+    pa_pool_after_fork();
   }
   pa_unlock();
   pthread_sigmask(SIG_SETMASK, &before, NULL);

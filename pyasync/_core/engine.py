@@ -279,6 +279,8 @@ class Engine:
                 handle._on_loop_end()
         for timer in self.deadlines.timers():
             timer._bucket = None  # not armed any more, as the application may ask
+        if self._signals is not None:
+            self._signals.restore()
         # C sets the place to NULL: a repeated call does nothing.
         if lib.pa_loop_close(self._place) != 0:
             warnings.warn(
@@ -286,8 +288,6 @@ class Engine:
                 ResourceWarning,
                 stacklevel=2,
             )
-        if self._signals is not None:
-            self._signals.close()  # after the loop, which polls its descriptor
         self.objects.clear()
         for handles in self.python_handles.values():
             handles.clear()
@@ -600,7 +600,14 @@ class Engine:
         except BaseException:
             self._recover()
             raise
-        if PYPY and wait and count in (0, -1) and not (wakeup.calls or self.pending):
+        if count < 1 and count > -2 and wait and not (wakeup.calls or self.pending or self.ready):
+            self._on_empty_poll()
+
+    def _on_empty_poll(self) -> None:
+        """Act on a sleep that has ended without an event, and before any callback."""
+        if self._signals is not None and lib.pa_look_due(self.c):
+            self._signals.keep()
+        if PYPY:
             # Nothing but a signal can have woken the poll. On PyPy another thread may have noticed
             # it first: the sleep gives up the GIL, so that it passes it on to this one.
             sleep(0.001)

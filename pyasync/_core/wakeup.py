@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
 import weakref
 from collections import deque
@@ -83,43 +82,53 @@ class SignalWakeup:
     """Ends the poll's sleep when a signal arrives for which Python has a handler.
 
     libuv goes on polling when a signal interrupts it, so Ctrl-C would wait for the next event. So
-    Python writes a byte to our socket (`signal.set_wakeup_fd`), and C polls its other end. For the
-    main thread only, because Python's handlers run there and set_wakeup_fd refuses any other.
+    Python writes a byte to a pipe of C's (`signal.set_wakeup_fd`), and C polls its other end. For
+    the main thread only, because Python's handlers run there and set_wakeup_fd refuses any other.
     """
 
     def __init__(self) -> None:
-        self._receiver, self._sender = socket.socketpair()
-        self._receiver.setblocking(False)
-        self._sender.setblocking(False)
+        self._fd = -1
         #: The wakeup descriptor that ours has replaced, for `restore`; None: ours is not installed.
         self._before: int | None = None
 
     def install(self, c: Any) -> None:
         """Let Python write a byte to our descriptor for each signal, and the loop ``c`` poll it."""
-        check(lib.pa_watch_signals(c, self._receiver.fileno()))
+        self._fd = check(lib.pa_watch_signals(c))
         # Set before the call: if Ctrl-C comes between the call and the assignment of its result,
-        # `restore` must still take our descriptor away, before `close` closes it.
+        # `restore` must still take our descriptor away, before C closes it.
         self._before = -1
-        self._before = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        try:
+            self._before = signal.set_wakeup_fd(self._fd, warn_on_full_buffer=False)
+        except ValueError:  # in a subinterpreter, where no handlers of Python's run
+            self._before = None
+
+    def keep(self) -> None:
+        """Install our descriptor again, if somebody else has replaced it since.
+
+        A loop of another library that has run in a callback leaves none at its end.
+        """
+        if self._before is None:
+            return
+        found = signal.set_wakeup_fd(self._fd, warn_on_full_buffer=False)
+        if found not in (-1, self._fd):
+            self._before = found  # of somebody who expects it to be there after our loop
 
     def restore(self) -> None:
-        """Put back the descriptor from before `install`. May be called again after an exception."""
+        """Put back the descriptor from before `install`. May be called again after an exception.
+
+        To be called before C closes our descriptor: a signal's byte would go to whoever gets its
+        number next.
+        """
         if self._before is None:
             return
         try:
             found = signal.set_wakeup_fd(self._before)
         except (OSError, ValueError):  # somebody has closed it meanwhile
             found = signal.set_wakeup_fd(-1)
-        if found not in (-1, self._sender.fileno()):
+        if found not in (-1, self._fd):
             # Not ours: the interrupt came before `install` had put ours in its place.
             signal.set_wakeup_fd(found)
         self._before = None
-
-    def close(self) -> None:
-        """Restore, then close the sockets; in the other order a signal's byte could go astray."""
-        self.restore()
-        self._receiver.close()
-        self._sender.close()
 
 
 #: Loops that are not closed. The child of a fork must not touch them: it shares their epoll sets
@@ -128,10 +137,12 @@ open_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    lib.pa_signals_after_fork(True)
-    for engine in list(open_engines):
-        engine.forget_after_fork()
-    open_engines.clear()
+    try:
+        for engine in list(open_engines):
+            engine.forget_after_fork()
+        open_engines.clear()
+    finally:
+        lib.pa_signals_after_fork(True)  # last, because it lets signals come again
 
 
 if hasattr(os, "register_at_fork"):

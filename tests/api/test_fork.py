@@ -160,6 +160,47 @@ def test_children_of_children_can_run_loops(run):
     run(lambda: fork_and_check(check))
 
 
+# The end of the child
+
+
+@pytest.mark.parametrize(
+    "child",
+    ["", "use()", "fork(lambda: sys.exit(7))", "use(); fork(lambda: sys.exit(7))"],
+    ids=["nothing", "uses the pool", "forks", "uses the pool and forks"],
+)
+@pytest.mark.parametrize("leave", ["", "with pyasync.event_loop(): "], ids=["no loop", "loop"])
+def test_a_child_that_exits_has_its_own_status(child, leave):
+    """Although libuv would join the threads of its pool, which the child has not got."""
+    program = f"""if True:
+        import os, sys, pyasync
+
+        def use():
+            with pyasync.event_loop():
+                pyasync.fs.stat("/", print)
+                pyasync.dns_lookup("localhost", print, event_cb=print)
+
+        def fork(then):
+            pid = os.fork()
+            if pid == 0:
+                then()
+            status = os.waitpid(pid, 0)[1]
+            assert status == 7 << 8, status
+
+        def in_child():
+            {child or "pass"}
+            sys.exit(7)
+
+        use()
+        {leave}fork(in_child)
+    """
+    subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        timeout=3 * PATIENCE,
+        stdout=subprocess.DEVNULL,
+    )
+
+
 # Signals
 
 

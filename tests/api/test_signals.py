@@ -1,5 +1,6 @@
 """Signal handlers in the loop, and Python's own beside them."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -31,10 +32,10 @@ def python_handler(signo, handler):
         signal.signal(signo, before)
 
 
-def run_script(script):
+def run_script(script, *arguments):
     """Run a Python program; return how it ended."""
     return subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=30
     )
 
 
@@ -396,6 +397,87 @@ def test_ctrl_c_ends_a_program_whose_loop_sleeps():
     )
     assert status == -signal.SIGINT
     assert errors[-1].startswith("KeyboardInterrupt")
+
+
+def run_another_loop():
+    """As a library does that is called in a callback: it leaves no wakeup descriptor."""
+    loop = asyncio.new_event_loop()
+    loop.add_signal_handler(signal.SIGUSR2, nothing)
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+
+
+@pytest.mark.parametrize("take", [run_another_loop, lambda: signal.set_wakeup_fd(-1)])
+def test_ctrl_c_leaves_a_sleeping_loop_whose_wakeup_descriptor_was_taken(
+    run, send_to_sleeping_loop, take
+):
+    def start():
+        pyasync.delay(partial(pytest.fail, "slept"), time=HOUR)
+        pyasync.delay(taken)
+
+    def taken():
+        take()
+        assert signal.set_wakeup_fd(-1) == -1
+        send_to_sleeping_loop(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(start)
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_wakeup_descriptor_that_a_callback_sets_is_there_after_the_loop(
+    run, send_to_sleeping_loop
+):
+    def start():
+        pyasync.delay(partial(pytest.fail, "slept"), time=HOUR)
+        signal.set_wakeup_fd(sender.fileno())
+        send_to_sleeping_loop(signal.SIGINT)
+
+    receiver, sender = socket.socketpair()
+    with receiver, sender:
+        sender.setblocking(False)
+        with pytest.raises(KeyboardInterrupt):
+            run(start)
+        assert signal.set_wakeup_fd(-1) == sender.fileno()
+
+
+# The first argument is a program for the subinterpreter.
+SUBINTERPRETER = """
+import sys
+try:
+    import _interpreters as interpreters  # from Python 3.13 on
+except ImportError:
+    try:
+        import _xxsubinterpreters as interpreters
+    except ImportError:
+        raise SystemExit("none here")
+    interpreter = interpreters.create(isolated=False)
+    run = interpreters.run_string
+else:
+    interpreter = interpreters.create("legacy")
+    run = interpreters.exec
+run(interpreter, sys.argv[1])
+interpreters.destroy(interpreter)
+"""
+
+
+def test_a_loop_runs_in_a_subinterpreter():
+    """In which set_wakeup_fd may not be called."""
+    program = """if True:
+        import os, pyasync, signal
+
+        def handle(signo):
+            print("handled")
+            handler.close()
+
+        with pyasync.event_loop():
+            handler = pyasync.signal_handler(signal.SIGUSR1, handle)
+            pyasync.delay(lambda: os.kill(os.getpid(), signal.SIGUSR1), time=0.001)
+    """
+    result = run_script(SUBINTERPRETER, program)
+    if "none here" in result.stderr:
+        pytest.skip("needs subinterpreters")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "handled\n", "")
 
 
 @pytest.mark.parametrize("fail", [False, True])

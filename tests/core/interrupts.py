@@ -31,7 +31,7 @@ def at_line(number, act, *functions):
 
     def trace_line(frame, event, arg):
         nonlocal left
-        if event == "line" and not called and not is_bare_try(frame):
+        if event == "line" and not called and not looks_for_no_signal(frame):
             if left == 0:
                 called.append(frame.f_lineno)
                 sys.settrace(None)
@@ -47,11 +47,14 @@ def at_line(number, act, *functions):
         sys.settrace(before)
 
 
-def is_bare_try(frame):
-    """Whether the line is only "try:". There CPython looks for no signal, and 3.11's exception
-    table has no entry for an outer try statement.
+def looks_for_no_signal(frame):
+    """Whether CPython looks for no signal at this line: "try:" alone, or a with statement.
+
+    The 3.11 exception table has no entry for an outer try statement. A with statement is a line
+    also at its end, where the exit is called: what comes there comes after the exit.
     """
-    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() == "try:"
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+    return line == "try:" or line.startswith("with ")
 
 
 def each_line(scenario, act, *functions, most=10_000):

@@ -5,7 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from inspect import isfunction
 
 import pytest
 from engines import (
@@ -17,7 +20,7 @@ from engines import (
     stream_and_peer,
 )
 from interrupts import Interrupt, each_line, raise_interrupt
-from peers import in_other_thread
+from peers import in_other_thread, wait_until
 
 import pyasync
 from pyasync._core.deadlines import Timer
@@ -25,6 +28,7 @@ from pyasync._core.engine import Engine
 from pyasync._core.stream import Stream
 from pyasync._core.wakeup import SignalWakeup, Wakeup
 from pyasync.loop import Loop
+from pyasync.threads import Work, WorkerPool
 
 CROSSINGS = [
     Engine.poll,
@@ -392,7 +396,7 @@ def test_an_engine_that_was_never_entered_closes():
         engine.call_threadsafe(lambda: None)
 
 
-CLOSING = [Engine.close, Engine.submit, Engine.leave, Wakeup.close, SignalWakeup.close,
+CLOSING = [Engine.close, Engine.submit, Engine.leave, Wakeup.close,
            SignalWakeup.restore]  # fmt: skip
 
 
@@ -426,23 +430,53 @@ def test_a_close_that_is_interrupted_at_any_line_goes_on_with_the_next_call():
         signal.set_wakeup_fd(before)
 
 
-def test_a_program_that_presses_ctrl_c_again_and_again_can_start_another_loop(run):
-    """At each line of the end of a loop, as start_event_loop has it."""
+def methods(*classes):
+    return [member for cls in classes for member in vars(cls).values() if isfunction(member)]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "functions",
+    [
+        [
+            pyasync.start_event_loop,
+            *(Loop.run, Loop.__init__, Loop.enter, Loop.close),
+            *(Engine.__init__, Engine.open, Engine.enter),
+            *CLOSING,
+            *methods(Wakeup, SignalWakeup),
+        ],
+        methods(WorkerPool, Work, ThreadPoolExecutor),
+    ],
+    ids=["loop", "threads"],
+)
+def test_ctrl_c_at_any_line_of_the_begin_and_end_of_a_loop_leaves_nothing(run, functions):
+    """No loop, wakeup descriptor, descriptor or thread; and another loop can be started."""
 
     def interrupt():
         raise KeyboardInterrupt
 
+    def start():
+        pyasync.tcp_server("127.0.0.1", 0, print).unref()
+        pyasync.work(lambda: None, lambda result: None)
+
     def scenario():
-        before = signal.set_wakeup_fd(-1)
-        signal.set_wakeup_fd(before)
         try:
-            pyasync.start_event_loop(lambda: pyasync.tcp_server("127.0.0.1", 0, print).unref())
+            pyasync.start_event_loop(start)
         except KeyboardInterrupt:
             pass
         assert pyasync.current_loop() is None
-        assert signal.set_wakeup_fd(before) == before
+        assert signal.set_wakeup_fd(-1) == -1
+        assert open_descriptors() == descriptors
+        # A thread whose start was interrupted is known to nobody; it ends by itself.
+        wait_until(lambda: threading.active_count() == count)
 
-    each_line(scenario, interrupt, Loop.close, *CLOSING)
+    before = signal.set_wakeup_fd(-1)
+    descriptors, count = open_descriptors(), threading.active_count()
+    try:
+        assert each_line(scenario, interrupt, *functions) > 50
+    finally:
+        signal.set_wakeup_fd(before)
     run(lambda: None)
 
 
