@@ -25,7 +25,7 @@
 /* What exit_cb gets where somebody else has taken the child's status. */
 #define STATUS_UNKNOWN 255
 
-typedef struct {
+typedef struct pa_process {
   union {
     uv_poll_t poll;    /* of the pidfd */
     uv_timer_t timer;  /* where there is none */
@@ -33,6 +33,7 @@ typedef struct {
   int pidfd;  /* or -1 */
   pid_t pid;
   int reaped;  /* from then on another process may have the pid */
+  struct pa_process *spare;  /* memory for a handle with a timer, or NULL */
 } pa_process;
 
 /* A child that a loop has left running at its end. */
@@ -138,12 +139,11 @@ static void close_process(pa_loop *loop, uv_handle_t *handle,
     abandon(process->pid);
   pa_child_ends();
   pa_unlock();
+  free(process->spare);
   uv_close(handle, closed);
   if (process->pidfd >= 0)
     close(process->pidfd);  /* after uv_close, by which epoll forgets it */
 }
-
-const pa_kind pa_process_kind = {.close = close_process};
 
 static int open_pidfd(pid_t pid) {
 #ifdef SYS_pidfd_open
@@ -154,33 +154,45 @@ static int open_pidfd(pid_t pid) {
 #endif
 }
 
-/* Begins to wait for the child, and returns the handle that does. Nothing here
- * fails: where a pidfd does, for want of descriptors for example, there is the
- * timer. spare is memory for it: libuv may need that of process until
- * uv_close calls back. */
-static pa_process *wait_for(pa_loop *loop, pa_process *process,
-                            pa_process *spare) {
-  spare->pid = process->pid;
-  process->pidfd = open_pidfd(process->pid);
-  if (process->pidfd >= 0 &&
-      uv_poll_init(&loop->uv, &process->poll, process->pidfd) == 0) {
-    uv_poll_start(&process->poll, UV_READABLE, on_pidfd);
-    if (pa_epoll_add(loop, &process->poll.io_watcher) == 0) {
-      free(spare);
-      return process;
-    }
-    uv_close((uv_handle_t *) process, pa_free_unstarted);
-    close(process->pidfd);
-  } else {
-    if (process->pidfd >= 0)
-      close(process->pidfd);
-    free(process);
-  }
-  spare->pidfd = -1;
-  uv_timer_init(&loop->uv, &spare->timer);
-  uv_timer_start(&spare->timer, on_ask, 0, ASK_INTERVAL_MS);
-  return spare;
+/* Waits for the child by its timer. */
+static void ask(pa_loop *loop, pa_process *process) {
+  uv_timer_init(&loop->uv, &process->timer);
+  uv_timer_start(&process->timer, on_ask, 0, ASK_INTERVAL_MS);
 }
+
+/* Begins to wait for the child. Nothing here fails: where a pidfd does, for want
+ * of descriptors for example, there is the timer. */
+static void wait_for(pa_loop *loop, pa_process *process) {
+  process->pidfd = open_pidfd(process->pid);
+  if (process->pidfd >= 0) {
+    if (uv_poll_init(&loop->uv, &process->poll, process->pidfd) == 0) {
+      uv_poll_start(&process->poll, UV_READABLE, on_pidfd);
+      return;
+    }
+    close(process->pidfd);
+    process->pidfd = -1;
+  }
+  ask(loop, process);
+}
+
+/* Epoll refuses the pidfd: another handle takes the slot, with a timer. */
+static void refused(pa_loop *loop, int slot, int error) {
+  pa_process *process = (pa_process *) loop->slots[slot].handle;
+  pa_process *other = process->spare;
+
+  (void) error;
+  other->pid = process->pid;
+  other->pidfd = -1;
+  ask(loop, other);
+  if (!uv_has_ref((uv_handle_t *) process))
+    uv_unref((uv_handle_t *) other);
+  other->timer.data = process->poll.data;
+  loop->slots[slot].handle = (uv_handle_t *) other;
+  uv_close((uv_handle_t *) process, pa_free_unstarted);
+  close(process->pidfd);
+}
+
+const pa_kind pa_process_kind = {.close = close_process, .refused = refused};
 
 /* In the child libuv (1.44) makes the standard streams blocking. O_NONBLOCK
  * belongs to the open file, which the child shares with us: a socket of a loop
@@ -395,7 +407,8 @@ int pa_spawn(pa_loop *loop, pa_spawning *spawning, const char *path,
     undo(loop, spawning);
     return error;
   }
-  process = wait_for(loop, process, spare);
+  process->spare = spare;
+  wait_for(loop, process);
   spawning->process =
       pa_slot_new(loop, (uv_handle_t *) process, PA_PROCESS, 0);
   return 0;

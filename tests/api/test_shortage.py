@@ -275,6 +275,20 @@ for number in range(4):
     assert os.listdir("/proc/self/fd") == before
 told.append(OSError(ERROR, ""))
 """,
+    "a child": """
+def start():
+    refuse(EPOLL_ADD, ERROR)  # the trial for the child's pidfd
+    pyasync.spawn("/bin/sh", ["-c", "exit 3"], exit_cb=first_exited)
+
+def first_exited(process, status, signo):
+    assert status == 3
+    refuse(EPOLL_ADD, ERROR, 1)  # the pidfd itself
+    pyasync.spawn("/bin/sh", ["-c", "exit 4"], exit_cb=exited)
+
+def exited(process, status, signo):
+    assert status == 4
+    told.append(OSError(ERROR, ""))
+""",
     "a child's output": """
 def start():
     refuse(EPOLL_ADD, ERROR, 1)  # behind the trial for the child's pidfd
