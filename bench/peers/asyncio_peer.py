@@ -116,19 +116,11 @@ def udp():
 
 
 def timers(mode, count, spread):
-    fired, measured = 0, None
-
-    def on_timer():
-        nonlocal fired
-        fired += 1
-        if fired == count:
-            measured.end()
-
     async def start():
-        nonlocal measured
         loop = asyncio.get_running_loop()
         handles = [None] * count
         measured = peer.Timers(mode, count, spread)
+        on_timer = measured.on_timer
         for i, seconds in enumerate(measured.deadlines):
             handles[i] = loop.call_later(seconds, on_timer)
         if mode == "cancel":

@@ -56,17 +56,10 @@ def udp():
 
 
 def timers(mode, count, spread):
-    fired = 0
-
-    def on_timer():
-        nonlocal fired
-        fired += 1
-        if fired == count:
-            measured.end()
-
     make = gevent.get_hub().loop.timer
     watchers = [None] * count
     measured = peer.Timers(mode, count, spread)
+    on_timer = measured.on_timer
     for i, seconds in enumerate(measured.deadlines):
         watchers[i] = watcher = make(seconds)
         watcher.start(on_timer)

@@ -107,14 +107,31 @@ class Wakeups(Pace):
 
 
 class Timers:
-    """What timers take that a loop is told to make: all fire, are cancelled, or are pending."""
+    """What timers take that a loop is told to make: all fire, are cancelled, or are pending.
+
+    Each is due after one of `deadlines`, and calls `on_timer`.
+    """
 
     def __init__(self, mode, count, spread):
         first = {"fire": 0.0, "cancel": 0.0, "pending": PENDING_SECONDS}[mode]
         self._mode, self._count = mode, count
-        #: The times after which they are due, spread evenly, one after another.
         self.deadlines = (first + spread * i / count for i in range(count))
+        self.on_timer = self._make_callback()
         self._before, self._began = private_bytes(), time.process_time()
+
+    def _make_callback(self):
+        left = self._count  # not an attribute, because this is what the figures are of
+
+        def on_timer():
+            nonlocal left
+            left -= 1
+            if left == 0:
+                self.end()
+
+        def on_surprise():
+            raise RuntimeError("a timer has fired that was cancelled, or is not due")
+
+        return on_timer if self._mode == "fire" else on_surprise
 
     def end(self):
         """Say what it took. They are still referenced, if they are pending."""

@@ -83,14 +83,10 @@ def tls_source(certificate, key, size):
 
 
 def timers(mode, count, spread):
-    def on_timer():
-        nonlocal fired
-        fired += 1
-
-    fired = 0
     events = [None] * count
     with event_loop():
         measured = peer.Timers(mode, count, spread)
+        on_timer = measured.on_timer
         for i, seconds in enumerate(measured.deadlines):
             events[i] = pyasync.delay(on_timer, time=seconds)
         if mode == "pending":
@@ -99,8 +95,8 @@ def timers(mode, count, spread):
         if mode == "cancel":
             for event in events:
                 event.free()
-    if fired != (count if mode == "fire" else 0):
-        raise RuntimeError(f"{fired:,} timers have fired")
+    if mode == "fire":
+        raise RuntimeError("not all timers have fired")
     measured.end()
 
 
