@@ -361,14 +361,9 @@ int pa_spawn(pa_loop *loop, pa_spawning *spawning, const char *path,
   int error;
 
   loop->counters->crossings++;
-<<<<<<< HEAD
-  if (process == NULL) {
-=======
-  if (child == NULL || process == NULL || spare == NULL) {
-    free(child);
+  if (process == NULL || spare == NULL) {
     free(process);
     free(spare);
->>>>>>> b68a3d0 (core: Ctrl-C leaves nothing at any line of a loop's begin and end, and wakes it after another library's loop; fork: a child exits with its own status)
     undo(loop, spawning);
     return UV_ENOMEM;
   }
@@ -430,7 +425,8 @@ int pa_process_kill(pa_loop *loop, int slot, int signum) {
 #ifdef SYS_pidfd_send_signal
   /* Reaches nobody else, also where somebody else has reaped the child. */
   if (process->pidfd >= 0) {
-    result = (int) syscall(SYS_pidfd_send_signal, process->pidfd, signum, NULL, 0);
+    result = (int) syscall(SYS_pidfd_send_signal, process->pidfd, signum,
+                           NULL, 0);
     if (result == 0 || errno != ENOSYS)
       return result == 0 ? 0 : uv_translate_sys_error(errno);
   }
