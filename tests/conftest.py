@@ -14,6 +14,9 @@ from hypothesis import HealthCheck, settings
 
 import pyasync
 
+# What tests share is to say as much of a failed assertion as they do.
+pytest.register_assert_rewrite("peers", "tls_peers", "engines", "interrupts", "example_programs")
+
 # A shell that runs the tests in the background may ignore SIGINT, and children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

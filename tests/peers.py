@@ -294,11 +294,13 @@ class Link:
 
         The loop runs until the socket is closed. When the peer returns, its end is closed. The
         options are those of `tcp_server` and `tcp_connect`. Without an ``event_cb`` the test fails
-        when an error is reported. ``begin(go)`` may come first in the loop: it calls go().
+        when an error is reported; a busy machine is none, so ``linger`` is long unless it is given.
+        ``begin(go)`` may come first in the loop: it calls go().
         ``made(socket)`` is called with a client's socket before it is connected.
         """
         errors = []
         options.setdefault("read_cb", nothing)
+        options.setdefault("linger", PATIENCE)
         options.update(connect_cb=connected, event_cb=event_cb or errors.append)
         threads = []
 

@@ -355,7 +355,8 @@ def serve(run, talk, *, read_cb=None, ssl_context=None, **options):
 
     Returns what talk returns, and what the event_cb was told.
     """
-    events, threads = [], []
+    events = []
+    options.setdefault("linger", PATIENCE)  # for a busy machine
 
     with run():
         loop = pyasync.current_loop()
@@ -374,5 +375,5 @@ def serve(run, talk, *, read_cb=None, ssl_context=None, **options):
             finally:
                 loop.call_threadsafe(server.close)
 
-        threads.append(Background(talk_and_end))
-    return threads[0].result(), events
+        thread = Background(talk_and_end)
+    return thread.result(), events

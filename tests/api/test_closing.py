@@ -359,7 +359,7 @@ def test_a_slow_reader_is_not_cut_off_while_it_reads(link):
     def peer(sock):
         small_window(sock)
         for _ in range(9):
-            time.sleep(0.15)
+            time.sleep(0.3)
             read_exactly(sock, size // 10)
         return 9 * (size // 10) + end_of(sock)[0]
 
@@ -368,7 +368,7 @@ def test_a_slow_reader_is_not_cut_off_while_it_reads(link):
         socket.write(bytes(size))
         socket.close()
 
-    assert link(connected, peer, linger=1) == size
+    assert link(connected, peer, linger=2) == size
 
 
 @pytest.mark.parametrize("link", FEW_LINKS, indirect=True)
@@ -383,7 +383,7 @@ def test_a_slow_reader_that_sends_is_not_cut_off_either(link):
         for _ in range(9):
             with contextlib.suppress(ConnectionError):  # the peer's kernel may have all by now
                 sock.sendall(b"never read")
-            time.sleep(0.15)
+            time.sleep(0.3)
             read_exactly(sock, size // 10)
         return 9 * (size // 10) + end_of(sock)[0]
 
@@ -395,7 +395,7 @@ def test_a_slow_reader_that_sends_is_not_cut_off_either(link):
         socket.close()
         closed.set()
 
-    assert link(connected, peer, linger=1) == size
+    assert link(connected, peer, linger=2) == size
 
 
 @pytest.mark.parametrize("link", FEW_LINKS, indirect=True)

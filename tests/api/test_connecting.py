@@ -347,10 +347,10 @@ def test_the_limit_is_over_when_the_connection_stands(run, host, listener):
     told = []
 
     def connect_cb(client):
-        pyasync.delay(client.close, time=0.6)
+        pyasync.delay(client.close, time=1.6)
 
     talker = talk(listener)
-    connect(run, host, port_of(listener), connect_cb=connect_cb, connect_timeout=0.5)
+    connect(run, host, port_of(listener), connect_cb=connect_cb, connect_timeout=1.5)
     assert talker.result() == b""
     assert told == []
 

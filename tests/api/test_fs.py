@@ -77,16 +77,17 @@ def opened():
 def test_stat_gives_what_os_stat_gives(outcome, tmp_path):
     (tmp_path / "file").write_bytes(b"12345")
     os.utime(tmp_path / "file", ns=(1_111_111_111_123_456_789, 2_222_222_222_987_654_321))
-    for path in (tmp_path, tmp_path / "file", "/dev/null"):
+    for path in (tmp_path, tmp_path / "file", pathlib.Path("/dev/null")):
         ours, theirs = outcome(fs.stat, path), os.stat(path)
         assert isinstance(ours, os.stat_result)
         for name in dir(theirs):
-            if name.startswith("st_"):
+            # Somebody else may read the others meanwhile.
+            if name.startswith("st_") and ("atime" not in name or path.name == "file"):
                 expected = getattr(theirs, name)
                 if isinstance(expected, float):
                     expected = pytest.approx(expected, abs=1e-5)
                 assert getattr(ours, name) == expected, name
-        assert tuple(ours) == tuple(theirs)
+        assert tuple(ours)[:7] == tuple(theirs)[:7]
 
 
 def test_a_link_is_followed_by_stat_and_not_by_lstat(outcome, tmp_path):
