@@ -39,9 +39,13 @@ static void on_getaddrinfo(uv_getaddrinfo_t *uv, int status,
     count++;
   found->status = status;
   found->count = 0;
-  found->addresses =
-      count == 0 ? NULL : pa_grow(NULL, count * sizeof(pa_address));
-  for (info = infos; info != NULL; info = info->ai_next)
+  if (count > 0) {
+    found->addresses = malloc(count * sizeof(pa_address));
+    if (found->addresses == NULL)
+      found->status = UV_EAI_MEMORY;
+  }
+  for (info = found->addresses == NULL ? NULL : infos; info != NULL;
+       info = info->ai_next)
     if (format(&found->addresses[found->count], info) == 0)
       found->count++;
   uv_freeaddrinfo(infos);
@@ -50,7 +54,7 @@ static void on_getaddrinfo(uv_getaddrinfo_t *uv, int status,
 }
 
 static int64_t begin(pa_loop *loop, pa_request *base, void *uv, int error) {
-  int64_t request = pa_request_begin(loop, base, uv, error);
+  int64_t request = pa_request_begin(base, uv, error);
 
   if (request >= 0)
     pa_request_count(request, &loop->counters->open_dns_queries);
@@ -58,13 +62,14 @@ static int64_t begin(pa_loop *loop, pa_request *base, void *uv, int error) {
 }
 
 int64_t pa_getaddrinfo(pa_loop *loop, const char *host, int family) {
-  pa_lookup *lookup = pa_grow(NULL, sizeof(*lookup));
   struct addrinfo hints;
-  int error;
+  pa_request *request;
+  pa_lookup *lookup;
+  int error = pa_request_new(loop, sizeof(*lookup), release, &request);
 
-  loop->counters->crossings++;
-  lookup->base.release = release;
-  lookup->found.addresses = NULL;
+  if (error != 0)
+    return error;
+  lookup = (pa_lookup *) request;
   memset(&hints, 0, sizeof(hints));
   hints.ai_family = family;
   /* Otherwise each address comes three times: for SOCK_DGRAM and SOCK_RAW
@@ -102,14 +107,15 @@ static void on_getnameinfo(uv_getnameinfo_t *uv, int status, const char *host,
 }
 
 int64_t pa_getnameinfo(pa_loop *loop, const char *address) {
-  pa_reverse_lookup *lookup;
   struct sockaddr_storage where;
-  int error;
+  pa_reverse_lookup *lookup;
+  pa_request *request;
+  int error = pa_request_new(loop, sizeof(*lookup), release_reverse, &request);
 
-  loop->counters->crossings++;
+  if (error != 0)
+    return error;
+  lookup = (pa_reverse_lookup *) request;
   pa_unpack_address(address, &where);
-  lookup = pa_grow(NULL, sizeof(*lookup));
-  lookup->base.release = release_reverse;
   error = uv_getnameinfo(&loop->uv, &lookup->uv, on_getnameinfo,
                          (const struct sockaddr *) &where, 0);
   return begin(loop, &lookup->base, &lookup->uv, error);

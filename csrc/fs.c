@@ -61,24 +61,23 @@ static void release(pa_request *request) {
   free(fs);
 }
 
-static pa_fs *fs_new(pa_loop *loop) {
-  pa_fs *fs = pa_grow(NULL, sizeof(*fs));
+static int fs_new(pa_loop *loop, pa_fs **fs) {
+  pa_request *request;
+  int error = pa_request_new(loop, sizeof(**fs), release, &request);
 
-  loop->counters->crossings++;
-  memset(fs, 0, sizeof(*fs));
-  fs->base.release = release;
-  fs->base.loop = loop;
-  fs->outcome.result = UV_ECANCELED;  /* until there is another result */
-  return fs;
+  if (error == 0) {
+    *fs = (pa_fs *) request;
+    (*fs)->outcome.result = UV_ECANCELED;  /* until there is another result */
+  }
+  return error;
 }
 
 static int64_t begin(pa_fs *fs, int error) {
-  return pa_request_begin(fs->base.loop, &fs->base, (uv_req_t *) &fs->uv,
-                          error);
+  return pa_request_begin(&fs->base, (uv_req_t *) &fs->uv, error);
 }
 
 /* Joins the entries, so that Python gets all of them with one call. */
-static void pack_entries(pa_fs *fs) {
+static int pack_entries(pa_fs *fs) {
   size_t capacity = 0;
   size_t used = 0;
   uv_dirent_t entry;
@@ -87,8 +86,13 @@ static void pack_entries(pa_fs *fs) {
     size_t size = strlen(entry.name) + 1;
 
     if (used + 1 + size > capacity) {
+      char *buffer;
+
       capacity = 2 * (capacity + size) + 1024;
-      fs->buffer = pa_grow(fs->buffer, capacity);
+      buffer = realloc(fs->buffer, capacity);
+      if (buffer == NULL)
+        return UV_ENOMEM;
+      fs->buffer = buffer;
     }
     fs->buffer[used++] = (char) ('0' + entry.type);
     memcpy(fs->buffer + used, entry.name, size);
@@ -96,6 +100,7 @@ static void pack_entries(pa_fs *fs) {
   }
   fs->outcome.data = fs->buffer;
   fs->outcome.size = used;
+  return (int) fs->uv.result;
 }
 
 static void set_text(pa_fs_outcome *outcome, const char *text) {
@@ -103,10 +108,33 @@ static void set_text(pa_fs_outcome *outcome, const char *text) {
   outcome->size = strlen(text);
 }
 
+static void on_done(uv_fs_t *uv);
+
+static int begin_read(pa_fs *fs) {
+  uv_buf_t buffer;
+
+  buffer.base = fs->buffer;
+  buffer.len = fs->size;
+  return uv_fs_read(&fs->base.loop->uv, &fs->uv, fs->fd, &buffer, 1, fs->offset,
+                    on_done);
+}
+
+/* A signal has interrupted a read in its thread, before there was any data:
+ * libuv reports that of reads only. Returns whether it is begun again. */
+static int read_again(pa_fs *fs) {
+  if (fs->uv.fs_type != UV_FS_READ || fs->uv.result != UV_EINTR ||
+      fs->base.loop->closing)
+    return 0;
+  uv_fs_req_cleanup(&fs->uv);
+  return begin_read(fs) == 0;
+}
+
 static void on_done(uv_fs_t *uv) {
   pa_fs *fs = CONTAINER_OF(uv, pa_fs, uv);
   pa_fs_outcome *outcome = &fs->outcome;
 
+  if (read_again(fs))
+    return;
   outcome->result = uv->result;
   if (uv->result >= 0) {
     switch (uv->fs_type) {
@@ -115,7 +143,7 @@ static void on_done(uv_fs_t *uv) {
         outcome->size = (size_t) uv->result;
         break;
       case UV_FS_SCANDIR:
-        pack_entries(fs);
+        outcome->result = pack_entries(fs);
         break;
       case UV_FS_READLINK:
         set_text(outcome, uv->ptr);
@@ -131,42 +159,54 @@ static void on_done(uv_fs_t *uv) {
 }
 
 int64_t pa_fs_stat(pa_loop *loop, const char *path) {
-  pa_fs *fs = fs_new(loop);
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
 
+  if (error != 0)
+    return error;
   return begin(fs, uv_fs_stat(&loop->uv, &fs->uv, path, on_done));
 }
 
 int64_t pa_fs_lstat(pa_loop *loop, const char *path) {
-  pa_fs *fs = fs_new(loop);
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
 
+  if (error != 0)
+    return error;
   return begin(fs, uv_fs_lstat(&loop->uv, &fs->uv, path, on_done));
 }
 
 int64_t pa_fs_fstat(pa_loop *loop, int fd) {
-  pa_fs *fs = fs_new(loop);
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
 
+  if (error != 0)
+    return error;
   return begin(fs, uv_fs_fstat(&loop->uv, &fs->uv, fd, on_done));
 }
 
 int64_t pa_fs_open(pa_loop *loop, const char *path, int flags, int mode) {
-  pa_fs *fs = fs_new(loop);
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
 
+  if (error != 0)
+    return error;
   return begin(fs, uv_fs_open(&loop->uv, &fs->uv, path, flags, mode, on_done));
 }
 
 int64_t pa_fs_read(pa_loop *loop, int fd, size_t size, int64_t offset) {
-  pa_fs *fs = fs_new(loop);
-  uv_buf_t buffer;
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
 
-  if (size > LARGEST_READ)
-    size = LARGEST_READ;
-  fs->buffer = malloc(size + 1);
+  if (error != 0)
+    return error;
+  fs->fd = fd;
+  fs->size = size < LARGEST_READ ? size : LARGEST_READ;
+  fs->offset = offset;
+  fs->buffer = malloc(fs->size + 1);
   if (fs->buffer == NULL)
     return begin(fs, UV_ENOMEM);
-  buffer.base = fs->buffer;
-  buffer.len = size;
-  return begin(
-      fs, uv_fs_read(&loop->uv, &fs->uv, fd, &buffer, 1, offset, on_done));
+  return begin(fs, begin_read(fs));
 }
 
 /* sendfile, one system call a step. Not uv_fs_sendfile, because that waits in
@@ -313,8 +353,11 @@ static void on_sent(uv_work_t *work, int status) {
 
 int64_t pa_fs_write(pa_loop *loop, int fd, const char *data, size_t size,
                     int64_t offset) {
-  pa_fs *fs = fs_new(loop);
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
 
+  if (error != 0)
+    return error;
   fs->buffer = malloc(size + 1);
   if (fs->buffer == NULL)
     return begin(fs, UV_ENOMEM);
@@ -327,19 +370,26 @@ int64_t pa_fs_write(pa_loop *loop, int fd, const char *data, size_t size,
 
 int64_t pa_fs_sendfile(pa_loop *loop, int out_fd, int in_fd, int64_t offset,
                        size_t size) {
-  pa_fs *fs = fs_new(loop);
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
 
+  if (error != 0)
+    return error;
   fs->fd = out_fd;
   fs->in_fd = in_fd;
   fs->size = size;
   fs->offset = offset;
-  return pa_request_begin(loop, &fs->base, (uv_req_t *) &fs->work,
-                          transfer(fs));
+  return pa_request_begin(&fs->base, (uv_req_t *) &fs->work, transfer(fs));
 }
 
 int64_t pa_fs_close(pa_loop *loop, int fd) {
-  pa_fs *fs = fs_new(loop);
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
 
+  if (error != 0) {
+    close(fd);
+    return error;
+  }
   fs->fd = fd;
   return begin(fs, uv_fs_close(&loop->uv, &fs->uv, fd, on_done));
 }
@@ -347,45 +397,65 @@ int64_t pa_fs_close(pa_loop *loop, int fd) {
 /* Directories and names */
 
 int64_t pa_fs_mkdir(pa_loop *loop, const char *path, int mode) {
-  pa_fs *fs = fs_new(loop);
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
 
+  if (error != 0)
+    return error;
   return begin(fs, uv_fs_mkdir(&loop->uv, &fs->uv, path, mode, on_done));
 }
 
 int64_t pa_fs_rmdir(pa_loop *loop, const char *path) {
-  pa_fs *fs = fs_new(loop);
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
 
+  if (error != 0)
+    return error;
   return begin(fs, uv_fs_rmdir(&loop->uv, &fs->uv, path, on_done));
 }
 
 int64_t pa_fs_rename(pa_loop *loop, const char *path, const char *new_path) {
-  pa_fs *fs = fs_new(loop);
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
 
-  return begin(fs,
-               uv_fs_rename(&loop->uv, &fs->uv, path, new_path, on_done));
+  if (error != 0)
+    return error;
+  return begin(fs, uv_fs_rename(&loop->uv, &fs->uv, path, new_path, on_done));
 }
 
 int64_t pa_fs_unlink(pa_loop *loop, const char *path) {
-  pa_fs *fs = fs_new(loop);
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
 
+  if (error != 0)
+    return error;
   return begin(fs, uv_fs_unlink(&loop->uv, &fs->uv, path, on_done));
 }
 
 int64_t pa_fs_scandir(pa_loop *loop, const char *path) {
-  pa_fs *fs = fs_new(loop);
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
 
+  if (error != 0)
+    return error;
   return begin(fs, uv_fs_scandir(&loop->uv, &fs->uv, path, 0, on_done));
 }
 
 int64_t pa_fs_readlink(pa_loop *loop, const char *path) {
-  pa_fs *fs = fs_new(loop);
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
 
+  if (error != 0)
+    return error;
   return begin(fs, uv_fs_readlink(&loop->uv, &fs->uv, path, on_done));
 }
 
 int64_t pa_fs_mkdtemp(pa_loop *loop, const char *path) {
-  pa_fs *fs = fs_new(loop);
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
 
+  if (error != 0)
+    return error;
   return begin(fs, uv_fs_mkdtemp(&loop->uv, &fs->uv, path, on_done));
 }
 

@@ -219,8 +219,8 @@ extern const pa_kind *const pa_kinds[PA_HANDLE_KINDS];
 int pa_slot_new(pa_loop *loop, uv_handle_t *handle, int kind, int flags);
 /* Lets slots be used again whose PA_CLOSED Python has walked. */
 void pa_free_retired_slots(pa_loop *loop);
-/* Adds the slot to an array of slots. */
-void pa_add_slot(int **slots, int *count, int *capacity, int slot);
+/* Adds the slot to an array of slots. Returns 0 or UV_ENOMEM. */
+int pa_add_slot(int **slots, int *count, int *capacity, int slot);
 /* Closes a handle that has a slot; writes that the kernel has not taken are
  * lost. May be called more than once. */
 void pa_handle_close(pa_loop *loop, uv_handle_t *handle);
@@ -247,6 +247,9 @@ void pa_alloc_nothing(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer);
 /* To be called at that report: reads the handle, or puts it into the ready
  * list. */
 void pa_readable(uv_handle_t *handle);
+/* Puts a handle into the ready list, unless there is no memory: the next poll
+ * reports again what nobody has read. */
+void pa_add_ready(pa_loop *loop, int slot);
 /* Lets handles of the ready list read, until the budget is spent. */
 void pa_take_turns(pa_loop *loop);
 /* Removes those that have had their turns from the ready list. */
@@ -295,10 +298,13 @@ void pa_server_accept(uv_handle_t *handle, int64_t more);
 extern const pa_kind pa_udp_kind;
 
 /* requests.c */
-/* libuv has begun the request uv, or has refused to, with error. Its release is
- * set. Returns the number by which Python knows it, or the error. */
-int64_t pa_request_begin(pa_loop *loop, pa_request *request, uv_req_t *uv,
-                         int error);
+/* Gives zeroed memory for a request, of so many bytes, and makes sure of the
+ * threads of libuv's pool. Returns 0 or an error. */
+int pa_request_new(pa_loop *loop, size_t size, void (*release)(pa_request *),
+                   pa_request **request);
+/* libuv has begun the request uv, or has refused to, with error. Returns the
+ * number by which Python knows it, or the error. */
+int64_t pa_request_begin(pa_request *request, uv_req_t *uv, int error);
 /* Counts one that has begun, until Python frees or cancels it. */
 void pa_request_count(int64_t request, uint64_t *counter);
 /* To be called in libuv's callback, when the result is there to be read. */

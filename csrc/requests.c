@@ -4,12 +4,74 @@
 
 #include <stdlib.h>
 
+/* libuv's pool */
+
+#define POOL_SIZE 4  /* libuv's default, and its greatest size */
+#define POOL_SIZE_MAX 1024
+
+static int pool_started;  /* by this process */
+
+static unsigned pool_size(void) {
+  const char *size = getenv("UV_THREADPOOL_SIZE");
+  unsigned count = size == NULL ? POOL_SIZE : (unsigned) atoi(size);
+
+  if (count == 0)
+    return 1;
+  return count < POOL_SIZE_MAX ? count : POOL_SIZE_MAX;
+}
+
+static void wait_at(void *gate) {
+  uv_sem_wait(gate);
+}
+
+/* Starts as many threads as the pool has, of the same size, and ends them. */
+static int try_threads(void) {
+  uv_thread_options_t options = {.flags = UV_THREAD_HAS_STACK_SIZE,
+                                 .stack_size = (size_t) 8 << 20};
+  unsigned size = pool_size();
+  uv_thread_t *threads = malloc(size * sizeof(*threads));
+  unsigned count = 0;
+  uv_sem_t gate;
+  int error = threads == NULL ? UV_ENOMEM : uv_sem_init(&gate, 0);
+  unsigned index;
+
+  if (error != 0) {
+    free(threads);
+    return error;
+  }
+  while (count < size && error == 0) {
+    error = uv_thread_create_ex(&threads[count], &options, wait_at, &gate);
+    if (error == 0)
+      count++;
+  }
+  for (index = 0; index < count; index++)
+    uv_sem_post(&gate);
+  for (index = 0; index < count; index++)
+    uv_thread_join(&threads[index]);
+  uv_sem_destroy(&gate);
+  free(threads);
+  return error;
+}
+
+/* libuv starts its threads with the first request, and aborts if it cannot. So
+ * they are tried before. */
+static int require_pool(void) {
+  int error = 0;
+
+  pa_lock();
+  if (!pool_started)
+    error = try_threads();
+  if (error == 0)
+    pool_started = 1;
+  pa_unlock();
+  return error;
+}
+
 /* The end of a process. libuv's destructor joins the threads of the pool, also
  * those of the parent, which a forked child has not got: it would die of that,
  * or wait for ever. When a child uses the pool, libuv starts it anew. So a child
  * that has not does it at its end, before the destructors run. */
 
-static int pool_started;  /* by this process */
 static int registered;
 
 static void do_nothing(uv_work_t *work) {
@@ -20,9 +82,11 @@ static void renew_pool(void) {
   uv_loop_t loop;
   uv_work_t work;
 
-  if (pool_started || uv_loop_init(&loop) != 0)
+  if (pool_started)
     return;
   setenv("UV_THREADPOOL_SIZE", "1", 1);  /* one thread will do */
+  if (try_threads() != 0 || uv_loop_init(&loop) != 0)
+    return;
   uv_queue_work(&loop, &work, do_nothing, NULL);
   uv_run(&loop, UV_RUN_DEFAULT);
   uv_loop_close(&loop);
@@ -36,16 +100,29 @@ void pa_pool_after_fork(void) {
 
 /* Requests */
 
-int64_t pa_request_begin(pa_loop *loop, pa_request *request, uv_req_t *uv,
-                         int error) {
+int pa_request_new(pa_loop *loop, size_t size, void (*release)(pa_request *),
+                   pa_request **request) {
+  int error = require_pool();
+
+  loop->counters->crossings++;
+  if (error != 0)
+    return error;
+  *request = calloc(1, size);
+  if (*request == NULL)
+    return UV_ENOMEM;
+  (*request)->loop = loop;
+  (*request)->release = release;
+  return 0;
+}
+
+int64_t pa_request_begin(pa_request *request, uv_req_t *uv, int error) {
+  pa_loop *loop = request->loop;
+
   if (error != 0) {
     request->release(request);
     return error;
   }
-  pool_started = 1;
-  request->loop = loop;
   request->uv = uv;
-  request->counter = NULL;
   request->next = loop->requests;
   request->link = &loop->requests;
   if (loop->requests != NULL)

@@ -96,12 +96,18 @@ const pa_kind *const pa_kinds[PA_HANDLE_KINDS] = {
 
 /* Slots */
 
-void pa_add_slot(int **slots, int *count, int *capacity, int slot) {
+int pa_add_slot(int **slots, int *count, int *capacity, int slot) {
   if (*count == *capacity) {
-    *capacity = *capacity == 0 ? 64 : 2 * *capacity;
-    *slots = pa_grow(*slots, *capacity * sizeof(int));
+    int more = *capacity == 0 ? 64 : 2 * *capacity;
+    int *grown = realloc(*slots, more * sizeof(int));
+
+    if (grown == NULL)
+      return UV_ENOMEM;
+    *slots = grown;
+    *capacity = more;
   }
   (*slots)[(*count)++] = slot;
+  return 0;
 }
 
 int pa_slot_new(pa_loop *loop, uv_handle_t *handle, int kind, int flags) {

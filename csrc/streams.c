@@ -195,11 +195,13 @@ void pa_stream_read_first(pa_loop *loop, int slot) {
     return;
   }
   received(loop, slot, size);
-  if (size > 0) {
+  if (size < 0)
+    return;
+  if (pa_add_slot(&loop->unpolled, &loop->unpolled_count,
+                  &loop->unpolled_capacity, slot) == 0)
     loop->slots[slot].flags |= PA_UNPOLLED;
-    pa_add_slot(&loop->unpolled, &loop->unpolled_count,
-                &loop->unpolled_capacity, slot);
-  }
+  else
+    pa_stream_read_start(loop->slots[slot].handle);
 }
 
 void pa_streams_poll(pa_loop *loop) {
@@ -587,6 +589,17 @@ static int must_discard(pa_loop *loop, uv_stream_t *stream) {
   return (entry->flags & PA_LARGE) && unsent_size(fd) > 0;
 }
 
+/* The peer waits for an end that does not come, as a rule because it has reset
+ * the connection: then a read tells more (ECONNRESET, in place of ENOTCONN),
+ * and may give data first. So the stream has its turn before the report. */
+static void half_close_failed(pa_loop *loop, int slot, int error) {
+  pa_slot *entry = &loop->slots[slot];
+
+  if ((entry->flags & (PA_READING | PA_READY)) == PA_READING)
+    pa_add_ready(loop, slot);
+  write_failed(loop, slot, error);
+}
+
 /* libuv has handed every write to the kernel, and has shut down the stream; or
  * has failed to. */
 static void on_shutdown(uv_shutdown_t *request, int status) {
@@ -598,12 +611,17 @@ static void on_shutdown(uv_shutdown_t *request, int status) {
   free(request);
   if (status == 0)
     entry->flags |= PA_FLUSHED;
+  if (status == UV_ECANCELED)
+    return;
   /* After an error there is no end of the peer to wait for, because it is gone;
    * or the stream is a pipe(2), of which shutdown(2) knows nothing (ENOTSOCK),
    * though libuv has written all. */
-  if (status != UV_ECANCELED && (entry->flags & PA_CLOSING) &&
-      (status != 0 || !must_discard(loop, stream)))
-    pa_handle_close(loop, (uv_handle_t *) stream);
+  if (entry->flags & PA_CLOSING) {
+    if (status != 0 || !must_discard(loop, stream))
+      pa_handle_close(loop, (uv_handle_t *) stream);
+  } else if (status != 0 && status != UV_ENOTSOCK && entry->error == 0) {
+    half_close_failed(loop, pa_slot_of(stream), status);
+  }
 }
 
 static int shut(pa_loop *loop, uv_stream_t *stream) {

@@ -34,6 +34,12 @@ static void receive(pa_loop *loop, int slot) {
   pa_kinds[loop->slots[slot].kind]->receive(loop, slot);
 }
 
+void pa_add_ready(pa_loop *loop, int slot) {
+  if (pa_add_slot(&loop->ready, &loop->ready_count, &loop->ready_capacity,
+                  slot) == 0)
+    loop->slots[slot].flags |= PA_READY;
+}
+
 /* libuv polls up to 48 times in an iteration while epoll_wait fills its 1,024
  * places, and reports each time those that nobody has read: another reason to
  * read at once where there is little. */
@@ -49,8 +55,7 @@ void pa_readable(uv_handle_t *handle) {
     receive(loop, slot);
     return;
   }
-  entry->flags |= PA_READY;
-  pa_add_slot(&loop->ready, &loop->ready_count, &loop->ready_capacity, slot);
+  pa_add_ready(loop, slot);
 }
 
 /* A handle may be closed while it is in the ready list, and its slot given to

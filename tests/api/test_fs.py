@@ -189,6 +189,44 @@ def test_a_read_of_any_size_gives_what_there_is(outcome, opened, tmp_path):
     assert outcome(fs.read, opened(tmp_path / "file"), (1 << 63) - 1) == b"all of it"
 
 
+def test_a_read_that_a_signal_interrupts_goes_on():
+    """A signal may reach any thread, such as the pool's: here it is the only one that takes it."""
+    program = """
+import os, signal
+import pyasync
+
+reader, writer = os.pipe()
+told, handled = [], []
+signal.signal(signal.SIGUSR1, lambda *args: handled.append(1))
+
+def start():
+    pyasync.fs.stat("/", begin)  # starts the thread, which inherits the mask of signals
+
+def begin(status):
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    pyasync.fs.read(reader, 10, told.append, event_cb=told.append)
+    pyasync.delay(interrupt, time=0.01)
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGUSR1)
+    if len(handled) < 50 and not told:
+        pyasync.delay(interrupt, time=0.01)
+    else:
+        os.write(writer, b"hello")
+
+pyasync.start_event_loop(start)
+assert told == [b"hello"], told
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "UV_THREADPOOL_SIZE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_a_short_write_goes_on_and_a_full_descriptor_says_how_much_it_took(outcome):
     reader, writer = os.pipe()
     try:

@@ -399,3 +399,173 @@ print(raised)
     assert results[0] == 5
     assert results[-1] == 0
     assert results == sorted(results, reverse=True)
+
+
+# Threads of libuv's pool
+
+NO_THREADS = {
+    "lookup": """
+def act():
+    pyasync.dns_lookup("localhost", nothing, event_cb=told.append)
+""",
+    "reverse lookup": """
+def act():
+    pyasync.reverse_dns_lookup("127.0.0.1", nothing, event_cb=told.append)
+""",
+    "client": """
+def act():
+    pyasync.tcp_connect("localhost", 1, nothing, event_cb=told.append)
+""",
+    "stat": """
+def act():
+    pyasync.fs.stat("/", nothing, event_cb=told.append)
+""",
+    "close": """
+def act():
+    global fd
+    fd = os.open("/", os.O_RDONLY)
+    pyasync.fs.close(fd, nothing, event_cb=told.append)
+""",
+}
+
+
+@pytest.mark.parametrize("what", NO_THREADS)
+def test_what_needs_a_thread_that_cannot_be_started_fails_alone(short_of, what):
+    """A pids limit, for example. libuv aborts when it cannot start all threads of its pool."""
+    short_of(
+        NO_THREADS[what]
+        + """
+import encodings.idna
+
+def start(number):
+    refuse(THREAD, errno.EAGAIN, number)
+    act()
+    # When there are threads again, the next request gets them.
+    wait(lambda: told, lambda: pyasync.fs.stat("/", done.append, event_cb=done.append))
+
+done = []
+pyasync.start_event_loop(lambda: start(NUMBER))
+(error,) = told
+if isinstance(error, pyasync.DnsError):
+    assert error.errcode == -errno.EAGAIN, error
+else:
+    assert error.errno == errno.EAGAIN, error
+assert done[0].st_mode
+if WHAT == "close":
+    try:
+        os.fstat(fd)
+    except OSError:
+        pass
+    else:
+        raise AssertionError("it is open")
+""",
+        WHAT=what,
+        NUMBER=list(NO_THREADS).index(what) % 4,  # the pool has four
+    )
+
+
+def test_the_pool_of_a_forks_child_is_tried_again(short_of):
+    short_of("""
+def stat(told):
+    pyasync.start_event_loop(
+        lambda: pyasync.fs.stat("/", lambda status: told.append(None), event_cb=told.append))
+
+stat(told)
+child = os.fork()
+if child == 0:
+    try:
+        refuse(THREAD, errno.EAGAIN)
+        stat(told)
+        stat(told)
+        assert told[0] is told[2] is None and told[1].errno == errno.EAGAIN, told
+    except BaseException as error:
+        print(repr(error), file=sys.stderr, flush=True)
+        os._exit(1)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+""")
+
+
+def test_without_threads_a_lookup_raises_under_a_limit_of_the_system(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", """
+import os, resource
+import pyasync, encodings.idna
+
+if os.geteuid() == 0:  # to whom the limit does not apply
+    os.setgid(54322)
+    os.setuid(54322)
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+pyasync.start_event_loop(lambda: pyasync.dns_lookup("localhost", print, event_cb=print))
+"""],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        timeout=50,
+    )  # fmt: skip
+    if "Operation not permitted" in result.stderr:
+        pytest.skip("may not become another user")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "Resource temporarily unavailable: localhost" in result.stdout
+
+
+# A half-close that fails
+
+
+@pytest.mark.parametrize("reading", [True, False])
+def test_a_half_close_that_fails_is_reported(short_of, reading):
+    """Else the peer would wait for the end, and nobody would know."""
+    short_of(
+        """
+def start():
+    global server
+    server = pyasync.tcp_server("127.0.0.1", 0, nothing, connect_cb=connected,
+                                event_cb=told.append, allow_half_open=True)
+    sock = dial(server.address)
+    wait(lambda: told, lambda: look(sock))
+
+def connected(stream):
+    server.close()
+    refuse(SHUTDOWN, errno.EIO)
+    if not READING:
+        stream.disable(read=True)
+    stream.write(b"hello")
+    stream.shutdown()
+
+def look(sock):
+    assert sock.recv(5) == b"hello"
+    (error,) = told
+    assert error.errno == errno.EIO, error
+
+pyasync.start_event_loop(start)
+""",
+        READING=reading,
+    )
+
+
+def test_data_comes_before_the_error_of_a_half_close(short_of):
+    short_of("""
+def start():
+    global server, sock
+    server = pyasync.tcp_server("127.0.0.1", 0, told.append2, connect_cb=connected,
+                                event_cb=told.append, allow_half_open=True)
+    sock = dial(server.address)
+
+def connected(stream):
+    server.close()
+    pyasync.delay(lambda: half_close(stream), time=0.01)
+
+def half_close(stream):
+    refuse(SHUTDOWN, errno.EIO)
+    sock.sendall(b"data")
+    stream.shutdown()
+
+class Told(list):
+    def append2(self, stream, data):
+        self.append(data)
+
+told = Told()
+pyasync.start_event_loop(start)
+data, error = told
+assert data == b"data" and error.errno == errno.EIO, told
+""")
