@@ -214,7 +214,7 @@ class AsyncStream(io.BufferedIOBase):
         if not self._closed:
             self._socket.close()
             self._closed = True
-            self._chunks.clear()
+            self._chunks = deque()  # a new one: a signal handler may have interrupted a read
             self._position = self._fed
 
     @property

@@ -321,15 +321,21 @@ def dump_event_loop_status(file: TextIO | None = None) -> None:
     file = file or sys.stdout
     size = sum(loop.counters.handles)
     statuses = ffi.new("pa_handle_status[]", max(size, 1))
+    # No more than there was room for: a __del__ may have opened one meanwhile.
+    count = min(size, lib.pa_handles(loop.c, statuses, size))
     rows = [
         (HANDLE_KINDS[status.kind], status.active, status.referenced, status.closing)
-        for status in statuses[0 : lib.pa_handles(loop.c, statuses, size)]
+        for status in statuses[0:count]
     ]
-    rows += [("timer", True, event.has_ref, False) for event in loop.deadlines.timers()]
+    # By their fields and from copies, because a __del__ may close some of them meanwhile.
     rows += [
-        (kind, handle._active, handle.has_ref, False)
+        ("timer", True, timer._options is None or timer._options[1], False)
+        for timer in loop.deadlines.timers()
+    ]
+    rows += [
+        (kind, handle._active, handle._referenced, False)
         for kind, handles in loop.python_handles.items()
-        for handle in handles
+        for handle in list(handles)
     ]
     for kind, active, referenced, closing in rows:
         state = " ".join(

@@ -51,7 +51,7 @@ class LoopThread:
 
     def _start(self) -> None:
         self.loop = get_loop()
-        self.loop.keep_alive()
+        self.loop.keep_alive(self)
         self._started.set()
 
     @contextmanager

@@ -208,8 +208,10 @@ def set_max_workers(number: int) -> None:
         raise ValueError(f"number must be 1 or more, not {number}")
     loop = get_loop()
     _pool(loop).resize(number)
-    for waiting in loop.python_handles["work"]:
-        waiting._requeue()
+    # A copy, because a signal handler may close some, or begin others.
+    for waiting in list(loop.python_handles["work"]):
+        if not waiting.closed:
+            waiting._requeue()
 
 
 class Notifier(PythonHandle):

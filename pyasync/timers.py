@@ -87,9 +87,10 @@ class Event:
     def remaining(self) -> float | None:
         """Seconds until the callback runs, at the earliest; None if the event is not armed."""
         self._loop.check_thread()
-        if self._bucket is None:
+        bucket = self._bucket
+        if bucket is None:
             return None
-        due: int = self._bucket[0]
+        due: int = bucket[0]
         return max(0.0, due / 1000 - monotonic())
 
     def ref(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket as sockets
+from collections import deque
 from typing import Any
 
 from pyasync._core.addresses import NumericAddress, pack_address
@@ -23,6 +24,7 @@ from pyasync._core.stream import (
     UNCONNECTED,
     WRITE_DISABLED,
     Stream,
+    pop_first,
 )
 from pyasync._core.stream_extras import report_timeout
 from pyasync._ffi import ffi, lib
@@ -166,24 +168,27 @@ class Connector:
         self.host = host
         self.port = port
         self.local = local
-        self.addresses: list[NumericAddress] = []
+        self.addresses: deque[NumericAddress] = deque()
         self.attempts: list[Attempt] = []
         self.failures: list[tuple[str, int]] = []
         self.timer: Timer | None = None
+        self.closed = False
         self.lookup: Lookup | None = Lookup(
             self.loop, host, sockets.AF_UNSPEC, self._on_found, self._on_not_found
         )
 
     def close(self) -> None:
         """Stop the lookup, the timer and all attempts; nothing is called after this."""
-        if self.lookup is not None:
-            self.lookup.close()
-        if self.timer is not None:
-            self.timer.stop()
-        for attempt in self.attempts:
+        # New lists, because a signal handler may close it while the old ones are walked.
+        self.closed, self.addresses = True, deque()
+        attempts, self.attempts = self.attempts, []
+        lookup, timer = self.lookup, self.timer
+        if lookup is not None:
+            lookup.close()
+        if timer is not None:
+            timer.stop()
+        for attempt in attempts:
             attempt.close()
-        self.attempts.clear()
-        self.addresses.clear()
 
     def _on_not_found(self, error: EventError) -> None:
         self.lookup = None
@@ -191,15 +196,17 @@ class Connector:
 
     def _on_found(self, addresses: list[NumericAddress]) -> None:
         self.lookup = None
-        self.addresses = interleave(addresses)
+        self.addresses = deque(interleave(addresses))
         self._try_next()
 
     def _try_next(self) -> None:
-        if self.timer is not None:
-            self.timer.stop()
-            self.timer = None
-        while self.addresses:
-            _, address = self.addresses.pop(0)
+        if self.closed:
+            return
+        timer, self.timer = self.timer, None
+        if timer is not None:
+            timer.stop()
+        while (found := pop_first(self.addresses)) is not None:
+            _, address = found
             try:
                 slot = connect(self.loop, address, self.port, self.local)
             except ValueError:  # the zone's interface has gone since the lookup
@@ -208,10 +215,12 @@ class Connector:
                 self.failures.append((address, slot))
                 continue
             self.attempts.append(Attempt(self, slot, address))
-            if self.addresses:  # the Connection Attempt Delay begins with each attempt
+            if self.closed:  # by a signal handler, and the attempt came after that
+                self.close()
+            elif self.addresses:  # the Connection Attempt Delay begins with each attempt
                 self.timer = background_timer(self.loop, self._try_next, ATTEMPT_DELAY)
             return
-        if not self.attempts:
+        if not self.attempts and not self.closed:
             self.socket._fail_with(self._error())
 
     def _error(self) -> SocketError:
@@ -223,9 +232,10 @@ class Connector:
 
     def on_connected(self, attempt: Attempt, status: int) -> None:
         """Take the result of an attempt: 0, or libuv's error."""
-        if attempt not in self.attempts:
+        try:
+            self.attempts.remove(attempt)  # before self.close(), which would close the winner too
+        except ValueError:
             return  # closed by an earlier record of this batch: another attempt has won
-        self.attempts.remove(attempt)  # before self.close(), which would close the winner too
         if status != 0:
             attempt.close()
             self.failures.append((attempt.address, status))

@@ -198,6 +198,7 @@ class Deadlines:
 
     def _repair(self) -> None:
         """Count anew from the entries, after an exception has cut a change short."""
+        self._changing = True  # the exception may have come before it was set
         for bucket in self.due:  # _collect was cut off between its two steps
             if self.buckets.get(bucket[0]) is bucket:
                 del self.buckets[bucket[0]]
@@ -328,7 +329,9 @@ def _live(bucket: Bucket) -> list[Any]:
     A timer that was disarmed and armed again for the same millisecond is in it twice: the last
     entry counts, because it has the place in the order.
     """
-    live = [timer for timer in bucket[1:] if timer._bucket is bucket]
+    # By way of a copy: CPython up to 3.11 may run a __del__ when it makes the list of a slice, and
+    # reads behind the end of a list that has shrunk meanwhile. It makes a copy's list first.
+    live = [timer for timer in [*bucket][1:] if timer._bucket is bucket]
     # By identity, because two timers of an API may be equal.
     return [*{id(timer): timer for timer in reversed(live)}.values()][::-1]
 

@@ -291,6 +291,7 @@ class Engine:
         self.objects.clear()
         for handles in self.python_handles.values():
             handles.clear()
+        self._wakeup.holds.clear()
         self.deadlines = Deadlines()
         self._records, self._batch, self._write_calls = b"", None, None  # C's memory is gone
         open_engines.discard(self)
@@ -397,13 +398,16 @@ class Engine:
             return EventLoopNotRunning("the event loop is not running")
         return EventLoopNotRunning("the event loop has ended")
 
-    def keep_alive(self) -> None:
-        """Keep the loop running until `let_end`, for a handle that C does not know."""
-        self._wakeup.keep_alive(self)
+    def keep_alive(self, owner: Any) -> None:
+        """Keep the loop running until `let_end` of the same owner: a handle that C does not know.
 
-    def let_end(self) -> None:
-        """Undo one `keep_alive`."""
-        self._wakeup.let_end(self)
+        Each of the two may be called again by a signal handler that interrupts it.
+        """
+        self._wakeup.keep_alive(self, owner)
+
+    def let_end(self, owner: Any) -> None:
+        """Undo `keep_alive`; if there was none, do nothing."""
+        self._wakeup.let_end(self, owner)
 
     # Operations
 
@@ -541,11 +545,17 @@ class Engine:
         crossings, start, sizes = counted
         operations = self.operations
         end = len(operations)
-        for index in range(start, end, 5):
-            kind, owner, size = operations[index : index + 3]
-            if kind == lib.PA_WRITE or kind == lib.PA_WRITE_CALLBACK:
-                before = sizes.get(owner, (0, 0))
-                sizes[owner] = (before[0] + size, before[1] + 1)
+        try:
+            for index in range(start, end, 5):
+                # Not by a slice: see `deadlines._live`.
+                kind, owner, size = operations[index], operations[index + 1], operations[index + 2]
+                if kind == lib.PA_WRITE or kind == lib.PA_WRITE_CALLBACK:
+                    before = sizes.get(owner, (0, 0))
+                    sizes[owner] = (before[0] + size, before[1] + 1)
+        except IndexError:
+            pass  # a signal handler has submitted them
+        if crossings != self._crossings:
+            return self.pending_size(slot)
         self._counted = (crossings, end, sizes)
         return sizes.get(slot, (0, 0))
 
@@ -756,7 +766,7 @@ class Engine:
         finally:
             # An exception leaves: the rest goes first the next time.
             if position < len(calls) and self.ready is not calls:
-                self.ready = calls[position:] + self.ready
+                self.ready[:0] = calls[position:]  # one step: what is added meanwhile is kept
 
     @property
     def has_ready(self) -> bool:

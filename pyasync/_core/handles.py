@@ -128,7 +128,7 @@ class ClosedHandle:
 class PythonHandle(Handle):
     """A handle that C does not know. While it is referenced, it keeps the loop running."""
 
-    __slots__ = ("__weakref__", "_event_cb", "_loop", "_referenced", "_slot")
+    __slots__ = ("__weakref__", "_event_cb", "_loop", "_slot")
 
     #: The name under which it is counted: a key of Engine.python_handles.
     _kind: str
@@ -137,33 +137,33 @@ class PythonHandle(Handle):
         self._loop = loop
         self._slot = 0  # open: any number that is not negative
         self._event_cb = event_cb
-        self._referenced = True
         loop.python_handles[self._kind][self] = None
-        loop.keep_alive()
+        loop.keep_alive(self)
 
     def close(self) -> None:
         if self._slot >= 0 and self._loop.may_change():
             self._slot = -1
             self._loop.python_handles[self._kind].pop(self, None)
-            if self._referenced:
-                self._loop.let_end()
+            self._loop.let_end(self)
 
     def ref(self) -> None:
         self._open_slot()
-        if not self._referenced:
-            self._referenced = True
-            self._loop.keep_alive()
+        self._loop.keep_alive(self)
+        if self._slot < 0:  # closed by a signal handler meanwhile
+            self._loop.let_end(self)
 
     def unref(self) -> None:
         self._open_slot()
-        if self._referenced:
-            self._referenced = False
-            self._loop.let_end()
+        self._loop.let_end(self)
 
     @property
     def has_ref(self) -> bool:
         self._open_slot()
         return self._referenced
+
+    @property
+    def _referenced(self) -> bool:
+        return self in self._loop._wakeup.holds
 
     @property
     def _active(self) -> bool:

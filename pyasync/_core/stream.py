@@ -19,7 +19,6 @@ import os
 from collections import deque
 from collections.abc import Callable
 from threading import get_ident
-from time import monotonic
 from typing import Any, Protocol, Union
 
 from pyasync._core.arguments import require_timeout
@@ -358,8 +357,8 @@ class Stream(DescriptorHandle):
         The state still defers what a signal handler writes meanwhile: it goes behind them.
         """
         extras = self._need_extras()
-        while extras.deferred:
-            data, write_cb = extras.deferred.popleft()
+        while (entry := pop_first(extras.deferred)) is not None:
+            data, write_cb = entry
             extras.deferred_size -= len(data)
             self._write_through(data, write_cb, False)
         if extras.over_high:
@@ -379,8 +378,10 @@ class Stream(DescriptorHandle):
     def _deliver_paused_input(self) -> None:
         items = self._need_extras().paused_input
         # Checked for each, because a callback may close the stream, or disable reading again.
-        while items and not self._state & (CLOSED | READ_DISABLED) and not self._loop.stopping:
-            item = items.popleft()
+        while not self._state & (CLOSED | READ_DISABLED) and not self._loop.stopping:
+            item = pop_first(items)
+            if item is None:
+                break
             try:
                 if isinstance(item, bytes):
                     self._report_data(item)
@@ -420,10 +421,8 @@ class Stream(DescriptorHandle):
 
     def _stop_read_timeout(self) -> None:
         self._state &= ~TIMED
-        extras = self._extras
-        if extras is not None and extras.read_timeout is not None:
-            extras.read_timeout.stop()
-            extras.read_timeout = None
+        if self._extras is not None:
+            self._extras.stop_read_timeout()
 
     def _start_write_timeout(self) -> None:
         timeout, extras = self._options.write_timeout, self._need_extras()
@@ -431,10 +430,8 @@ class Stream(DescriptorHandle):
             extras.write_timeout = WriteTimeout(self, timeout)
 
     def _stop_write_timeout(self) -> None:
-        extras = self._extras
-        if extras is not None and extras.write_timeout is not None:
-            extras.write_timeout.stop()
-            extras.write_timeout = None
+        if self._extras is not None:
+            self._extras.stop_write_timeout()
 
     # Records: see the contract in Engine
 
@@ -443,7 +440,7 @@ class Stream(DescriptorHandle):
         if state & CLOSED:
             return
         if state & TIMED:
-            self._need_extras().read_timeout.read_at = monotonic()  # type: ignore[union-attr]
+            self._need_extras().read_now()
         if state & (READ_DISABLED | PAUSED_INPUT):
             self._need_extras().paused_input.append(arena[start:end])
         else:
@@ -541,9 +538,7 @@ class Stream(DescriptorHandle):
     def _on_closed(self) -> None:
         if self._extras is not None:
             self._extras.stop_timeouts()
-            if self._extras.linger is not None:
-                self._extras.linger.stop()
-                self._extras.linger = None
+            self._extras.stop_linger()
         if self._state & LIMITED:  # only now, as the descriptor counts until it is closed
             self._options.server._connection_closed()
         self._report_closed()
@@ -581,6 +576,17 @@ def _do_nothing(handle: Any) -> None:
     pass
 
 
+def pop_first(queue: deque[Any]) -> Any:
+    """Remove and return the first item; None: there is none.
+
+    It does not look first: a signal handler, or a ``__del__``, may empty the queue in between.
+    """
+    try:
+        return queue.popleft()
+    except IndexError:
+        return None
+
+
 def add_blocked_callback(handle: Any, callbacks: deque[Any], index: int) -> None:
     """Take PA_CALLBACK_WAITS: move the callback of a blocked write from its batch to the handle.
 
@@ -593,7 +599,10 @@ def add_blocked_callback(handle: Any, callbacks: deque[Any], index: int) -> None
 
 def call_blocked_callback(handle: Any, callbacks: deque[Any]) -> None:
     """Take PA_WRITTEN: the first blocked write with a callback is done."""
-    write_cb, batch, index = callbacks.popleft()
+    entry = pop_first(callbacks)
+    if entry is None:  # a signal handler has just closed the handle by force
+        return
+    write_cb, batch, index = entry
     if batch is handle._loop.written_now:
         # Blocked and done in one iteration: back to its place, or it would run before the
         # callbacks of earlier writes.

@@ -77,18 +77,40 @@ class Extras:
 
     def stop_connect_timer(self) -> None:
         """Stop the time limit of connecting, or of the TLS handshake."""
-        if self.connect_timer is not None:
-            self.connect_timer.stop()
-            self.connect_timer = None
+        # Here and below, taken out before it is used: a signal handler may stop it meanwhile.
+        timer, self.connect_timer = self.connect_timer, None
+        if timer is not None:
+            timer.stop()
+
+    def stop_read_timeout(self) -> None:
+        """Stop the time limit of reading."""
+        timeout, self.read_timeout = self.read_timeout, None
+        if timeout is not None:
+            timeout.stop()
+
+    def stop_write_timeout(self) -> None:
+        """Stop the time limit of writing."""
+        timeout, self.write_timeout = self.write_timeout, None
+        if timeout is not None:
+            timeout.stop()
+
+    def stop_linger(self) -> None:
+        """Stop the time limit of a close."""
+        linger, self.linger = self.linger, None
+        if linger is not None:
+            linger.stop()
 
     def stop_timeouts(self) -> None:
         """Stop all time limits except linger, which belongs to a close."""
         self.stop_connect_timer()
-        if self.read_timeout is not None:
-            self.read_timeout.stop()
-        if self.write_timeout is not None:
-            self.write_timeout.stop()
-        self.read_timeout = self.write_timeout = None
+        self.stop_read_timeout()
+        self.stop_write_timeout()
+
+    def read_now(self) -> None:
+        """Tell the time limit of reading that data has arrived."""
+        timeout = self.read_timeout
+        if timeout is not None:
+            timeout.read_at = monotonic()
 
 
 def report_timeout(stream: Stream, reason: str, *, force: bool) -> None:

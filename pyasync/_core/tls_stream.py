@@ -14,7 +14,6 @@ import contextlib
 import errno
 import ssl
 from threading import get_ident
-from time import monotonic
 from typing import Any
 
 from pyasync._core.connecting import Socket
@@ -246,8 +245,8 @@ class TlsStream(Socket):
         if PYPY and extras.deferred_size > ENCRYPT_BUDGET:
             # PyPy keeps large `bytes`, as the encrypted data is, until a major collection.
             budget = RECORD_SIZE
-        while deferred and deferred[0] is not BARRIER and budget > 0:
-            data, write_cb = deferred.popleft()
+        while budget > 0 and (entry := _next_write(deferred)) is not None:
+            data, write_cb = entry
             size = len(data)
             callbacks = [] if write_cb is None else [write_cb]
             if size > budget:
@@ -257,8 +256,8 @@ class TlsStream(Socket):
             elif _fits(deferred, size):
                 # Small writes share a record, because each record costs a header, a tag and a call.
                 pieces = [data]
-                while _fits(deferred, size):
-                    data, write_cb = deferred.popleft()
+                while _fits(deferred, size) and (entry := _next_write(deferred)) is not None:
+                    data, write_cb = entry
                     size += len(data)
                     pieces.append(data)
                     if write_cb is not None:
@@ -399,7 +398,7 @@ class TlsStream(Socket):
         if tls is None or tls.ended or tls.phase >= PHASE_CLOSED:
             return
         if self._state & TIMED:
-            self._extras.read_timeout.read_at = monotonic()  # type: ignore[union-attr]
+            self._extras.read_now()
         read = memoryview(arena)[start:end]
         if tls.unfed:
             tls.unfed = b"".join((tls.unfed, read))
@@ -658,7 +657,19 @@ class TlsStream(Socket):
 
 def _fits(deferred: Any, size: int) -> bool:
     """Whether the next deferred write fits into a record behind ``size`` bytes."""
-    return deferred and deferred[0] is not BARRIER and size + len(deferred[0][0]) <= RECORD_SIZE
+    try:
+        first = deferred[0]
+    except IndexError:  # not by len() first: a signal handler could empty it in between
+        return False
+    return first is not BARRIER and size + len(first[0]) <= RECORD_SIZE
+
+
+def _next_write(deferred: Any) -> Any:
+    """Remove and return the next deferred write; None: there is none before a barrier."""
+    try:
+        return None if deferred[0] is BARRIER else deferred.popleft()
+    except IndexError:  # as in `_fits`
+        return None
 
 
 def start_tls_on(stream: Any, kind: type[TlsStream], tls: TlsState, received: list[bytes]) -> None:

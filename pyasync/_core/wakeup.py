@@ -24,15 +24,16 @@ if TYPE_CHECKING:
 class Wakeup:
     """The calls that other threads have queued, and the count of reasons to keep the loop alive."""
 
-    __slots__ = ("_holds", "_lock", "calls", "woken")
+    __slots__ = ("_lock", "calls", "holds", "woken")
 
     def __init__(self) -> None:
         self.calls: deque[Callable[[], object]] = deque()
         #: Whether a wake-up is pending. The loop clears it before it checks the queue. In the other
         #: order a call between the two would find it set, wake nobody, and wait for an event.
         self.woken = False
-        #: How many handles that C does not know keep the loop running.
-        self._holds = 0
+        #: Handles that C does not know and that keep the loop running. Not their number, which a
+        #: signal handler could change in the middle of a change.
+        self.holds: dict[Any, None] = {}
         # Reentrant, because a signal handler may interrupt `call` and call it again.
         self._lock = threading.RLock()
 
@@ -61,17 +62,22 @@ class Wakeup:
         with self._lock:
             engine.closed = True
 
-    def keep_alive(self, engine: Engine) -> None:
-        """Keep the loop running until `let_end`, for a handle that C does not know."""
-        self._holds += 1
-        if self._holds == 1:
-            lib.pa_keep_alive(engine.c, True)
+    def keep_alive(self, engine: Engine, owner: Any) -> None:
+        """Keep the loop running until `let_end` of the same owner."""
+        self.holds[owner] = None
+        self._tell(engine)
 
-    def let_end(self, engine: Engine) -> None:
-        """Undo one `keep_alive`."""
-        self._holds -= 1
-        if self._holds == 0:
-            lib.pa_keep_alive(engine.c, False)
+    def let_end(self, engine: Engine, owner: Any) -> None:
+        """Undo `keep_alive`; if there was none, do nothing."""
+        self.holds.pop(owner, None)
+        self._tell(engine)
+
+    def _tell(self, engine: Engine) -> None:
+        while True:  # until no signal handler has changed it in the middle
+            on = bool(self.holds)
+            lib.pa_keep_alive(engine.c, on)
+            if on == bool(self.holds):
+                return
 
     def forget_after_fork(self) -> None:
         """In the child: replace the lock, because a thread that is not in the child may hold it."""

@@ -27,7 +27,8 @@ import pyasync
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 HOSTS = {V4: "127.0.0.1", V6: "::1"}
-GROUP = "239.192.7.7"
+# One for each process, because members are counted over the whole system.
+GROUP = f"239.192.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"
 SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")
 
 each_family = pytest.mark.parametrize("family", [V4, V6], ids=["v4", "v6"])
@@ -775,7 +776,7 @@ def test_this_systems_members_can_be_left_out(in_loop, host):
         udp.close()
 
 
-GROUP6 = "ff02::7:7"
+GROUP6 = f"ff02::7:{os.getpid() % 0xFFFF + 1:x}"
 
 needs_tables = pytest.mark.skipif(
     not os.path.exists("/proc/net/igmp6"), reason="the system tells no memberships"

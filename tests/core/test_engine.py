@@ -44,13 +44,13 @@ CROSSINGS = [
 
 def test_a_poll_ends_after_its_timeout_and_at_once_with_zero():
     with entered() as engine:
-        engine.keep_alive()
+        engine.keep_alive(engine)
         for timeout in (0, 0.01):
             before = time.monotonic()
             engine.poll(timeout)
             engine.dispatch()
             assert time.monotonic() - before >= timeout
-        engine.let_end()
+        engine.let_end(engine)
 
 
 def test_a_poll_ends_at_the_first_deadline_if_that_comes_before_its_timeout():
@@ -291,7 +291,7 @@ def test_the_queue_of_a_stream_is_counted_once_for_all_who_ask():
             other._write(b"x", None, False)
             assert stream.write_queue_size == 3 * number
             assert other.write_queue_size == number
-        assert engine.operations.looked_at <= 2000
+        assert engine.operations.looked_at <= 3 * 2000  # kind, slot and size of each
 
 
 def test_writes_of_a_handler_go_behind_the_deferred_ones():
