@@ -84,11 +84,12 @@ format: $(VENV)/.built-lint ## format the Python
 
 # The sanitizers' libraries must be in the process before Python is, and in those it starts.
 # PYTHONMALLOC: an allocator of Python's own would hide overruns of its small blocks.
-# print_suppressions=0: tests look at what programs print.
+# malloc_context_size: lsan.supp says why. print_suppressions: tests look at what programs print.
 .PHONY: sanitize
 sanitize: .venv-sanitize/.sanitized ## run the tests on a build with sanitizers of memory, leaks too
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	PYTHONMALLOC=malloc UBSAN_OPTIONS=print_stacktrace=1 \
+	ASAN_OPTIONS=detect_leaks=1:malloc_context_size=3 \
 	LSAN_OPTIONS=print_suppressions=0:suppressions=$(CURDIR)/tests/faults/lsan.supp \
 	.venv-sanitize/bin/pytest $(TEST_ARGS)
 

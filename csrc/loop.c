@@ -489,6 +489,7 @@ static int init_loop(pa_loop *loop) {
 
 int pa_loop_new(pa_counters *counters, pa_loop **place) {
   pa_loop *loop;
+  int signal_error;
   int error;
 
   pa_reap_abandoned();
@@ -513,9 +514,12 @@ int pa_loop_new(pa_counters *counters, pa_loop **place) {
     uv_unref((uv_handle_t *) &loop->async);
     uv_timer_init(&loop->uv, &loop->timer);
     error = pa_epoll_add(loop, &loop->uv.async_io_watcher);
+    /* Also after an error, because libuv would try it when the loop is closed,
+     * and abort. */
+    signal_error = pa_epoll_add(loop, &loop->uv.signal_io_watcher);
+    if (error == 0)
+      error = signal_error;
   }
-  if (error == 0)
-    error = pa_epoll_add(loop, &loop->uv.signal_io_watcher);
   if (error == 0)
     *place = loop;
   else

@@ -21,6 +21,11 @@ pytest.register_assert_rewrite("peers", "tls_peers", "engines", "interrupts", "e
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# LeakSanitizer has read this, and looks at the end of this process. In programs that tests start it
+# would find what the interpreter leaves, and take a second each.
+sanitizer = os.environ.get("ASAN_OPTIONS", "")
+os.environ.update({"ASAN_OPTIONS": sanitizer.replace("leaks=1", "leaks=0")} if sanitizer else {})
+
 # An example may take its time, and so may making one: PyPy compiles meanwhile, and others work.
 settings.register_profile(
     "patient",

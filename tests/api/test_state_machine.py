@@ -133,6 +133,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.failures = []
+        self.interrupted = False
         self.handlers = signal.signal(signal.SIGALRM, self.on_alarm)
         self.hook, sys.unraisablehook = sys.unraisablehook, self.on_unraisable
         self.descriptors = count_descriptors()
@@ -158,8 +159,8 @@ class Machine(RuleBasedStateMachine):
             self.failures.append(repr(error))
 
     def on_unraisable(self, what):
-        """Let Ctrl-C in a ``__del__`` pass: Python drops it."""
-        if what.exc_type is not KeyboardInterrupt:
+        """Let Ctrl-C in a ``__del__`` pass: Python drops it. And a socket that it has left."""
+        if what.exc_type not in (KeyboardInterrupt, self.interrupted and ResourceWarning):
             self.hook(what)
 
     def may_raise(self):
@@ -219,6 +220,7 @@ class Machine(RuleBasedStateMachine):
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self.handlers)
+            gc.collect()
             sys.unraisablehook = self.hook
             if pyasync.current_loop() is not None:
                 self.loop.close()
@@ -438,6 +440,7 @@ class Machine(RuleBasedStateMachine):
         """Ctrl-C in the middle of anything, and out of the loop."""
         signal.setitimer(signal.ITIMER_REAL, 0)
         self.alarm_action = None
+        self.interrupted = True
         deadline = time.monotonic() + PATIENCE
         try:
             while time.monotonic() < deadline:

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <link.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
@@ -169,9 +170,20 @@ NEXT(readlink) NEXT(getifaddrs)
 NULL_NEXT(mkdtemp) NULL_NEXT(opendir)
 CODE_NEXT(pthread_create) CODE_NEXT(getaddrinfo) CODE_NEXT(getnameinfo)
 
-/* To take a descriptor out of an epoll set needs no memory (EPOLL_CTL_DEL). */
-WRAP(epoll_ctl, dlsym(RTLD_NEXT, "epoll_ctl"), b != 2,
-     errno = fault_error; return -1)
+/* Only an addition needs memory, and one of a descriptor that the set has
+ * already fails with EEXIST before that: so the kernel is asked first. */
+long wrap_epoll_ctl(ARGUMENTS) __asm__("epoll_ctl");
+long wrap_epoll_ctl(ARGUMENTS) {
+  function *real = (function *) dlsym(RTLD_NEXT, "epoll_ctl");
+  long result = real(a, b, c, d, e, f, g);
+
+  if (b == EPOLL_CTL_ADD && (int) result == 0 && fails("epoll_ctl", CALLER)) {
+    real(a, EPOLL_CTL_DEL, c, d, e, f, g);
+    errno = fault_error;
+    return -1;
+  }
+  return result;
+}
 
 /* Of the commands that we use only those that duplicate. */
 #define FCNTL(name)                                                 \

@@ -26,5 +26,5 @@ def test_a_fault_of_any_function_is_raised_or_reported_and_all_else_goes_on():
     )
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
-    assert len(results) > 100
+    assert len(results) > 80
     assert {"achieved", "reported"} <= {result["outcome"] for result in results}
