@@ -243,9 +243,9 @@ class Run:
         for port, share in zip(ports, common.shares(self.options.connections, len(ports))):
             rate = self.options.rate * share / self.options.connections
             words = ["-r", rate, "-t", self.options.delay + 60, "-a", source, "-n", share]
-            # In a session of its own: a Ctrl-C at the terminal is for this process alone.
             words = map(str, [LOAD, *words, "http", port, share])
             pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True}
+            # In a session of its own: a Ctrl-C at the terminal is for this process alone.
             client = subprocess.Popen(words, start_new_session=True, **pipes)
             self.clients.append(client)
             source += 1 + share // CONNECTIONS_PER_ADDRESS  # as many as it connects from
