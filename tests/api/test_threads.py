@@ -245,6 +245,7 @@ REFUSED = "RuntimeError: called from a thread that is not the event loop's"
 # For those that need some.
 ARGUMENTS = {
     "connect": ("127.0.0.1", 9),
+    "getsockopt": (1, 9),
     "join_multicast": ("239.1.2.3",),
     "keepalive": (10,),
     "leave_multicast": ("239.1.2.3",),
@@ -253,6 +254,7 @@ ARGUMENTS = {
     "send": (b"data", ("127.0.0.1", 9)),
     "set_multicast_interface": ("127.0.0.1",),
     "set_timeouts": (10, 10),
+    "setsockopt": (1, 9, 1),
     "write": (b"data",),
     "writelines": ([b"data"],),
 }
