@@ -169,31 +169,16 @@ def test_closing_thrice_counts_once(link):
 # By force
 
 
-def test_a_force_close_releases_the_socket_at_once(link):
-    released = threading.Event()
-
-    def connected(socket):
-        small_buffers(socket)
-        socket.write(bytes(MORE_THAN_FITS))
-        socket.close(force=True)
-        after_iterations(3, look)
-
-    def look():
-        assert pyasync.stats().closed == 1
-        released.set()
-
-    size, _ = link(connected, waiting_for(released, end_of), linger=60)
-    assert size < MORE_THAN_FITS
-
-
-def test_a_close_that_flushes_can_still_be_forced(link):
+@pytest.mark.parametrize("flushes", [False, True])
+def test_a_force_close_releases_the_socket_at_once_also_when_it_flushes(link, flushes):
     called, released = [], threading.Event()
 
     def connected(socket):
         small_buffers(socket)
         socket.write(bytes(MORE_THAN_FITS), write_cb=called.append)
-        socket.close()
-        after_iterations(3, lambda: force(socket))
+        if flushes:
+            socket.close()
+        after_iterations(3 * flushes, lambda: force(socket))
 
     def force(socket):
         assert pyasync.stats().closed == 0
@@ -516,7 +501,8 @@ def test_a_reset_while_an_answer_is_delayed_closes_the_socket_before_the_answer(
     assert events == [pyasync.SocketReset, "answered"]
 
 
-def test_a_reset_in_the_middle_of_a_write_is_reported_once(link):
+@pytest.mark.parametrize("close", [False, True])
+def test_a_reset_while_much_is_written_is_reported_once(link, close):
     events, called = [], []
 
     def peer(sock):
@@ -527,6 +513,8 @@ def test_a_reset_in_the_middle_of_a_write_is_reported_once(link):
         small_buffers(socket)
         for _ in range(3):
             socket.write(bytes(MORE_THAN_FITS), write_cb=called.append)
+        if close:
+            socket.close()
 
     link(connected, peer, event_cb=tell(events))
     assert len(events) == 1
@@ -570,25 +558,6 @@ def test_a_reset_after_shutdown_is_reported_once(link):
 
     link(connected, peer, event_cb=tell(events))
     assert events == [pyasync.SocketReset]
-
-
-def test_a_reset_while_a_close_flushes_is_reported_once(link):
-    events, called = [], []
-
-    def peer(sock):
-        read_exactly(sock, 1000)
-        link.reset(sock)
-
-    def connected(socket):
-        small_buffers(socket)
-        socket.write(bytes(MORE_THAN_FITS), write_cb=called.append)
-        socket.write(bytes(MORE_THAN_FITS), write_cb=called.append)
-        socket.close()
-
-    link(connected, peer, event_cb=tell(events))
-    assert len(events) == 1
-    assert issubclass(events[0], GONE)
-    assert called == []
 
 
 def test_a_reset_while_a_close_lingers_is_not_reported(link):

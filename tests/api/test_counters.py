@@ -95,34 +95,15 @@ def test_stats_can_be_read_from_the_loop_object_and_after_its_end(run):
 
 
 def test_a_difference_has_what_was_counted_in_between_and_what_is_there_at_the_end():
-    earlier = pyasync.Stats(
-        incoming_tcp_connections=3,
-        handles={"tcp": 3},
-        accepted=10,
-        bytes_read=100,
-        idle_time=1.0,
-        busy_time=2.0,
-        max_callback_time=0.5,
-    )
-    later = pyasync.Stats(
-        incoming_tcp_connections=2,
-        handles={"tcp": 2},
-        accepted=14,
-        bytes_read=150,
-        idle_time=4.0,
-        busy_time=3.0,
-        max_callback_time=0.5,
-    )
-    assert later - earlier == pyasync.Stats(
-        incoming_tcp_connections=2,
-        handles={"tcp": 2},
-        accepted=4,
-        bytes_read=50,
-        idle_time=3.0,
-        busy_time=1.0,
-        max_callback_time=0.5,
-    )
-    assert (later - earlier).utilization == 0.25
+    def stats(there, accepted, bytes_read, idle, busy):
+        return pyasync.Stats(
+            incoming_tcp_connections=there, handles={"tcp": there}, accepted=accepted,
+            bytes_read=bytes_read, idle_time=idle, busy_time=busy, max_callback_time=0.5,
+        )  # fmt: skip
+
+    difference = stats(2, 14, 150, 4.0, 3.0) - stats(3, 10, 100, 1.0, 2.0)
+    assert difference == stats(2, 4, 50, 3.0, 1.0)
+    assert difference.utilization == 0.25
 
 
 def test_only_stats_can_be_subtracted():

@@ -54,13 +54,9 @@ def test_a_pipes_names_are_paths_and_that_of_a_client_is_empty(run, tmp_path, mo
         if len(names) == 2:
             server.close()
 
-    def start():
-        nonlocal server
+    with run():
         server = pyasync.pipe_server(b"p\xffpe", nothing, connect_cb=connected)
         pyasync.pipe_connect(b"p\xffpe", nothing, connect_cb=connected)
-
-    server = None
-    run(start)
     path = os.fsdecode(b"p\xffpe")
     assert sorted(names) == [("", path), (path, "")]
 
@@ -76,17 +72,6 @@ def test_a_connection_that_was_reset_before_it_was_accepted_has_the_name_of_its_
             server.close()
         stream.close()
 
-    def start():
-        nonlocal server
-        server = link.serve(
-            read_cb=nothing, connect_cb=connected, event_cb=lambda error: on_event(error)
-        )
-        for _ in range(3):
-            sock = socket.socket(link.family)
-            sock.connect(server.address)
-            expected.append(sock.getsockname())
-            reset(sock)
-
     def on_event(error):
         if not isinstance(error, (pyasync.SocketReset, pyasync.TcpSslError)):
             errors.append(error)
@@ -95,8 +80,15 @@ def test_a_connection_that_was_reset_before_it_was_accepted_has_the_name_of_its_
             if len(names) == 3:
                 server.close()
 
-    server = None
-    link.run(start)
+    with link.run():
+        server = link.serve(
+            read_cb=nothing, connect_cb=connected, event_cb=lambda error: on_event(error)
+        )
+        for _ in range(3):
+            sock = socket.socket(link.family)
+            sock.connect(server.address)
+            expected.append(sock.getsockname())
+            reset(sock)
     assert errors == []
     assert names == expected
 
@@ -126,27 +118,21 @@ def test_a_connection_that_was_reset_has_the_name_of_its_peer(link):
 
 
 def udp(run, use):
-    def start():
-        with contextlib.closing(pyasync.udp_socket("127.0.0.1", 0, nothing)) as sock:
-            use(sock)
 
-    run(start)
+    with run(), contextlib.closing(pyasync.udp_socket("127.0.0.1", 0, nothing)) as sock:
+        use(sock)
 
 
 def tcp_server(run, use):
-    def start():
-        with contextlib.closing(pyasync.tcp_server("127.0.0.1", 0, nothing)) as server:
-            use(server)
 
-    run(start)
+    with run(), contextlib.closing(pyasync.tcp_server("127.0.0.1", 0, nothing)) as server:
+        use(server)
 
 
 def pipe_server(run, use):
-    def start():
-        with contextlib.closing(pyasync.pipe_server("\0" + os.urandom(8).hex(), nothing)) as server:
-            use(server)
-
-    run(start)
+    name = "\0" + os.urandom(8).hex()
+    with run(), contextlib.closing(pyasync.pipe_server(name, nothing)) as server:
+        use(server)
 
 
 def connection_over(parameters):

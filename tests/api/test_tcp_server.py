@@ -10,7 +10,6 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -480,45 +479,6 @@ def test_five_thousand_connections_at_once_each_get_their_echo(run, buffer_write
     assert answered == {number: b"%d" % number for number in range(count)}
     assert (stats[0].accepted, stats[0].connected, stats[0].closed) == (count, count, 2 * count)
     assert (stats[0].incoming_tcp_connections, stats[0].outgoing_tcp_connections) == (0, 0)
-
-
-# Callbacks that raise
-
-
-def test_all_callbacks_of_a_batch_are_called_when_each_raises(run):
-    """Data for 20 connections is there when the loop looks."""
-    count = 20
-    streams, caught, threads = [], [], []
-    accepted, sent = threading.Event(), threading.Semaphore(0)
-
-    def connect_cb(stream):
-        streams.append(stream)
-        if len(streams) == count:
-            server.close()
-            accepted.set()
-            for _ in range(count):
-                assert sent.acquire(timeout=PATIENCE)
-
-    def read_cb(stream, data):
-        iterations.append(pyasync.stats().iterations)
-        stream.close()
-        raise LookupError(streams.index(stream))
-
-    def client(address):
-        with dial(address) as sock:
-            assert accepted.wait(PATIENCE)
-            sock.sendall(b"hello")
-            sent.release()
-            assert read_all(sock) == b""
-
-    iterations = []
-    with run(catch_app_errors=lambda error: caught.append(error.args[0])):
-        server = pyasync.tcp_server("127.0.0.1", 0, read_cb, connect_cb=connect_cb)
-        threads.extend(Background(client, server.address) for _ in range(count))
-    for thread in threads:
-        thread.result()
-    assert sorted(caught) == list(range(count))
-    assert len(set(iterations)) < count, "each came in an iteration of its own"
 
 
 # Out of descriptors

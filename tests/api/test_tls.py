@@ -698,29 +698,6 @@ def test_shutdown_in_connect_cb_loses_nothing_that_came_with_the_handshake(run):
     assert received == [b"together"]
 
 
-def test_a_peer_that_does_not_answer_shutdown_is_closed_after_shutdown_timeout(run):
-    done = threading.Event()
-    events = []
-
-    def talk(address):
-        sock = connect(address)
-        assert done.wait(PATIENCE)
-        sock.sock.close()
-
-    def event_cb(event):
-        events.append(event)
-        done.set()
-
-    serve(
-        run,
-        talk,
-        connect_cb=lambda sock: sock.shutdown(),
-        shutdown_timeout=0.05,
-        event_cb=event_cb,
-    )
-    assert [type(event) for event in events] == [pyasync.SocketTimeout]
-
-
 def test_a_socket_closed_before_its_handshake_gives_up_a_silent_peer_after_linger(run):
     _, events = be_client(
         run, end_of, made=lambda sock: sock.close(), data=b"never sent", linger=0.05
@@ -1233,7 +1210,8 @@ def test_a_pressure_cb_that_raises_is_told_to_the_event_cb(run):
     assert pyasync.CallbackError in told
 
 
-def test_the_limit_after_shutdown_outlives_set_timeouts(run):
+@pytest.mark.parametrize("set_timeouts", [False, True])
+def test_a_peer_that_does_not_answer_shutdown_is_closed_after_shutdown_timeout(run, set_timeouts):
     def talk(address):
         with connect(address) as sock:
             read_all(sock)
@@ -1241,11 +1219,9 @@ def test_the_limit_after_shutdown_outlives_set_timeouts(run):
 
     def connected(sock):
         sock.shutdown()
-        after_iterations(2, lambda: sock.set_timeouts(None, None))
+        if set_timeouts:  # of which that limit is none
+            after_iterations(2, lambda: sock.set_timeouts(None, None))
 
     told = []
-    serve(
-        run, talk, connect_cb=connected, shutdown_timeout=0.2,
-        event_cb=tell(told),
-    )  # fmt: skip
+    serve(run, talk, connect_cb=connected, shutdown_timeout=0.2, event_cb=tell(told))
     assert told == [pyasync.SocketTimeout]

@@ -149,6 +149,21 @@ def test_a_batch_goes_on_behind_the_callback_that_has_raised(error):
         assert engine.stats().iterations == iterations + 1
 
 
+def test_a_batch_goes_on_at_once_behind_each_exception():
+    def read(stream, data):
+        raise LookupError(data)
+
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(entered())
+        peers = [stack.enter_context(stream_and_peer(engine, read))[1] for _ in range(3)]
+        step(engine)
+        for number, peer in enumerate(peers):
+            peer.send(b"%d" % number)
+        engine.poll(1)
+        engine.dispatch()
+        assert sorted(error.args[0] for error in engine.errors) == [b"0", b"1", b"2"]
+
+
 def test_callbacks_of_writes_and_timers_go_on_behind_the_one_that_has_raised():
     called = []
 
