@@ -169,20 +169,6 @@ def test_an_event_armed_by_anothers_callback_waits_for_the_next_iteration(run):
     assert len(set(iterations)) == 100
 
 
-def test_an_event_armed_again_for_the_same_time_fires_in_its_new_place(run):
-    fired = []
-
-    with run():
-        events = [pyasync.make_event(partial(fired.append, number)) for number in range(4)]
-        for event in events:
-            event.add()
-        events[0].add()
-        events[1].remove()
-        events[2].remove()
-        events[1].add()
-    assert fired == [3, 0, 1]
-
-
 def test_a_callback_that_has_run_is_not_kept(run):
     class Callback:
         def __call__(self):
@@ -310,33 +296,6 @@ def test_an_event_can_be_armed_again_after_it_has_fired(run):
         event = pyasync.make_event(fire)
         event.add()
     assert fired == ["event"] * 5
-
-
-@either_way
-def test_to_arm_an_armed_event_replaces_its_deadline(run, buffered):
-    fired = []
-
-    with run(buffer_writes=buffered):
-        sooner = pyasync.delay(lambda: fired.append("sooner"), time=HOUR)
-        sooner.add(0.001)
-        due = time.monotonic() + 0.02
-        later = pyasync.delay(lambda: fired.append(("later, early", time.monotonic() < due)))
-        later.add(0.02)
-    assert fired == ["sooner", ("later, early", False)]
-
-
-@either_way
-def test_a_removed_event_does_not_fire_and_can_be_added_again(run, buffered):
-    fired = []
-
-    with run(buffer_writes=buffered):
-        removed = pyasync.delay(lambda: fired.append("removed"), time=0.001)
-        removed.remove()
-        removed.remove()
-        added = pyasync.delay(lambda: fired.append("added"), time=HOUR)
-        added.remove()
-        added.add(0.001)
-    assert fired == ["added"]
 
 
 def test_an_event_can_be_freed_from_its_own_callback(run):

@@ -18,19 +18,29 @@ WRITING = [
 ]
 
 
+def open_connection(received, connected, told, client_event_cb=None):
+    """Connect a client and a server, which closes when it is told of the connection's end."""
+
+    def ended(event):
+        told.append(event)
+        server.close()
+
+    server = pyasync.tcp_ssl_server(
+        "127.0.0.1", 0, lambda stream, data: received.extend(data), ssl_context=SERVER(),
+        event_cb=ended,
+    )  # fmt: skip
+    pyasync.tcp_ssl_connect(
+        *server.address, print, ssl_context=CLIENT(), connect_cb=connected,
+        event_cb=client_event_cb,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("size", [10, 9000], ids=["gathered", "at_once"])
 def test_a_handler_may_write_at_any_line_of_a_write(run, size):
     """Whole writes arrive, those of the application in their order; no write raises."""
 
     def scenario():
         received, clients, events, handled = bytearray(), [], [], []
-
-        def read(stream, data):
-            received.extend(data)
-
-        def ended(event):
-            events.append(event)
-            server.close()
 
         def connected(client):
             clients.append(client)
@@ -46,17 +56,7 @@ def test_a_handler_may_write_at_any_line_of_a_write(run, size):
 
         scenario.handler = handler
         with run():
-            server = pyasync.tcp_ssl_server(
-                "127.0.0.1", 0, read, ssl_context=SERVER(), event_cb=ended
-            )
-            pyasync.tcp_ssl_connect(
-                "127.0.0.1",
-                server.address[1],
-                print,
-                ssl_context=CLIENT(),
-                server_hostname="localhost",
-                connect_cb=connected,
-            )
+            open_connection(received, connected, events)
         assert [type(event) for event in events] == [pyasync.SocketEOF]
         written = b"".join(bytes([letter]) * size for letter in b"abc") + b"end"
         assert received.replace(b"S", b"") == written
@@ -79,31 +79,8 @@ def test_an_exception_at_any_line_of_a_flush_leaves_a_connection_that_sends_or_s
             pyasync.delay(lambda: client.closed or client.write(b"second"), time=0.01)
             pyasync.delay(client.close, time=0.02)
 
-        def ended(event):
-            told.append(event)
-            server.close()
-
-        def start():
-            nonlocal server
-            server = pyasync.tcp_ssl_server(
-                "127.0.0.1",
-                0,
-                lambda stream, data: received.extend(data),
-                ssl_context=SERVER(),
-                event_cb=ended,
-            )
-            pyasync.tcp_ssl_connect(
-                "127.0.0.1",
-                server.address[1],
-                print,
-                ssl_context=CLIENT(),
-                server_hostname="localhost",
-                connect_cb=connected,
-                event_cb=errors.append,
-            )
-
-        server = None
-        pyasync.start_event_loop(start, catch_app_errors=lambda error: None)
+        with pyasync.event_loop(catch_app_errors=lambda error: None):
+            open_connection(received, connected, told, errors.append)
         assert bytes(received) in (b"firstsecond", b"second") or any(
             isinstance(event, pyasync.EventError) for event in [*errors, *told]
         )
