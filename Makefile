@@ -10,6 +10,8 @@ TEST_ARGS  ?=
 FAULTS_ARGS ?=
 FUZZ_ARGS  ?=
 SOAK_ARGS  ?=
+LIBUV_SOURCE ?=
+WHEEL_TARGETS ?=
 
 BUILT_FROM := setup.py pyproject.toml build_libuv.py $(wildcard csrc/*)
 MODULES    := $(wildcard pyasync/*.py pyasync/*/*.py)
@@ -64,6 +66,36 @@ test: $(VENV)/.built-test ## run the tests, but for the slow ones; TEST_ARGS='-k
 test-all: $(VENV)/.built-test ## run the slow tests too, with a browser
 	@tools/need --optional $(BROWSER_NEEDS)
 	$(VENV)/bin/pytest -m '' $(TEST_ARGS)
+	@if [ "$$(id -u)" = 0 ] && command -v debootstrap >/dev/null; \
+	  then $(MAKE) --no-print-directory test-sid; \
+	  else echo "Going on without: test-sid, which needs root's rights and debootstrap"; fi
+
+.PHONY: test-sid
+test-sid: ## run the tests in a root of Debian sid (as root): the newest libuv, CPythons and PyPy
+	@tools/need 'command -v debootstrap' debootstrap
+	tools/in-sid
+
+# libuv's sources: a folder. auditwheel checks each tag of glibc; it knows musl only where that is.
+.PHONY: wheel
+wheel: .venv-wheel/.tools ## build wheels for all Linuxes into dist/; LIBUV_SOURCE=folder of libuv's sources
+	@test -f "$(LIBUV_SOURCE)/include/uv.h" || \
+	  { echo "Set LIBUV_SOURCE to a folder with libuv's sources." >&2; exit 1; }
+	rm -rf dist
+	.venv-wheel/bin/python tools/wheels.py $(LIBUV_SOURCE) $(WHEEL_TARGETS)
+	.venv-wheel/bin/python setup.py --quiet sdist
+	for wheel in dist/*manylinux*.whl; do .venv-wheel/bin/auditwheel show $$wheel || exit; done
+	.venv-wheel/bin/abi3audit --strict dist/*abi3*.whl
+	.venv-wheel/bin/twine check --strict dist/*
+
+.PHONY: wheel-test
+wheel-test: ## try the wheels of dist/ in bare roots of Debian, as root
+	@tools/need 'command -v debootstrap' debootstrap
+	tools/try-wheels
+
+# The C for systems that are not here: compiled, not run.
+.PHONY: cross
+cross: .venv-wheel/.tools ## compile the C for macOS and the BSDs; LIBUV_SOURCE=folder of libuv's sources
+	.venv-wheel/bin/python tools/cross.py $(LIBUV_SOURCE)
 
 .PHONY: pypy-test
 pypy-test: ## run the tests on PyPy
@@ -119,7 +151,7 @@ set-up: $(VENV)/.built-test $(VENV)/.built-lint .venv-sanitize/.sanitized ## wha
 
 .PHONY: clean
 clean: ## remove all that these targets make
-	rm -rf .venv* build *.egg-info pyasync/*.so .hypothesis .*_cache
+	rm -rf .venv* build dist *.egg-info pyasync/*.so .hypothesis .*_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Set-up. Each step leaves a file in its environment, newer than what it was made from.
@@ -154,6 +186,10 @@ always:
 %/.built-bench: %/.built
 	@tools/need --optional $(BENCH_NEEDS)
 	$(pip) install 'pyasync[bench]'
+	@touch $@
+
+%/.tools: %/.created
+	$(pip) install ziglang auditwheel abi3audit twine cffi 'setuptools>=77'
 	@touch $@
 
 # An editable install would put its extension into the tree, where the other environments find it.

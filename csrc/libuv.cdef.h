@@ -1,5 +1,6 @@
 /* libuv's own functions, under their own names (docs.libuv.org). */
 const char *uv_version_string(void);
+uint64_t uv_hrtime(void);
 const char *uv_strerror(int err);
 const char *uv_err_name(int err);
 #define UV_EAI_ADDRFAMILY ...

@@ -526,10 +526,21 @@ void pa_write_flush_all(pa_loop *loop) {
 /* Bytes that the kernel has taken, and has not sent yet, because the peer or
  * the network has no room for them. */
 static size_t unsent_size(uv_os_fd_t fd) {
-#ifdef SIOCOUTQNSD
+#if defined(SIOCOUTQNSD)
   int size = 0;
 
   if (ioctl(fd, SIOCOUTQNSD, &size) == 0 && size > 0)
+    return (size_t) size;
+#elif defined(SO_NWRITE)  /* macOS; what is sent and not acknowledged counts too */
+  int size = 0;
+  socklen_t length = sizeof(size);
+
+  if (getsockopt(fd, SOL_SOCKET, SO_NWRITE, &size, &length) == 0 && size > 0)
+    return (size_t) size;
+#elif defined(FIONWRITE)  /* the BSDs; the same */
+  int size = 0;
+
+  if (ioctl(fd, FIONWRITE, &size) == 0 && size > 0)
     return (size_t) size;
 #else
   (void) fd;

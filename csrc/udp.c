@@ -391,7 +391,7 @@ int pa_udp_connect(pa_loop *loop, int slot, const char *address) {
  * interface by its number. libuv's functions take it as the text of an address,
  * which an interface may share with another, or lack. */
 int pa_udp_membership(pa_loop *loop, int slot, const char *group,
-                      unsigned interface, const char *source, int join) {
+                      unsigned index, const char *source, int join) {
   struct group_source_req one;
   struct group_req any;
   uint16_t family;
@@ -407,13 +407,13 @@ int pa_udp_membership(pa_loop *loop, int slot, const char *group,
   level = family == AF_INET ? IPPROTO_IP : IPPROTO_IPV6;
   if (source == NULL) {
     memset(&any, 0, sizeof(any));
-    any.gr_interface = interface;
+    any.gr_interface = index;
     pa_unpack_address(group, &any.gr_group);
     error = setsockopt(fd, level, join ? MCAST_JOIN_GROUP : MCAST_LEAVE_GROUP,
                        &any, sizeof(any));
   } else {
     memset(&one, 0, sizeof(one));
-    one.gsr_interface = interface;
+    one.gsr_interface = index;
     pa_unpack_address(group, &one.gsr_group);
     pa_unpack_address(source, &one.gsr_source);
     error = setsockopt(

@@ -6,10 +6,10 @@
 int pa_udp_open(pa_loop *loop, int fd);
 /* The others return 0 or an error. */
 int pa_udp_connect(pa_loop *loop, int slot, const char *address);
-/* Joins the group, or leaves it. interface is an interface's number; 0: the
+/* Joins the group, or leaves it. index is an interface's number; 0: the
  * system chooses. source: the only address to receive datagrams from; NULL:
  * from all. */
 int pa_udp_membership(pa_loop *loop, int slot, const char *group,
-                      unsigned interface, const char *source, int join);
+                      unsigned index, const char *source, int join);
 /* Bytes of the blocked datagrams, which the kernel has refused for now. */
 size_t pa_udp_send_queue_size(pa_loop *loop, int slot);

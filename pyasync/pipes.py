@@ -6,6 +6,7 @@ import errno
 import os
 import socket as sockets
 import stat
+import sys
 from collections.abc import Callable
 from typing import Any, Union
 
@@ -25,8 +26,11 @@ SocketCallback = Callable[["PipeSocket"], object]
 PressureCallback = Callable[["PipeSocket", bool], object]
 Name = Union[str, bytes, "os.PathLike[str]"]
 
-#: The longest name, in bytes: sun_path has 108, with the zero byte at the end (unix(7)).
-LONGEST = 107
+LINUX = sys.platform == "linux"
+
+#: The longest name, in bytes: sun_path has 108, with the zero byte at the end (unix(7)); 104 on
+#: macOS and the BSDs.
+LONGEST = 107 if LINUX else 103
 
 #: When a server's backlog is full, a client tries again after this time, in seconds, because the
 #: kernel does not tell when there is room again (connect(2), EAGAIN).
@@ -171,6 +175,8 @@ def _path(name: Name) -> str | bytes:
     encoded = os.fsencode(path)
     if len(encoded) > LONGEST:
         raise ValueError(f"the name of a pipe must have {LONGEST} bytes at most: {path!r}")
+    if encoded[0] == 0 and not LINUX:
+        raise ValueError(f"abstract names are Linux's: {path!r}")
     if encoded[0] != 0 and 0 in encoded:  # for the kernel the path would end there
         raise ValueError(f"a path must not have zero bytes: {path!r}")
     return path

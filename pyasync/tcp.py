@@ -65,13 +65,16 @@ class TcpSocket(Stream, Socket):
         idle, between = _whole_seconds("delay", delay), _whole_seconds("interval", interval)
         self.setsockopt(sockets.SOL_SOCKET, sockets.SO_KEEPALIVE, delay is not None)
         for option, value in [
-            (sockets.TCP_KEEPIDLE, idle),
+            (_KEEPALIVE_DELAY, idle),
             (sockets.TCP_KEEPINTVL, between),
             (sockets.TCP_KEEPCNT, count),
         ]:
             if value is not None:
                 self.setsockopt(sockets.IPPROTO_TCP, option, value)
 
+
+#: macOS has TCP_KEEPIDLE under another name, and Python knows that since 3.10.
+_KEEPALIVE_DELAY: int = getattr(sockets, "TCP_KEEPIDLE", getattr(sockets, "TCP_KEEPALIVE", 0x10))
 
 #: The longest default interval between the probes of `TcpSocket.keepalive`, in seconds.
 _KEEPALIVE_INTERVAL = 75

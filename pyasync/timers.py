@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from threading import get_ident
-from time import monotonic
 from typing import Any
 
 from pyasync._core.arguments import require_callable
+from pyasync._core.clock import monotonic
 from pyasync._core.deadlines import MAX_TIME, Bucket, due_in
 from pyasync.errors import EventFreed
 from pyasync.loop import EventCallback, Loop, current, get_loop

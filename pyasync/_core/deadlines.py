@@ -16,8 +16,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
-from time import monotonic, perf_counter
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
+
+from pyasync._core.clock import monotonic
 
 if TYPE_CHECKING:
     from pyasync._core.engine import Engine
@@ -380,7 +382,7 @@ def due_in(seconds: float) -> int:
     """Return the time in ``seconds`` from now, in milliseconds of libuv's clock, rounded up.
 
     It is computed from the true time, because uv_now() was read some time ago: from that, a timer
-    would fire early. libuv's clock is Python's `time.monotonic` (CLOCK_MONOTONIC).
+    would fire early. See `pyasync._core.clock`.
     """
     if not 0 <= seconds <= MAX_TIME:
         raise ValueError(f"a time must be from 0 to {MAX_TIME:g} seconds, not {seconds!r}")
