@@ -5,7 +5,7 @@
 /* Both set name to a packed address, which may also be that of a pipe: the
  * family, AF_UNIX, and the path or the abstract name (unix(7)). They return its
  * size, or an error. */
-#define PA_NAME_MAX 128
+#define PA_NAME_MAX 256
 int pa_getpeername(pa_loop *loop, int slot, char *name);
 int pa_getsockname(pa_loop *loop, int slot, char *name);
 /* Returns the size of the value, or an error. */

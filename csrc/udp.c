@@ -392,6 +392,7 @@ int pa_udp_connect(pa_loop *loop, int slot, const char *address) {
  * which an interface may share with another, or lack. */
 int pa_udp_membership(pa_loop *loop, int slot, const char *group,
                       unsigned index, const char *source, int join) {
+#ifdef MCAST_JOIN_GROUP
   struct group_source_req one;
   struct group_req any;
   uint16_t family;
@@ -421,4 +422,13 @@ int pa_udp_membership(pa_loop *loop, int slot, const char *group,
         &one, sizeof(one));
   }
   return error == 0 ? 0 : uv_translate_sys_error(errno);
+#else  /* NetBSD and OpenBSD have only libuv's */
+  (void) slot;
+  (void) group;
+  (void) index;
+  (void) source;
+  (void) join;
+  loop->counters->crossings++;
+  return UV_ENOSYS;
+#endif
 }
