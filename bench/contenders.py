@@ -51,11 +51,13 @@ def known_contenders():
         Contender("c", [BASELINE / "peer"]),
         Contender("pyasync", pyasync),
         Contender("unbuffered", [*pyasync, "--unbuffered"]),
+        Contender("aio", [*asyncio, "--aio"]),
         Contender("uvloop", [*asyncio, "--uvloop"], no_module("uvloop")),
         Contender("asyncio", asyncio),
         Contender("gevent", gevent, no_module("gevent")),
         Contender("node", ["node", "--expose-gc", PEERS / "node_peer.js"], no_node),
         Contender("pypy", [*pypy, *pyasync[1:]], no_pypy),
+        Contender("pypy-aio", [*pypy, *asyncio[1:], "--aio"], no_pypy),
         Contender("pypy-asyncio", [*pypy, *asyncio[1:]], no_pypy),
         Contender("bare", bare),
     ]

@@ -1,4 +1,4 @@
-"""What bench/compare.py compares pyasync with, on asyncio; with --uvloop on uvloop.
+"""What bench/compare.py compares pyasync with, on asyncio; with --uvloop on uvloop, with --aio on pyasync.aio.
 
 Written as their documentation advises for speed: an `asyncio.Protocol`, no coroutine and no
 stream for a connection. See peer.py for the command line.
@@ -206,5 +206,10 @@ if __name__ == "__main__":
         import uvloop
 
         uvloop.install()
+        del words[0]
+    elif words[0] == "--aio":
+        import pyasync.aio
+
+        pyasync.aio.install()
         del words[0]
     peer.main(globals(), words)

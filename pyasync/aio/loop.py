@@ -332,7 +332,8 @@ class EventLoop(asyncio.SelectorEventLoop):
                     took,
                 )
         finally:
-            self._current_handle = None
+            # The handle too, because an exception of its task may keep this frame.
+            self._current_handle = handle = None
 
     def _handle_failed(self, handle: Any, error: BaseException) -> None:
         callback = base_events._format_handle(handle)

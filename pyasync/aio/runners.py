@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from pyasync.aio.loop import EventLoop
-from pyasync.aio.versions import default_policy
+from pyasync.aio.versions import default_policy, set_policy
 
 T = TypeVar("T")
 
@@ -28,11 +28,11 @@ def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
             return runner.run(main)
     # Before 3.11 asyncio.run has no other way to get a loop than the policy.
     policy = asyncio.get_event_loop_policy()
-    asyncio.set_event_loop_policy(EventLoopPolicy())
+    set_policy(EventLoopPolicy())
     try:
         return asyncio.run(main, debug=debug)
     finally:
-        asyncio.set_event_loop_policy(policy)
+        set_policy(policy)
 
 
 class EventLoopPolicy(default_policy()):
@@ -44,6 +44,6 @@ class EventLoopPolicy(default_policy()):
 def install() -> None:
     """Let all loops that this process makes be pyasync's, by `asyncio.set_event_loop_policy`.
 
-    asyncio has deprecated policies since Python 3.12: use `run`, or a ``loop_factory``.
+    asyncio deprecates policies: since Python 3.12 use `run`, or a ``loop_factory``.
     """
-    asyncio.set_event_loop_policy(EventLoopPolicy())
+    set_policy(EventLoopPolicy())

@@ -57,3 +57,9 @@ def ssl_protocol(
 def default_policy() -> Any:
     """Return the class of asyncio's own policy; its public name warns since 3.14."""
     return getattr(asyncio, "_DefaultEventLoopPolicy", None) or asyncio.DefaultEventLoopPolicy
+
+
+def set_policy(policy: Any) -> None:
+    """Set asyncio's policy, without the warning that its public function gives since 3.14."""
+    set_it = getattr(asyncio.events, "_set_event_loop_policy", None)
+    (set_it or asyncio.set_event_loop_policy)(policy)
