@@ -1,4 +1,4 @@
-"""What bench/compare.py compares pyasync with, on asyncio; with --uvloop on uvloop, with --aio on pyasync.aio.
+"""What bench/compare.py compares pyasync with: asyncio; --uvloop: uvloop; --aio: pyasync.aio.
 
 Written as their documentation advises for speed: an `asyncio.Protocol`, no coroutine and no
 stream for a connection. See peer.py for the command line.

@@ -18,6 +18,14 @@ from pyasync._core.engine import Engine
 FOREVER = 10**15
 
 
+class _NotDebugging:
+    """What `repr` asks of a handle's loop."""
+
+    @staticmethod
+    def get_debug() -> bool:
+        return False
+
+
 class Handle(events.Handle):
     """A call that is to be made; cancelled if ``_callback`` is None."""
 
@@ -26,7 +34,7 @@ class Handle(events.Handle):
     # In place of the fields of asyncio's: nobody sets them here.
     _source_traceback = None
     _repr = None
-    _loop = None
+    _loop = _NotDebugging
 
     def __init__(self, callback: Any, args: Any, context: Any) -> None:
         self._callback = callback
@@ -71,7 +79,7 @@ class TimerHandle(_Armable, events.TimerHandle):
 
     _source_traceback = None
     _repr = None
-    _loop = None
+    _loop = _NotDebugging
     _scheduled = False
 
     def __init__(

@@ -82,7 +82,9 @@ def test_any_program_is_run_by_the_command(tmp_path, by_name):
 
 
 def test_importing_pyasync_does_not_import_asyncio():
-    program = "import sys, pyasync; print([m for m in ('asyncio', 'pyasync.aio') if m in sys.modules])"
+    program = (
+        "import sys, pyasync; print([m for m in ('asyncio', 'pyasync.aio') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "[]\n"
 
@@ -321,7 +323,7 @@ def test_what_was_read_before_ctrl_c_is_delivered_when_the_loop_runs_on(loop):
                 loop.stop()
 
     pairs = [socket.socketpair() for _ in range(3)]
-    for ours, theirs in pairs:
+    for ours, _ in pairs:
         loop.run_until_complete(loop.create_connection(Receiver, sock=ours))
     for _, theirs in pairs:
         theirs.send(b"data")

@@ -1,0 +1,585 @@
+"""Connections of asyncio programs, against plain sockets as peers."""
+
+import asyncio
+import contextlib
+import contextvars
+import io
+import random
+import socket
+import struct
+import threading
+
+import pytest
+import tls_peers
+from peers import read_all, read_exactly
+
+import pyasync.aio
+
+PATIENCE = 30
+
+
+def random_bytes(size):
+    return random.Random(size).randbytes(size)
+
+
+@pytest.fixture
+def loop():
+    loop = pyasync.aio.new_event_loop()
+    yield loop
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+
+
+class Recorder(asyncio.Protocol):
+    """Notes what it is told, with the arguments; `lost` is a future of connection_lost."""
+
+    def __init__(self):
+        self.calls = []
+        self.data = b""
+        self.keep_open = False
+        self.lost = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.calls.append("made")
+
+    def data_received(self, data):
+        self.data += data
+
+    def eof_received(self):
+        self.calls.append("eof")
+        return self.keep_open
+
+    def pause_writing(self):
+        self.calls.append("pause")
+
+    def resume_writing(self):
+        self.calls.append("resume")
+
+    def connection_lost(self, error):
+        self.calls.append("lost")
+        self.lost.set_result(error)
+
+
+class Buffered(Recorder, asyncio.BufferedProtocol):
+    """Gives buffers of a size of its own."""
+
+    size = 1000
+
+    def get_buffer(self, hint):
+        self.buffer = bytearray(self.size)
+        return self.buffer
+
+    def buffer_updated(self, count):
+        Recorder.data_received(self, self.buffer[:count])
+
+    data_received = None
+
+
+async def connected(factory=Recorder):
+    """Return a protocol with a transport, and a plain socket, its peer."""
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(PATIENCE)
+    _, protocol = await asyncio.get_running_loop().create_connection(factory, sock=ours)
+    return protocol, theirs
+
+
+def scenario(test):
+    """Let a coroutine function be a test, in a loop of its own and within a time."""
+
+    def run(loop):
+        async def main():
+            with_socket = await connected()
+            try:
+                await asyncio.wait_for(test(*with_socket), PATIENCE)
+            finally:
+                with_socket[1].close()
+                with_socket[0].transport.abort()
+
+        loop.run_until_complete(main())
+
+    run.__name__ = test.__name__
+    return run
+
+
+def reset(sock):
+    """Close a TCP socket so that its peer is sent a reset."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+async def in_thread(function, *arguments):
+    return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+
+
+# Data
+
+
+@pytest.mark.parametrize("size", [1, 8192, 8193, 65_537, 3 << 20])
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("unix", [False, True])
+def test_streams_echo_data_of_any_size(loop, tmp_path, size, tls, unix):
+    data = random_bytes(size)
+
+    async def echo(reader, writer):
+        while True:
+            piece = await reader.read(100_000)
+            if not piece:
+                break
+            writer.write(piece)
+            await writer.drain()
+        writer.close()
+
+    async def main():
+        serve, connect = {"ssl": None}, {"ssl": None}
+        if tls:
+            serve["ssl"] = tls_peers.server_context()
+            connect = {"ssl": tls_peers.client_context(), "server_hostname": "localhost"}
+        if unix:
+            path = str(tmp_path / "socket")
+            server = await asyncio.start_unix_server(echo, path, **serve)
+            reader, writer = await asyncio.open_unix_connection(path, **connect)
+        else:
+            server = await asyncio.start_server(echo, "127.0.0.1", 0, **serve)
+            address = server.sockets[0].getsockname()
+            reader, writer = await asyncio.open_connection(*address, **connect)
+        writer.write(data)
+        received, _ = await asyncio.gather(reader.readexactly(size), writer.drain())
+        writer.close()
+        await writer.wait_closed()
+        server.close()
+        await server.wait_closed()
+        return received
+
+    assert loop.run_until_complete(asyncio.wait_for(main(), PATIENCE)) == data
+
+
+@pytest.mark.parametrize("factory", [Recorder, Buffered])
+def test_a_fast_upload_with_pauses_is_received_whole(loop, factory):
+    data = random_bytes(8 << 20)
+
+    async def main():
+        protocol, theirs = await connected(factory)
+        thread = threading.Thread(target=lambda: (theirs.sendall(data), theirs.shutdown(1)))
+        thread.start()
+        while not protocol.lost.done():
+            protocol.transport.pause_reading()
+            assert not protocol.transport.is_reading()
+            before = len(protocol.data)
+            await asyncio.sleep(0.001)
+            assert len(protocol.data) == before
+            protocol.transport.resume_reading()
+            await asyncio.sleep(0.005)
+        thread.join()
+        theirs.close()
+        return protocol
+
+    protocol = loop.run_until_complete(asyncio.wait_for(main(), 2 * PATIENCE))
+    assert protocol.data == data
+    assert protocol.calls == ["made", "eof", "lost"]
+
+
+@scenario
+async def test_protocols_may_be_changed_while_data_arrives(protocol, theirs):
+    class First(Recorder):
+        def data_received(self, data):
+            super().data_received(data)
+            transport.set_protocol(then)
+
+    transport, then, protocol = protocol.transport, Buffered(), First()
+    transport.set_protocol(protocol)
+    theirs.send(b"first")
+    while not protocol.data:
+        await asyncio.sleep(0.001)
+    theirs.send(b"second")
+    while not then.data:
+        await asyncio.sleep(0.001)
+    assert (protocol.data, bytes(then.data)) == (b"first", b"second")
+    assert transport.get_protocol() is then
+
+
+@pytest.mark.parametrize("data", [b"x" * 10, bytearray(b"x" * 10), memoryview(b"yxyxyx")[1::2],
+                                  memoryview(bytearray(40_000)), bytearray(40_000)])  # fmt: skip
+def test_buffers_of_any_kind_are_copied_before_they_change(loop, data):
+    async def main():
+        protocol, theirs = await connected()
+        want = bytes(data)
+        protocol.transport.write(data)
+        if isinstance(data, bytearray):
+            data[:] = b"z" * len(data)
+        protocol.transport.writelines([b"and ", bytearray(b"more")])
+        received = await in_thread(read_exactly, theirs, len(want) + 8)
+        protocol.transport.abort()
+        theirs.close()
+        assert received == want + b"and more"
+
+    loop.run_until_complete(main())
+
+
+@scenario
+async def test_wrong_data_is_refused_at_the_call(protocol, theirs):
+    for data in ("text", 5, None):
+        with pytest.raises(TypeError, match="bytes-like"):
+            protocol.transport.write(data)
+    protocol.transport.write_eof()
+    for write in (protocol.transport.write, lambda data: protocol.transport.writelines([data])):
+        with pytest.raises(RuntimeError, match="after write_eof"):
+            write(b"late")
+
+
+# Flow control
+
+
+@scenario
+async def test_writing_is_paused_at_once_and_resumed_when_the_peer_reads(protocol, theirs):
+    transport = protocol.transport
+    total = 0
+    while "pause" not in protocol.calls:
+        transport.write(bytes(1000))  # a coroutine need not yield to learn of it
+        total += 1000
+        assert total < 64 << 20
+    assert transport.get_write_buffer_size() > 64 << 10
+    assert transport.get_write_buffer_limits() == (16 << 10, 64 << 10)
+    received = await in_thread(read_exactly, theirs, total)
+    assert len(received) == total
+    while protocol.calls[-1] != "resume":
+        await asyncio.sleep(0.001)
+    assert protocol.calls == ["made", "pause", "resume"]
+    assert transport.get_write_buffer_size() == 0
+
+
+def test_drain_hears_of_a_reset_in_a_loop_that_never_sleeps(loop):
+    async def main():
+        accepted = loop.create_future()
+        server = await asyncio.start_server(
+            lambda reader, writer: accepted.set_result(writer), "127.0.0.1", 0
+        )
+        peer = socket.create_connection(server.sockets[0].getsockname())
+        writer = await accepted
+        reset(peer)
+
+        async def write_on():
+            while True:
+                writer.write(b"data")
+                await writer.drain()
+
+        with pytest.raises(ConnectionError):
+            await write_on()
+        server.close()
+
+    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+
+
+# Ends
+
+
+@pytest.mark.parametrize("keep_open", [False, None, True])
+def test_the_peers_end_closes_unless_the_protocol_keeps_it_open(loop, keep_open):
+    async def main():
+        protocol, theirs = await connected()
+        protocol.keep_open = keep_open
+        theirs.shutdown(socket.SHUT_WR)
+        while "eof" not in protocol.calls:
+            await asyncio.sleep(0.001)
+        protocol.transport.write(b"answer")
+        protocol.transport.close()
+        assert await protocol.lost is None
+        received = await in_thread(read_all, theirs)
+        theirs.close()
+        assert received == (b"answer" if keep_open else b"")
+
+    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+
+
+@scenario
+async def test_close_flushes_what_the_kernel_has_refused(protocol, theirs):
+    data = random_bytes(5 << 20)
+    protocol.transport.write(data)
+    protocol.transport.close()
+    protocol.transport.close()
+    assert protocol.transport.is_closing()
+    protocol.transport.write(b"as asyncio has it: while it flushes, writes are taken")
+    received = await in_thread(read_all, theirs)
+    assert received.startswith(data)
+    assert len(received) > len(data)
+    assert await protocol.lost is None
+    assert protocol.calls.count("lost") == 1
+
+
+@scenario
+async def test_abort_drops_what_was_written(protocol, theirs):
+    protocol.transport.write(bytes(50 << 20))
+    protocol.transport.abort()
+    protocol.transport.abort()
+    assert await protocol.lost is None
+    assert len(await in_thread(read_all, theirs)) < 50 << 20
+    assert protocol.calls.count("lost") == 1
+
+
+@pytest.mark.parametrize("call", ["close", "abort", "write_eof", "pause_reading"])
+@pytest.mark.parametrize("inside", ["made", "data", "eof", "lost", "pause"])
+def test_any_call_may_be_made_inside_of_any_callback(loop, inside, call):
+    class Protocol(Recorder):
+        def act(self, callback):
+            if callback == inside:
+                getattr(self.transport, call)()
+
+        def connection_made(self, transport):
+            super().connection_made(transport)
+            self.act("made")
+
+        def data_received(self, data):
+            super().data_received(data)
+            self.act("data")
+
+        def eof_received(self):
+            super().eof_received()
+            self.act("eof")
+
+        def pause_writing(self):
+            super().pause_writing()
+            self.act("pause")
+
+        def connection_lost(self, error):
+            self.act("lost")
+            super().connection_lost(error)
+
+    async def main():
+        protocol, theirs = await connected(Protocol)
+        with contextlib.suppress(BrokenPipeError):
+            theirs.send(b"data")
+        if inside == "pause":
+            protocol.transport.write(bytes(2 << 20))
+        await asyncio.sleep(0.01)
+        theirs.close()
+        await asyncio.sleep(0.01)
+        protocol.transport.abort()
+        await protocol.lost
+        assert protocol.calls.count("lost") == 1
+
+    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+
+
+@pytest.mark.parametrize("method", ["connection_made", "data_received", "eof_received",
+                                    "connection_lost", "pause_writing"])  # fmt: skip
+@pytest.mark.parametrize("kind", [LookupError, asyncio.CancelledError])
+def test_an_exception_of_a_protocol_is_reported_once(loop, method, kind):
+    contexts = []
+    loop.set_exception_handler(lambda loop, context: contexts.append(context))
+
+    def fail(*args):
+        raise kind("why")
+
+    class Protocol(Recorder):
+        pass
+
+    setattr(Protocol, method, fail)
+
+    async def main():
+        protocol, theirs = await connected(Protocol)
+        transport = getattr(protocol, "transport", None)
+        theirs.send(b"data")
+        if method == "pause_writing":
+            transport.write(bytes(2 << 20))
+        while not contexts and method != "connection_lost":
+            theirs.settimeout(0)
+            await asyncio.sleep(0.001)
+            if method == "eof_received":
+                theirs.shutdown(socket.SHUT_WR)
+        theirs.close()
+        for _ in range(100):
+            await asyncio.sleep(0.001)
+
+    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+    assert [type(context["exception"]) for context in contexts] == [kind]
+
+
+def test_a_reset_is_told_to_connection_lost(loop):
+    async def main():
+        protocols = []
+
+        def factory():
+            protocols.append(Recorder())
+            return protocols[-1]
+
+        server = await loop.create_server(factory, "127.0.0.1", 0)
+        peer = socket.create_connection(server.sockets[0].getsockname())
+        while not protocols:
+            await asyncio.sleep(0.001)
+        reset(peer)
+        assert isinstance(await protocols[0].lost, ConnectionResetError)
+        server.close()
+        await server.wait_closed()
+
+    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+
+
+# Information
+
+
+def test_names_and_the_socket_are_there_and_outlive_the_connection(loop):
+    async def main():
+        accepted = loop.create_future()
+        server = await asyncio.start_server(
+            lambda reader, writer: accepted.set_result(writer), "127.0.0.1", 0
+        )
+        address = server.sockets[0].getsockname()
+        _, client = await asyncio.open_connection(*address)
+        served = await accepted
+        sock = served.get_extra_info("socket")
+        assert sock.fileno() > 2
+        assert (sock.family, sock.type) == (socket.AF_INET, socket.SOCK_STREAM)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+        assert not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert sock.getsockname() == address
+        with sock.dup() as duplicate:
+            assert duplicate.getpeername() == sock.getpeername()
+        for writer in (client, served):
+            writer.close()
+            await writer.wait_closed()
+        assert served.get_extra_info("sockname") == client.get_extra_info("peername") == address
+        assert served.get_extra_info("peername") == client.get_extra_info("sockname")
+        assert served.get_extra_info("nothing", 5) == 5
+        server.close()
+
+    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_each_connection_has_its_own_context(loop):
+    name, seen = contextvars.ContextVar("name", default=None), []
+
+    class Protocol(asyncio.Protocol):
+        def connection_made(self, transport):
+            name.set(transport.get_extra_info("peername"))
+
+        def data_received(self, data):
+            seen.append(name.get())
+
+    async def main():
+        server = await loop.create_server(Protocol, "127.0.0.1", 0)
+        peers = [socket.create_connection(server.sockets[0].getsockname()) for _ in range(3)]
+        for peer in peers:
+            peer.send(b"x")
+        while len(seen) < 3:
+            await asyncio.sleep(0.001)
+        assert sorted(seen) == sorted(peer.getsockname() for peer in peers)
+        for peer in peers:
+            peer.close()
+        server.close()
+
+    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+    assert name.get() is None
+
+
+# More than streams
+
+
+@pytest.mark.parametrize("regular", [True, False])
+def test_sendfile_sends_in_order_with_writes(loop, tmp_path, regular):
+    data = random_bytes(3 << 20)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+
+    async def main():
+        protocol, theirs = await connected()
+        transport = protocol.transport
+        reading = asyncio.ensure_future(in_thread(read_all, theirs))
+        transport.write(b"before")
+        with path.open("rb") if regular else io.BytesIO(data) as file:
+            assert await loop.sendfile(transport, file, 1000, 2 << 20) == 2 << 20
+        transport.write(b"after")
+        transport.close()
+        received = await reading
+        theirs.close()
+        assert received == b"before" + data[1000 : 1000 + (2 << 20)] + b"after"
+
+    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_start_tls_on_a_connection(loop):
+    async def main():
+        accepted = loop.create_future()
+
+        async def serve(reader, writer):
+            assert await reader.readline() == b"STARTTLS\n"
+            writer.write(b"go\n")
+            transport = await loop.start_tls(
+                writer.transport,
+                writer.transport.get_protocol(),
+                tls_peers.server_context(),
+                server_side=True,
+            )
+            accepted.set_result((writer, transport))
+            transport.write(b"secret")
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"STARTTLS\n")
+        assert await reader.readline() == b"go\n"
+        transport = await loop.start_tls(
+            writer.transport,
+            writer.transport.get_protocol(),
+            tls_peers.client_context(),
+            server_hostname="localhost",
+        )
+        assert await reader.readexactly(6) == b"secret"
+        for end in (transport, writer, *await accepted):
+            end.close()
+        server.close()
+
+    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_a_server_that_was_closed_accepts_nobody(loop):
+    made = []
+
+    async def main():
+        server = await loop.create_server(lambda: made.append(1), "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        with socket.create_connection(address):
+            server.close()
+            await server.wait_closed()
+            await asyncio.sleep(0.02)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+
+    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+    assert made == []
+
+
+def test_transports_may_be_used_between_two_runs(loop):
+    protocol, theirs = loop.run_until_complete(connected())
+    protocol.transport.write(b"at once")
+    assert theirs.recv(100) == b"at once"
+    protocol.transport.pause_reading()
+    theirs.send(b"later")
+    loop.run_until_complete(asyncio.sleep(0.01))
+    assert protocol.data == b""
+    protocol.transport.resume_reading()
+    loop.run_until_complete(asyncio.sleep(0.01))
+    assert protocol.data == b"later"
+    protocol.transport.close()
+    assert loop.run_until_complete(protocol.lost) is None
+    assert theirs.recv(100) == b""
+    theirs.close()
+
+
+def test_a_failed_factory_closes_the_connection(loop):
+    contexts = []
+    loop.set_debug(True)
+    loop.set_exception_handler(lambda loop, context: contexts.append(context))
+
+    def fail():
+        raise LookupError("why")
+
+    async def main():
+        server = await loop.create_server(fail, "127.0.0.1", 0)
+        peer = socket.create_connection(server.sockets[0].getsockname())
+        peer.settimeout(PATIENCE)
+        assert await in_thread(peer.recv, 100) == b""
+        peer.close()
+        server.close()
+
+    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+    assert [str(context["exception"]) for context in contexts] == ["why"]
