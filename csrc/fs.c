@@ -187,8 +187,10 @@ int64_t pa_fs_fstat(pa_loop *loop, int fd) {
 
 int64_t pa_fs_open(pa_loop *loop, const char *path, int flags, int mode) {
   pa_fs *fs;
-  int error = fs_new(loop, &fs);
+  int error = pa_open_standard_streams();
 
+  if (error == 0)
+    error = fs_new(loop, &fs);
   if (error != 0)
     return error;
   return begin(fs, uv_fs_open(&loop->uv, &fs->uv, path, flags, mode, on_done));

@@ -211,7 +211,8 @@ static int open_inotify(pa_loop *loop) {
   int error = 0;
 
   if (loop->inotify_fd < 0) {
-    loop->inotify_fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+    loop->inotify_fd =
+        pa_above_standard_streams(inotify_init1(IN_NONBLOCK | IN_CLOEXEC));
     if (loop->inotify_fd < 0)
       return uv_translate_sys_error(errno);
     error = uv_poll_init(&loop->uv, &loop->inotify_poll, loop->inotify_fd);

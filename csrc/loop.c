@@ -7,6 +7,8 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* For so long iterations do not poll while handles are in the ready list: to
@@ -458,10 +460,12 @@ static int close_loop(pa_loop *loop) {
  * cannot open that one. */
 #define LOOP_PIPES 3
 
-static int require_descriptors(void) {
+static int require_descriptors(int *highest) {
   int pipes[LOOP_PIPES][2];
   int count = 0;
   int error = 0;
+
+  *highest = 0;
 
   while (count < LOOP_PIPES && error == 0) {
     error = pa_pipe(pipes[count]);
@@ -469,18 +473,97 @@ static int require_descriptors(void) {
       count++;
   }
   while (count-- > 0) {
+    if (pipes[count][1] > *highest)
+      *highest = pipes[count][1];
     close(pipes[count][0]);
     close(pipes[count][1]);
   }
   return error;
 }
 
-static int init_loop(pa_loop *loop) {
-  int error = require_descriptors();
+/* That pipe of the process. libuv keeps its numbers for ever: where a program
+ * has closed it, as a daemon that closes all from 3 on, libuv would lock its
+ * signals by somebody else's file, and close that in each child of a fork.
+ * pa_lock guards this. */
+static struct {
+  int known;
+  int ends[2];
+  struct stat status;
+} process_pipe;
 
-  if (error != 0)
-    return error;
-  error = uv_loop_init(&loop->uv);
+static int is_end_of_pipe(int fd, int mode, struct stat *status) {
+  return fstat(fd, status) == 0 && S_ISFIFO(status->st_mode) &&
+         (fcntl(fd, F_GETFL) & O_ACCMODE) == mode &&
+         (fcntl(fd, F_GETFD) & FD_CLOEXEC);
+}
+
+static int same_file(const struct stat *one, const struct stat *other) {
+  return one->st_dev == other->st_dev && one->st_ino == other->st_ino;
+}
+
+/* libuv does not tell its numbers. They are not over limit, and no other pipe is
+ * likely to have one byte in it. If there is one, nothing is known. */
+static void find_process_pipe(int limit) {
+  struct stat reader;
+  struct stat writer;
+  int found = 0;
+  int size;
+  int fd;
+  int other;
+
+  for (fd = STDERR_FILENO + 1; fd <= limit; fd++) {
+    if (!is_end_of_pipe(fd, O_RDONLY, &reader) ||
+        ioctl(fd, FIONREAD, &size) != 0 || size != 1)
+      continue;
+    for (other = STDERR_FILENO + 1; other <= limit; other++)
+      if (is_end_of_pipe(other, O_WRONLY, &writer) &&
+          same_file(&reader, &writer)) {
+        process_pipe.ends[0] = fd;
+        process_pipe.ends[1] = other;
+        process_pipe.status = reader;
+        found++;
+      }
+  }
+  process_pipe.known = found == 1;
+}
+
+/* libuv has made it anew, with the lowest numbers. */
+void pa_process_pipe_after_fork(void) {
+  int *ends = process_pipe.ends;
+
+  if (process_pipe.known)
+    find_process_pipe(ends[0] > ends[1] ? ends[0] : ends[1]);
+}
+
+static int process_pipe_is_closed(void) {
+  struct stat status;
+  int end;
+
+  for (end = 0; process_pipe.known && end < 2; end++)
+    if (fstat(process_pipe.ends[end], &status) != 0 ||
+        !same_file(&status, &process_pipe.status))
+      return 1;
+  return 0;
+}
+
+static int init_loop(pa_loop *loop) {
+  static int initialized;
+  int highest;
+  int error;
+
+  pa_lock();
+  if (process_pipe_is_closed()) {
+    pa_unlock();
+    return UV_EBADF;
+  }
+  error = require_descriptors(&highest);
+  if (error == 0)
+    error = uv_loop_init(&loop->uv);
+  if (error == 0 && !initialized) {
+    initialized = 1;
+    find_process_pipe(highest);
+  }
+  pa_unlock();
   /* After an error libuv leaves it open, up to 1.50. */
   if (error != 0 && loop->uv.backend_fd > STDERR_FILENO)
     close(loop->uv.backend_fd);

@@ -124,7 +124,8 @@ pa_times pa_read_times(const pa_counters *counters, int running);
 /* Opens /dev/null for each standard stream that is closed: to be called before
  * a descriptor is made that libuv will close. Returns 0 or an error. */
 int pa_open_standard_streams(void);
-/* Returns 0 and sets *place, or returns an error. */
+/* Returns 0 and sets *place, or returns an error. UV_EBADF: somebody has closed
+ * the pipe that libuv keeps for the process. */
 int pa_loop_new(pa_counters *counters, pa_loop **place);
 /* Closes every handle, frees the loop, and sets *place to NULL. Does nothing if
  * it is NULL already. Returns nonzero if the loop's memory could not be freed,

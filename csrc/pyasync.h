@@ -204,6 +204,8 @@ int pa_above_standard_streams(int fd);
 /* Makes a pipe(2): its reading end, and its writing end. Returns 0 or an
  * error. */
 int pa_pipe(int *ends);
+/* In the child of a fork; the lock is held. */
+void pa_process_pipe_after_fork(void);
 
 /* slots.c */
 /* realloc, for arrays without which the loop cannot go on: it aborts when there

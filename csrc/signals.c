@@ -281,6 +281,7 @@ void pa_signals_after_fork(int in_child) {
     ignore_again();
     pa_forget_abandoned();
     pa_pool_after_fork();
+    pa_process_pipe_after_fork();
   }
   pa_unlock();
   pthread_sigmask(SIG_SETMASK, &before, NULL);

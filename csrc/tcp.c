@@ -85,6 +85,9 @@ static int open_stream(pa_loop *loop, int fd, int kind, int flags,
   int slot;
   int error;
 
+  fd = pa_above_standard_streams(fd);
+  if (fd < 0)
+    return uv_translate_sys_error(errno);
   /* Exactly the size of its kind: handles are most of a connection's memory. */
   stream = malloc(uv_handle_size(kind == PA_TCP ? UV_TCP : UV_NAMED_PIPE));
   if (stream == NULL) {
@@ -275,6 +278,9 @@ int pa_tcp_connect(pa_loop *loop, const char *address,
   int error;
 
   loop->counters->crossings++;
+  error = pa_open_standard_streams();
+  if (error != 0)
+    return error;
   pa_unpack_address(address, &remote);
   if (local_address != NULL) {
     pa_unpack_address(local_address, &local);

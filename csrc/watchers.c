@@ -85,7 +85,7 @@ int pa_poll_start(pa_loop *loop, int fd, int events) {
   /* A duplicate, because libuv keeps a table of watchers by descriptor. It
    * aborts when somebody has closed the descriptor behind its back, and it
    * knows only one watcher of each, while the user may want two pollers. */
-  fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+  fd = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
   if (fd < 0)
     return uv_translate_sys_error(errno);
   poller = pa_grow(NULL, sizeof(*poller));

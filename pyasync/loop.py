@@ -180,7 +180,9 @@ def start_event_loop(
     ``buffer_writes=False`` makes each write and close a call into C of its own, in place of one an
     iteration for all: slower, but a profiler then shows each of them by its name.
 
-    Raises `TypeError`, and `RuntimeError` if a loop runs in this thread already.
+    Raises `TypeError`; `RuntimeError` if a loop runs in this thread already; and `OSError` if the
+    system refuses a loop, or if the program has closed a pipe that libuv keeps from the first loop
+    on: a daemon that closes all descriptors must do so before.
 
     >>> import pyasync
     >>> pyasync.start_event_loop(lambda: pyasync.delay(lambda: print("later"), time=0.01))

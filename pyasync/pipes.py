@@ -13,7 +13,7 @@ from typing import Any, Union
 from pyasync._core.arguments import optional_callable, require_timeout
 from pyasync._core.connecting import Socket
 from pyasync._core.deadlines import Timer
-from pyasync._core.sockets import adopt, listen, require_max_connections
+from pyasync._core.sockets import adopt, listen, new_socket, require_max_connections
 from pyasync._core.stream import UNCONNECTED, Data, WriteCallback
 from pyasync._ffi import lib
 from pyasync.errors import PipeNotFound, SocketAddressInUse, SocketError, check, socket_error
@@ -184,7 +184,7 @@ def _path(name: Name) -> str | bytes:
 
 def _new_socket(path: str | bytes) -> sockets.socket:
     try:
-        return sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
+        return new_socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
     except OSError as error:  # such as EMFILE
         raise _pipe_error(error, path) from None
 
@@ -206,7 +206,7 @@ def _bind(sock: sockets.socket, path: str | bytes) -> _File | None:
 
 
 def _is_abstract(path: str | bytes) -> bool:
-    return path[:1] in ("\0", b"\0")
+    return os.fsencode(path[:1]) == b"\0"
 
 
 def _is_stale(path: str | bytes) -> bool:
@@ -301,7 +301,7 @@ class _PipeConnector:
     def _connect(self) -> None:
         loop = self._socket._loop
         try:
-            with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as sock:
+            with new_socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as sock:
                 sock.setblocking(False)
                 sock.connect(self._path)
                 slot = check(lib.pa_open(loop.c, sock.detach(), lib.PA_PIPE, True))

@@ -39,6 +39,7 @@ can be, and otherwise can be repaired: see `Engine._recover`.
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from collections import deque
@@ -237,6 +238,12 @@ class Engine:
         open_engines.add(self)
         # C stores the loop by itself: Ctrl-C between its result and an assignment would lose it.
         error = lib.pa_loop_new(self.counters, self._place)
+        if error == -errno.EBADF:
+            raise OSError(
+                errno.EBADF,
+                "a pipe that libuv keeps for the whole process was closed, for example by "
+                "os.closerange: close descriptors before the first event loop is started",
+            )
         if error != 0:
             raise OSError(-error, message(error))
         self.c = self._place[0]

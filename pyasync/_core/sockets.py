@@ -18,7 +18,13 @@ from pyasync._core.addresses import (
 from pyasync._core.arguments import require_host, require_integer
 from pyasync._core.handles import DescriptorHandle
 from pyasync._ffi import ffi, lib
-from pyasync.errors import SocketAddressInUse, TcpServerBindError, libuv_number, socket_error
+from pyasync.errors import (
+    SocketAddressInUse,
+    TcpServerBindError,
+    check,
+    libuv_number,
+    socket_error,
+)
 
 #: The size of C's int, in bytes.
 _INT_SIZE = 4
@@ -49,7 +55,7 @@ def bind(
             name = None if address is None else ascii_host(address).encode()
             found = sockets.getaddrinfo(name, port, type=kind, flags=sockets.AI_PASSIVE)
             family, _, _, _, where = found[0]
-        sock = sockets.socket(family, kind)
+        sock = new_socket(family, kind)
     except OSError as error:
         raise bind_error(error, address, port) from None
     try:
@@ -66,6 +72,12 @@ def bind(
         sock.close()
         raise bind_error(error, address, port) from None
     return sock
+
+
+def new_socket(family: int, kind: int) -> sockets.socket:
+    """Return a socket whose descriptor has not the number of a standard stream."""
+    check(lib.pa_open_standard_streams())
+    return sockets.socket(family, kind)
 
 
 def bind_error(error: OSError, address: str | None, port: int) -> TcpServerBindError:
@@ -85,6 +97,7 @@ def adopt(fd: int, families: tuple[int, ...]) -> sockets.socket:
     not open.
     """
     # A duplicate: if we closed the caller's number, it could be another file's by then.
+    check(lib.pa_open_standard_streams())
     duplicate = os.dup(fd)
     try:
         sock = sockets.socket(fileno=duplicate)

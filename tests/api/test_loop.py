@@ -7,12 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from functools import partial
 
 import pytest
-from peers import echo, nothing
+from peers import PATIENCE, echo, nothing
 
 import pyasync
 
@@ -137,6 +138,159 @@ with pyasync.event_loop():
 assert (process.exit_status, process.term_signal) == (0, 0)
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=20)
+
+
+# What makes a descriptor, after the standard streams were closed in a callback. `done` ends the
+# loop; `made` checks a descriptor that we get.
+MAKES_A_DESCRIPTOR = {
+    "accept": """
+server = pyasync.tcp_server("127.0.0.1", 0, nothing, connect_cb=lambda sock: (made(sock), done()))
+client = socket.socket()
+close()
+client.connect(server.address)
+""",
+    "tcp_connect": """
+close()
+pyasync.tcp_connect(*listener.getsockname(), nothing, connect_cb=lambda sock: (made(sock), done()))
+""",
+    "tcp_server": """
+close()
+made(pyasync.tcp_server("127.0.0.1", 0, nothing))
+done()
+""",
+    "tcp_server on a descriptor": """
+close()
+made(pyasync.tcp_server(None, 0, nothing, fd=listener.fileno()))
+done()
+""",
+    "pipe_server": """
+close()
+made(pyasync.pipe_server(path, nothing))
+done()
+""",
+    "pipe_connect": """
+pyasync.pipe_server(path, nothing)
+close()
+pyasync.pipe_connect(path, nothing, connect_cb=lambda sock: (made(sock), done()))
+""",
+    "udp_socket": """
+close()
+made(pyasync.udp_socket("127.0.0.1", 0, nothing))
+done()
+""",
+    "poll": """
+close()
+pyasync.poll(listener, nothing)
+done()
+""",
+    "fs_watch": """
+close()
+pyasync.fs_watch("/", nothing)
+done()
+""",
+    "fs.open": """
+close()
+pyasync.fs.open("/", os.O_RDONLY, callback=lambda fd: (made(fd), done()))
+""",
+    "spawn": """
+close()
+process = pyasync.spawn("cat", [], input=pyasync.PIPE, output=pyasync.PIPE)
+made(process.input, process.output)
+process.input.close()
+""",
+    "another loop": """
+def other():
+    with pyasync.event_loop():
+        made(pyasync.tcp_server("127.0.0.1", 0, nothing))
+        pyasync.exit_event_loop()
+
+close()
+thread = threading.Thread(target=other)
+thread.start()
+thread.join()
+done()
+""",
+}
+
+
+@pytest.mark.parametrize("what", MAKES_A_DESCRIPTOR)
+def test_nothing_of_a_loop_gets_the_number_of_a_standard_stream(what, tmp_path):
+    """Libuv aborts when it closes it, and so would a daemon close it that opens them again."""
+    program = f"""
+import os, socket, threading, pyasync
+
+path = {str(tmp_path / "socket")!r}
+listener = socket.create_server(("127.0.0.1", 0))
+
+def nothing(*args):
+    pass
+
+def close():
+    for fd in range(3):
+        os.close(fd)
+
+def made(*things):
+    for thing in things:
+        assert (thing if isinstance(thing, int) else thing.fileno()) > 2
+
+def done():
+    pyasync.exit_event_loop()
+
+def start():
+{textwrap.indent(MAKES_A_DESCRIPTOR[what], "    ")}
+
+def begin():
+    try:
+        start()
+    except BaseException:
+        os._exit(3)
+
+pyasync.start_event_loop(lambda: pyasync.delay(begin))
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=3 * PATIENCE).returncode == 0
+
+
+CLOSING_ALL = "os.closerange(3, 200)"
+
+
+@pytest.mark.parametrize(
+    ("between", "starts"),
+    [
+        (CLOSING_ALL, False),
+        ("fork(); " + CLOSING_ALL, False),
+        ("fork()", True),
+        ("fork(); fork()", True),
+        ("[os.pipe() for _ in range(100)]", True),
+    ],
+    ids=["closed", "closed by a child", "fork", "two forks", "pipes"],
+)
+def test_a_program_that_closes_what_libuv_keeps_is_told_so(between, starts):
+    """As a daemon that closes all its descriptors, between two loops."""
+    program = f"""if True:
+        import os, pyasync
+
+        def fork():
+            pid = os.fork()
+            if pid:
+                os._exit(os.waitpid(pid, 0)[1] >> 8)
+
+        def start():
+            pyasync.signal_handler(10, print).close()
+            print("it runs", flush=True)
+
+        pyasync.start_event_loop(lambda: None)
+        {between}
+        try:
+            pyasync.start_event_loop(start)
+        except OSError as error:
+            print(error, flush=True)
+            assert pyasync.current_loop() is None
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", program], timeout=3 * PATIENCE, stdout=subprocess.PIPE, text=True
+    )
+    assert result.returncode == 0
+    assert ("closerange" in result.stdout, "it runs" in result.stdout) == (not starts, starts)
 
 
 # with event_loop()

@@ -5,6 +5,7 @@ import errno
 import os
 import socket
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -284,6 +285,19 @@ def test_a_stale_file_is_replaced(run, path):
     leave_stale(path)
     assert exchange_over(run, path) == [b"hello"]
     assert not os.path.lexists(path)
+
+
+@pytest.mark.parametrize("kind", [str, os.fsencode])
+def test_bytes_and_strings_are_not_compared_with_each_other(path, kind):
+    """Under ``python -bb`` that is an error: here a stale file is replaced."""
+    leave_stale(path)
+    program = f"""
+import pyasync
+with pyasync.event_loop():
+    server = pyasync.pipe_server({kind(path)!r}, print)
+    pyasync.pipe_connect({kind(path)!r}, print, connect_cb=lambda socket: pyasync.exit_event_loop())
+"""
+    subprocess.run([sys.executable, "-bb", "-c", program], check=True, timeout=3 * PATIENCE)
 
 
 @pytest.mark.parametrize("whose", ["another process's", "our own"])

@@ -4,6 +4,9 @@ import doctest
 import importlib
 import pkgutil
 import re
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -60,3 +63,25 @@ def test_the_table_of_cl_async_is_whole():
     names = set(re.findall(r"`([^`]+)`", " ".join(row[0] for row in FROM_CL_ASYNC)))
     assert len(FROM_CL_ASYNC) > 80
     assert {"start-event-loop", "tcp-server", "spawn", "mkdtemp", "ssl-socket"} <= names
+
+
+def test_children_do_not_inherit_a_socket_from_systemd():
+    """By the example in docs/streams.md."""
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "streams.md").read_text(), re.DOTALL)
+    (example,) = (block for block in blocks if "LISTEN_PID" in block)
+    program = f"""
+import fcntl, os, pyasync, socket
+def on_data(*args):
+    pass
+with socket.create_server(("127.0.0.1", 0)) as listener:
+    elsewhere = fcntl.fcntl(listener, fcntl.F_DUPFD, 10)
+os.dup2(elsewhere, 3)  # inheritable, as systemd leaves it
+os.close(elsewhere)
+os.environ["LISTEN_PID"] = str(os.getpid())
+with pyasync.event_loop():
+{textwrap.indent(example, "    ")}
+    socket.create_connection(server.address).close()
+    pyasync.spawn("sh", ["-c", "! test -S /dev/fd/3"],
+                  exit_cb=lambda process, status, signo: (server.close(), os._exit(status)))
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=30).returncode == 0
