@@ -11,6 +11,7 @@
 #include "pyasync.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -146,13 +147,19 @@ static int is_reported(const pa_loop *loop, int first, int slot,
   return 0;
 }
 
+/* Returns the offset of the text; or, without memory, -1: then Python looks at
+ * the file or directory itself. */
 static int64_t keep_text(pa_loop *loop, const char *text) {
   size_t size = strlen(text) + 1;
   size_t offset = loop->text_used;
 
   if (offset + size > loop->text_capacity) {
+    char *grown = realloc(loop->text, 2 * (offset + size));
+
+    if (grown == NULL)
+      return -1;
+    loop->text = grown;
     loop->text_capacity = 2 * (offset + size);
-    loop->text = pa_grow(loop->text, loop->text_capacity);
   }
   memcpy(loop->text + offset, text, size);
   loop->text_used += size;
@@ -393,10 +400,12 @@ const pa_kind pa_monitor_kind = {.close = close_monitor};
 
 int pa_fs_watch(pa_loop *loop, const char *path) {
   size_t length = strlen(path);
-  pa_monitor *monitor = pa_grow(NULL, sizeof(*monitor) + length + 1);
+  pa_monitor *monitor = pa_handle_new(loop, sizeof(*monitor) + length + 1);
   int error;
 
   loop->counters->crossings++;
+  if (monitor == NULL)
+    return UV_ENOMEM;
   memcpy(monitor->path, path, length + 1);
   monitor->length = length;
   monitor->iteration = 0;

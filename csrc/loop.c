@@ -168,12 +168,13 @@ static int may_skip_poll(const pa_loop *loop) {
 
 int pa_run(pa_loop *loop, int wait, int64_t due, int timers_referenced,
            const char *operations, int count, const char *payload) {
+  int room;
   int alive;
 
   loop->crossings++;
   loop->counters->crossings++;
   loop->counters->iterations++;
-  pa_begin_batch(loop);
+  room = pa_begin_batch(loop, count) == 0;
   loop->arena_used = 0;
   loop->text_used = 0;
 
@@ -189,11 +190,14 @@ int pa_run(pa_loop *loop, int wait, int64_t due, int timers_referenced,
    * timer would be late by as long as the callback has taken that armed it. */
   uv_update_time(&loop->uv);
   drive_timers(loop, due, timers_referenced);
-  if (!may_skip_poll(loop)) {
+  if (!room) {
+    usleep(1000);  /* what happens meanwhile waits until there is memory */
+  } else if (!may_skip_poll(loop)) {
     pa_epoll_register(loop);  /* first, because it may push records */
     run_libuv(loop, wait && loop->events.count == 0 && !pa_has_ready(loop));
   }
-  pa_take_turns(loop);
+  if (room)
+    pa_take_turns(loop);
   alive = uv_loop_alive(&loop->uv);
   loop->in_pa_run = 0;
   pa_awake(loop);
@@ -202,9 +206,16 @@ int pa_run(pa_loop *loop, int wait, int64_t due, int timers_referenced,
   return alive ? loop->events.count : ~loop->events.count;
 }
 
+/* Python walks a batch, and gets the records that are pushed now with the next
+ * one. Without memory there is room for some still. */
+static void expect_late_records(pa_loop *loop, int operations) {
+  pa_queue_reserve(&loop->late, loop->late.count + 2 * operations + 64);
+}
+
 static void submit(pa_loop *loop, const char *operations, int count,
                    const char *payload) {
   loop->counters->crossings++;
+  expect_late_records(loop, count);
   perform(loop, operations, count, payload);
   pa_write_flush_all(loop);
 }
@@ -225,6 +236,7 @@ int64_t pa_submit_and_write(pa_loop *loop, const char *operations, int count,
                             size_t size, int callback) {
   loop->crossings++;
   loop->counters->crossings++;
+  expect_late_records(loop, count);
   perform(loop, operations, count, payload);
   pa_write_add(loop, slot, data, size, callback);
   pa_write_flush_all(loop);
@@ -413,6 +425,21 @@ static void close_own(uv_handle_t *handle, void *arg) {
     uv_close(handle, NULL);
 }
 
+static void free_loop(pa_loop *loop) {
+  free(loop->events.items);
+  free(loop->events.spare);
+  free(loop->late.items);
+  free(loop->late.spare);
+  free(loop->arena);
+  free(loop->text);
+  free(loop->slots);
+  free(loop->ready);
+  free(loop->unpolled);
+  free(loop->parts);
+  free(loop->buffers);
+  free(loop);
+}
+
 /* A request that a thread works on cannot be cancelled: wait this long. */
 #define CLOSE_WAIT_MS 1000
 
@@ -442,16 +469,7 @@ static int close_loop(pa_loop *loop) {
   if (loop->inotify_fd >= 0)
     close(loop->inotify_fd);
   pa_requests_free(loop);
-  free(loop->events.items);
-  free(loop->late.items);
-  free(loop->arena);
-  free(loop->text);
-  free(loop->slots);
-  free(loop->ready);
-  free(loop->unpolled);
-  free(loop->parts);
-  free(loop->buffers);
-  free(loop);
+  free_loop(loop);
   return 0;
 }
 
@@ -586,10 +604,15 @@ int pa_loop_new(pa_counters *counters, pa_loop **place) {
   loop->timer_due = -1;
   loop->inotify_fd = -1;
   loop->arena = malloc(ARENA_SIZE);
-  error = loop->arena == NULL ? UV_ENOMEM : init_loop(loop);
+  error = loop->arena == NULL ? UV_ENOMEM : pa_write_reserve(loop, 64);
+  if (error == 0)
+    error = pa_slot_reserve(loop);
+  if (error == 0)
+    error = pa_queue_reserve(&loop->late, 256);
+  if (error == 0)
+    error = init_loop(loop);
   if (error != 0) {
-    free(loop->arena);
-    free(loop);
+    free_loop(loop);
     return error;
   }
   error = uv_async_init(&loop->uv, &loop->async, on_async);

@@ -363,7 +363,7 @@ int pa_spawn(pa_loop *loop, pa_spawning *spawning, const char *path,
   int error;
 
   loop->counters->crossings++;
-  if (process == NULL || spare == NULL) {
+  if (process == NULL || spare == NULL || pa_slot_reserve(loop) != 0) {
     free(process);
     free(spare);
     undo(loop, spawning);

@@ -112,6 +112,8 @@ typedef struct {
   pa_event *items;
   int count;
   int capacity;
+  pa_event *spare;  /* memory for when it is full, or NULL */
+  int spare_capacity;
 } pa_queue;
 
 /* One write of a crossing. Its data belongs to Python: it is there until the
@@ -177,7 +179,6 @@ struct pa_loop {
   uint32_t part_capacity;
   uint32_t callback_count;  /* writes with a callback since the last pa_run */
   uv_buf_t *buffers;        /* scratch memory of one system call */
-  size_t buffer_capacity;
 
   pa_request *requests;  /* all that are not freed yet */
   int requests_under_way;
@@ -208,13 +209,19 @@ int pa_pipe(int *ends);
 void pa_process_pipe_after_fork(void);
 
 /* slots.c */
-/* realloc, for arrays without which the loop cannot go on: it aborts when there
- * is no memory. */
-void *pa_grow(void *array, size_t size);
 void pa_push(pa_loop *loop, int kind, int slot, int64_t value, int64_t data);
-/* Begins the batch of the next pa_run, with the late records. */
-void pa_begin_batch(pa_loop *loop);
+/* Makes sure of room for count records, and moves none. Returns 0 or
+ * UV_ENOMEM. */
+int pa_queue_reserve(pa_queue *queue, int count);
+/* Begins the batch of the next pa_run, with the late records. Returns UV_ENOMEM
+ * if there may be no room for what so many operations and an iteration push. */
+int pa_begin_batch(pa_loop *loop, int operations);
 extern const pa_kind *const pa_kinds[PA_HANDLE_KINDS];
+/* Makes sure of a slot for the next pa_slot_new, which cannot fail. Returns 0
+ * or UV_ENOMEM. */
+int pa_slot_reserve(pa_loop *loop);
+/* Returns memory for a handle, and makes sure of a slot; or NULL. */
+void *pa_handle_new(pa_loop *loop, size_t size);
 /* Gives the handle a slot, after its uv_*_init. The handle is memory of malloc
  * that the loop frees, in the handle's close callback and nowhere else, because
  * libuv uses it until then. */
@@ -278,6 +285,8 @@ void pa_stream_read_first(pa_loop *loop, int slot);
 /* Polls the streams that were read first and are open still. */
 void pa_streams_poll(pa_loop *loop);
 void pa_stream_connected(uv_connect_t *request, int status);
+/* Makes sure of room for so many writes. Returns 0 or UV_ENOMEM. */
+int pa_write_reserve(pa_loop *loop, uint32_t count);
 /* Adds a write; the two below hand them to the kernel, of one handle or all. */
 void pa_write_add(pa_loop *loop, int slot, const char *base, size_t size,
                   int callback);

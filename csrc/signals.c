@@ -225,8 +225,10 @@ int pa_signal_start(pa_loop *loop, int signum) {
   if (signum <= 0 || signum >= NSIG)
     return UV_EINVAL;
   signal = calloc(1, sizeof(*signal));
-  if (signal == NULL)
+  if (signal == NULL || pa_slot_reserve(loop) != 0) {
+    free(signal);
     return UV_ENOMEM;
+  }
   error = uv_async_init(&loop->uv, &signal->async, on_caught);
   if (error != 0) {
     free(signal);

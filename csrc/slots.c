@@ -13,26 +13,44 @@
 #include <stdlib.h>
 #include <string.h>
 
-void *pa_grow(void *array, size_t size) {
-  array = realloc(array, size);
-  if (array == NULL) {
-    fprintf(stderr, "pyasync: out of memory (%zu bytes)\n", size);
-    abort();
-  }
-  return array;
-}
-
 /* Records */
 
-static void reserve(pa_queue *queue, int count) {
+int pa_queue_reserve(pa_queue *queue, int count) {
   int capacity = queue->capacity == 0 ? 256 : queue->capacity;
+  pa_event *spare;
 
+  if (count <= queue->capacity || count <= queue->spare_capacity)
+    return 0;
   while (capacity < count)
     capacity *= 2;
-  if (capacity == queue->capacity)
-    return;
-  queue->items = pa_grow(queue->items, capacity * sizeof(*queue->items));
-  queue->capacity = capacity;
+  spare = malloc(capacity * sizeof(*spare));
+  if (spare == NULL)
+    return UV_ENOMEM;
+  free(queue->spare);
+  queue->spare = spare;
+  queue->spare_capacity = capacity;
+  return 0;
+}
+
+/* The queue is full. */
+static void use_spare(pa_queue *queue) {
+  if (queue->count > 0)
+    memcpy(queue->spare, queue->items, queue->count * sizeof(*queue->items));
+  free(queue->items);
+  queue->items = queue->spare;
+  queue->capacity = queue->spare_capacity;
+  queue->spare = NULL;
+  queue->spare_capacity = 0;
+}
+
+/* A record must not be lost: hence pa_queue_reserve before, where much may be
+ * pushed. */
+static void make_room(pa_queue *queue) {
+  if (pa_queue_reserve(queue, queue->count + 1) != 0) {
+    fprintf(stderr, "pyasync: out of memory for events\n");
+    abort();
+  }
+  use_spare(queue);
 }
 
 void pa_push(pa_loop *loop, int kind, int slot, int64_t value, int64_t data) {
@@ -42,7 +60,8 @@ void pa_push(pa_loop *loop, int kind, int slot, int64_t value, int64_t data) {
 
   if (loop->closing)
     return;
-  reserve(queue, queue->count + 1);
+  if (queue->count == queue->capacity)
+    make_room(queue);
   event = &queue->items[queue->count++];
   event->kind = kind;
   event->slot = slot;
@@ -56,14 +75,32 @@ void pa_push(pa_loop *loop, int kind, int slot, int64_t value, int64_t data) {
     uv_stop(&loop->uv);
 }
 
-void pa_begin_batch(pa_loop *loop) {
-  loop->events.count = loop->late.count;
-  loop->late.count = 0;
-  if (loop->events.count == 0)
-    return;
-  reserve(&loop->events, loop->events.count);
-  memcpy(loop->events.items, loop->late.items,
-         loop->events.count * sizeof(*loop->events.items));
+/* What one iteration pushes at most, but for rare events: the spare memory of a
+ * large loop is not for all handles at once. */
+#define RECORDS_OF_A_HANDLE 4
+#define HANDLES_MAX 4096
+#define RECORDS_MIN 512
+
+int pa_begin_batch(pa_loop *loop, int operations) {
+  pa_queue *events = &loop->events;
+  pa_queue *late = &loop->late;
+  int handles = loop->slot_count < HANDLES_MAX ? loop->slot_count : HANDLES_MAX;
+  int count = late->count;
+
+  events->count = 0;
+  if (count > events->capacity && pa_queue_reserve(events, count) == 0)
+    use_spare(events);
+  if (count > events->capacity)
+    count = events->capacity;  /* the others wait */
+  if (count > 0) {
+    events->count = count;
+    memcpy(events->items, late->items, count * sizeof(*late->items));
+    late->count -= count;
+    memmove(late->items, late->items + count,
+            late->count * sizeof(*late->items));
+  }
+  return pa_queue_reserve(events, count + 2 * operations + RECORDS_MIN +
+                                      RECORDS_OF_A_HANDLE * handles);
 }
 
 int pa_event_count(pa_loop *loop) {
@@ -110,21 +147,32 @@ int pa_add_slot(int **slots, int *count, int *capacity, int slot) {
   return 0;
 }
 
+int pa_slot_reserve(pa_loop *loop) {
+  int capacity = loop->slot_capacity == 0 ? 64 : 2 * loop->slot_capacity;
+  pa_slot *slots;
+
+  if (loop->free_slot >= 0 || loop->slot_count < loop->slot_capacity)
+    return 0;
+  slots = realloc(loop->slots, capacity * sizeof(*slots));
+  if (slots == NULL)
+    return UV_ENOMEM;
+  loop->slots = slots;
+  loop->slot_capacity = capacity;
+  return 0;
+}
+
+void *pa_handle_new(pa_loop *loop, size_t size) {
+  return pa_slot_reserve(loop) == 0 ? malloc(size) : NULL;
+}
+
 int pa_slot_new(pa_loop *loop, uv_handle_t *handle, int kind, int flags) {
   int slot = loop->free_slot;
   pa_slot *entry;
 
-  if (slot >= 0) {
+  if (slot >= 0)
     loop->free_slot = loop->slots[slot].next_free;
-  } else {
-    if (loop->slot_count == loop->slot_capacity) {
-      loop->slot_capacity =
-          loop->slot_capacity == 0 ? 64 : 2 * loop->slot_capacity;
-      loop->slots =
-          pa_grow(loop->slots, loop->slot_capacity * sizeof(*loop->slots));
-    }
+  else
     slot = loop->slot_count++;
-  }
   entry = &loop->slots[slot];
   entry->handle = handle;
   entry->writes = 0;

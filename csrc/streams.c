@@ -275,22 +275,36 @@ void pa_stream_connected(uv_connect_t *request, int status) {
 
 /* Writing */
 
+int pa_write_reserve(pa_loop *loop, uint32_t count) {
+  pa_write_part *parts = realloc(loop->parts, count * sizeof(*parts));
+  uv_buf_t *buffers;
+
+  if (parts == NULL)
+    return UV_ENOMEM;
+  loop->parts = parts;
+  buffers = realloc(loop->buffers, count * sizeof(*buffers));
+  if (buffers == NULL)
+    return UV_ENOMEM;
+  loop->buffers = buffers;
+  loop->part_capacity = count;
+  return 0;
+}
+
 void pa_write_add(pa_loop *loop, int slot, const char *base, size_t size,
                   int callback) {
   pa_slot *entry = &loop->slots[slot];
   pa_write_part *parts;
-  uint32_t index = loop->part_count;
   uint32_t number = callback ? ++loop->callback_count : 0;
+  uint32_t index;
 
   if (entry->handle == NULL)
     return;
-  if (index == loop->part_capacity) {
-    loop->part_capacity = index == 0 ? 64 : 2 * index;
-    loop->parts =
-        pa_grow(loop->parts, loop->part_capacity * sizeof(*loop->parts));
-  }
+  /* Without memory fewer leave together. */
+  if (loop->part_count == loop->part_capacity &&
+      pa_write_reserve(loop, 2 * loop->part_capacity) != 0)
+    pa_write_flush_all(loop);
   parts = loop->parts;
-  loop->part_count++;
+  index = loop->part_count++;
   parts[index].base = base;
   parts[index].size = size;
   parts[index].slot = (uint32_t) slot;
@@ -453,11 +467,6 @@ static size_t gather(pa_loop *loop, uint32_t index, size_t *total) {
     if (last != NULL && last->base + last->len == part->base) {
       last->len += part->size;
     } else {
-      if (count == loop->buffer_capacity) {
-        loop->buffer_capacity = count == 0 ? 64 : 2 * count;
-        loop->buffers =
-            pa_grow(loop->buffers, loop->buffer_capacity * sizeof(uv_buf_t));
-      }
       loop->buffers[count].base = (char *) part->base;
       loop->buffers[count++].len = part->size;
     }
@@ -648,7 +657,9 @@ static int shut(pa_loop *loop, uv_stream_t *stream) {
   error = uv_fileno((uv_handle_t *) stream, &fd);
   if (error != 0)
     return error;
-  request = pa_grow(NULL, sizeof(*request));
+  request = malloc(sizeof(*request));
+  if (request == NULL)
+    return UV_ENOMEM;
   error = uv_shutdown(request, stream, on_shutdown);
   if (error == 0)
     entry->flags |= PA_SHUT;
@@ -671,13 +682,19 @@ void pa_stream_shutdown(pa_loop *loop, int slot) {
 static void flush_and_close(pa_loop *loop, int slot) {
   pa_slot *entry = &loop->slots[slot];
   uv_stream_t *stream = (uv_stream_t *) entry->handle;
+  int error;
 
   pa_write_flush(loop, slot);
   report_failure(loop, slot);
   entry->flags |= PA_CLOSING;
-  if (entry->error != 0 ||
-      (is_flushed(entry) && !must_discard(loop, stream)) ||
-      shut(loop, stream) != 0) {
+  if (entry->error != 0 || (is_flushed(entry) && !must_discard(loop, stream))) {
+    pa_handle_close(loop, (uv_handle_t *) stream);
+    return;
+  }
+  error = shut(loop, stream);
+  if (error != 0) {
+    if (error == UV_ENOMEM)
+      write_failed(loop, slot, error);  /* what is blocked is lost */
     pa_handle_close(loop, (uv_handle_t *) stream);
     return;
   }

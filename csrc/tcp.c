@@ -89,7 +89,8 @@ static int open_stream(pa_loop *loop, int fd, int kind, int flags,
   if (fd < 0)
     return uv_translate_sys_error(errno);
   /* Exactly the size of its kind: handles are most of a connection's memory. */
-  stream = malloc(uv_handle_size(kind == PA_TCP ? UV_TCP : UV_NAMED_PIPE));
+  stream = pa_handle_new(
+      loop, uv_handle_size(kind == PA_TCP ? UV_TCP : UV_NAMED_PIPE));
   if (stream == NULL) {
     close(fd);
     return UV_ENOMEM;
@@ -197,7 +198,7 @@ static void refused(pa_loop *loop, int slot, int error) {
 const pa_kind pa_server_kind = {.close = close_server, .refused = refused};
 
 int pa_listen(pa_loop *loop, int fd, int kind, int limit) {
-  pa_listener *listener = malloc(sizeof(*listener));
+  pa_listener *listener = pa_handle_new(loop, sizeof(*listener));
   int error;
 
   loop->counters->crossings++;
@@ -289,8 +290,15 @@ int pa_tcp_connect(pa_loop *loop, const char *address,
       return fd;
   }
 
-  tcp = pa_grow(NULL, sizeof(*tcp));
-  request = pa_grow(NULL, sizeof(*request));
+  tcp = pa_handle_new(loop, sizeof(*tcp));
+  request = malloc(sizeof(*request));
+  if (tcp == NULL || request == NULL) {
+    free(tcp);
+    free(request);
+    if (fd >= 0)
+      close(fd);
+    return UV_ENOMEM;
+  }
   uv_tcp_init(&loop->uv, tcp);
   pa_keep_peer((uv_handle_t *) tcp, (const struct sockaddr *) &remote);
   slot = pa_slot_new(loop, (uv_handle_t *) tcp, PA_TCP, PA_CONNECTING);

@@ -164,10 +164,14 @@ static void read_start(uv_handle_t *handle) {
 }
 
 int pa_udp_open(pa_loop *loop, int fd) {
-  pa_udp *udp = pa_grow(NULL, sizeof(*udp));
+  pa_udp *udp = pa_handle_new(loop, sizeof(*udp));
   int error;
 
   loop->counters->crossings++;
+  if (udp == NULL) {
+    close(fd);
+    return UV_ENOMEM;
+  }
   udp->received = 0;
   udp->errors = 0;
   uv_udp_init(&loop->uv, &udp->udp);

@@ -28,9 +28,11 @@ static void on_idle(uv_idle_t *idle) {
 }
 
 int pa_idle_start(pa_loop *loop) {
-  uv_idle_t *idle = pa_grow(NULL, sizeof(*idle));
+  uv_idle_t *idle = pa_handle_new(loop, sizeof(*idle));
 
   loop->counters->crossings++;
+  if (idle == NULL)
+    return UV_ENOMEM;
   uv_idle_init(&loop->uv, idle);
   uv_idle_start(idle, on_idle);
   return pa_slot_new(loop, (uv_handle_t *) idle, PA_IDLER, 0);
@@ -88,7 +90,11 @@ int pa_poll_start(pa_loop *loop, int fd, int events) {
   fd = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
   if (fd < 0)
     return uv_translate_sys_error(errno);
-  poller = pa_grow(NULL, sizeof(*poller));
+  poller = pa_handle_new(loop, sizeof(*poller));
+  if (poller == NULL) {
+    close(fd);
+    return UV_ENOMEM;
+  }
   flags = fcntl(fd, F_GETFL);
   error = uv_poll_init(&loop->uv, &poller->poll, fd);
   if (error != 0) {

@@ -1,7 +1,7 @@
 /* Idlers and pollers. */
 
 /* Reports PA_IDLE in each iteration, none of which sleeps then. Returns a
- * slot. */
+ * slot, or an error. */
 int pa_idle_start(pa_loop *loop);
 
 /* Watches a duplicate of fd for UV_READABLE, UV_WRITABLE, both, or nothing (0).

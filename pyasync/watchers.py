@@ -9,7 +9,7 @@ from typing import Any
 from pyasync._core.arguments import optional_callable, require_callable
 from pyasync._core.handles import CHandle
 from pyasync._ffi import lib
-from pyasync.errors import socket_error
+from pyasync.errors import check, socket_error
 from pyasync.loop import EventCallback, Loop, get_loop
 
 READABLE: int = lib.UV_READABLE
@@ -165,7 +165,7 @@ class Idler(CHandle):
     def __init__(
         self, loop: Loop, callback: Callable[[], object], event_cb: EventCallback | None
     ) -> None:
-        super().__init__(loop, lib.pa_idle_start(loop.c), event_cb)
+        super().__init__(loop, check(lib.pa_idle_start(loop.c)), event_cb)
         self._callback = callback
 
     def _on_event(self, kind: int, value: int, data: int) -> None:

@@ -2,6 +2,7 @@
 goes on.
 """
 
+import os
 import subprocess
 import sys
 
@@ -15,10 +16,11 @@ SYSTEM = r"""
 #include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
-enum { EPOLL_ADD, SHUTDOWN, RECVMMSG, THREAD, FUNCTIONS };
+enum { EPOLL_ADD, SHUTDOWN, RECVMMSG, THREAD, MEMORY, FUNCTIONS };
 static struct { int error, skip, count; } refusals[FUNCTIONS];
 
 void refuse(int which, int error, int skip, int count) {
@@ -75,12 +77,38 @@ int pthread_create(pthread_t *thread, const pthread_attr_t *attributes,
 }
 """
 
+#: The same for memory, of which only the extension gets none.
+MEMORY = r"""
+extern void *__libc_malloc(size_t);
+extern void *__libc_calloc(size_t, size_t);
+extern void *__libc_realloc(void *, size_t);
+
+static int without_memory(void *caller) {
+  Dl_info info;
+
+  return refusals[MEMORY].count != 0 && dladdr(caller, &info) != 0 &&
+         strstr(info.dli_fname, "_libuv") != NULL && refused(MEMORY);
+}
+
+void *malloc(size_t size) {
+  return without_memory(__builtin_return_address(0)) ? NULL : __libc_malloc(size);
+}
+
+void *calloc(size_t count, size_t size) {
+  return without_memory(__builtin_return_address(0)) ? NULL : __libc_calloc(count, size);
+}
+
+void *realloc(void *array, size_t size) {
+  return without_memory(__builtin_return_address(0)) ? NULL : __libc_realloc(array, size);
+}
+"""
+
 PROLOGUE = """
 import ctypes, errno, os, socket, sys, tempfile, time
 import pyasync
 
 system = ctypes.CDLL(None)
-EPOLL_ADD, SHUTDOWN, RECVMMSG, THREAD = range(4)
+EPOLL_ADD, SHUTDOWN, RECVMMSG, THREAD, MEMORY = range(5)
 FOREVER = 1 << 30
 told = []
 nothing = lambda *args: None
@@ -123,7 +151,10 @@ def wait(condition, then):
 @pytest.fixture(scope="module")
 def short_of(tmp_path_factory):
     """Give a function that runs a program, with `refuse`, and fails if that writes to stderr."""
-    environment = preloaded(tmp_path_factory.mktemp("system"), SYSTEM)
+    source = SYSTEM
+    if "asan" not in os.environ.get("LD_PRELOAD", ""):  # a sanitizer has its own malloc
+        source += MEMORY
+    environment = preloaded(tmp_path_factory.mktemp("system"), source)
 
     def run_program(program, **names):
         setting = "".join(f"{name} = {value!r}\n" for name, value in names.items())
@@ -569,3 +600,129 @@ pyasync.start_event_loop(start)
 data, error = told
 assert data == b"data" and error.errno == errno.EIO, told
 """)
+
+
+# Memory
+
+
+@pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer has its own malloc"
+)
+@pytest.mark.parametrize(
+    "calls",
+    [
+        "pyasync.start_event_loop(lambda: None)",
+        "in_loop(lambda: pyasync.udp_socket('127.0.0.1', 0, nothing).close())",
+        "in_loop(lambda: pyasync.tcp_server('127.0.0.1', 0, nothing).close())",
+        "in_loop(lambda: pyasync.idle(nothing).close())",
+        "in_loop(lambda: pyasync.poll(pair[0], nothing).close())",
+        "in_loop(lambda: pyasync.signal_handler(10, nothing).close())",
+        "in_loop(lambda: pyasync.fs_watch('/', nothing).close())",
+        "in_loop(lambda: pyasync.spawn('/bin/true', []))",
+        "in_loop(lambda: pyasync.spawn('/bin/cat', [], output=pyasync.PIPE).kill(9))",
+        "in_loop(lambda: pyasync.fs.stat('/', nothing, event_cb=told.append))",
+        "in_loop(lambda: pyasync.fs.scandir('/', nothing, event_cb=told.append))",
+        "in_loop(lambda: pyasync.fs.read(zero, 9, nothing, event_cb=told.append))",
+        "in_loop(lambda: pyasync.fs.close(os.dup(zero), nothing, event_cb=told.append))",
+        "in_loop(lambda: pyasync.dns_lookup('localhost', nothing, event_cb=told.append))",
+        "in_loop(lambda: pyasync.reverse_dns_lookup('127.0.0.1', nothing, event_cb=told.append))",
+        "in_loop(lambda: pyasync.tcp_connect(*listener.getsockname(), nothing, data=b'x', "
+        "event_cb=told.append).close())",
+        "in_loop(half_close)",
+        "in_loop(blocked_close)",
+        "in_loop(many_writes)",
+        "in_loop(many_connections)",
+    ],
+)
+def test_without_memory_a_call_fails_alone(short_of, calls):
+    """The first allocation of the extension fails, then the second, until none does."""
+    short_of(
+        """
+import encodings.idna
+
+pair = socket.socketpair()
+zero = os.open("/dev/zero", os.O_RDONLY)
+listener = socket.create_server(("127.0.0.1", 0))
+
+def in_loop(start):
+    # What the loop itself needs is there already.
+    def begin():
+        refuse(MEMORY, errno.ENOMEM, number)
+        try:
+            start()
+        finally:
+            pyasync.delay(lambda: None, time=0.001)
+    pyasync.start_event_loop(begin)
+
+def half_close():
+    pyasync.tcp_connect(*listener.getsockname(), nothing, event_cb=told.append,
+                        connect_cb=lambda client: (client.shutdown(), client.close(force=True)))
+
+def blocked_close():
+    client = pyasync.tcp_connect(*listener.getsockname(), nothing, event_cb=told.append,
+                                 connect_cb=lambda client: close(client), linger=0.01)
+
+def close(client):
+    client.write(bytes(8 << 20))
+    client.close()
+
+def many_writes():
+    client = pyasync.tcp_connect(*listener.getsockname(), nothing, event_cb=told.append,
+                                 connect_cb=lambda client: write(client))
+
+def write(client):
+    for number in range(200):
+        client.write(b"x", write_cb=written.append)
+    client.close()
+    accepted = listener.accept()[0]
+    reader = pyasync.poll(accepted, lambda *args: read(accepted, reader), writable=False)
+
+def read(accepted, reader):
+    data = accepted.recv(1000)
+    received.extend(data)
+    if not data:
+        reader.close()
+
+def many_connections():
+    server = pyasync.tcp_server("127.0.0.1", 0, echo, event_cb=told.append)
+    clients = [dial(server.address) for _ in range(70)]
+    for client in clients:
+        client.sendall(b"hello")
+        client.setblocking(False)
+    wait(lambda: pyasync.stats().accepted == 70 or told, lambda: (server.close(),
+         pyasync.exit_event_loop()))
+
+written, received = [], bytearray()
+pyasync.start_event_loop(lambda: None)
+for number in range(300):
+    told.clear()
+    while True:
+        try:
+            listener.setblocking(False)
+            listener.accept()[0].close()
+        except BlockingIOError:
+            listener.setblocking(True)
+            break
+    written.clear()
+    received.clear()
+    refuse(MEMORY, errno.ENOMEM, number)
+    try:
+        eval(CALLS)
+    except OSError as error:
+        assert error.errno == errno.ENOMEM, error
+    for error in told:
+        if isinstance(error, (pyasync.SocketEOF, pyasync.SocketReset)):
+            continue  # the test's clients leave
+        assert -errno.ENOMEM in (-(error.errno or 0), error.errcode) or isinstance(
+            error, (pyasync.DnsError, pyasync.SocketTimeout)), error
+    if "many_writes" in CALLS and written:
+        assert len(written) == len(received) == 200, (number, len(written), len(received))
+    if system.left(MEMORY):
+        break
+    system.refuse(MEMORY, 0, 0, 0)
+else:
+    raise AssertionError("it never came to an end")
+refuse(MEMORY, 0, 0, 0)
+""",
+        CALLS=calls,
+    )
