@@ -129,20 +129,6 @@ def test_before_the_exit_there_is_no_status(run):
         assert (process.input, process.output, process.error_output) == (None, None, None)
 
 
-def test_an_unreferenced_process_lets_the_loop_end_before_it(run):
-    processes = []
-    with run():
-        process = sh("read line", input=pyasync.PIPE, exit_cb=partial(pytest.fail, "called"))
-        process.unref()
-        assert not process.has_ref
-        processes.append(process)
-    assert processes[0].closed
-    assert processes[0].exit_status is None
-    with pytest.raises(pyasync.EventLoopNotRunning):
-        processes[0].kill(signal.SIGTERM)
-    reap_abandoned(run, processes[0].pid)
-
-
 @pytest.mark.timeout(200)  # a fork takes PyPy some hundredths of a second beside others
 @pytest.mark.parametrize("buffer_writes", [True, False])
 def test_200_children_at_once(run, buffer_writes):
@@ -975,13 +961,16 @@ def reap_abandoned(run, pid):
 @pytest.mark.parametrize("close", [False, True])
 def test_a_child_that_outlives_its_loop_is_reaped_by_the_next(run, close):
     with run():
-        process = sh("exec sleep 60")
+        process = sh("exec sleep 60", exit_cb=partial(pytest.fail, "called"))
         if close:
             process.close()
         else:
             process.unref()
-        pid = process.pid
-    reap_abandoned(run, pid)
+    assert process.closed
+    assert process.exit_status is None
+    with pytest.raises((pyasync.EventLoopNotRunning, pyasync.HandleClosed)):
+        process.kill(signal.SIGTERM)
+    reap_abandoned(run, process.pid)
 
 
 @LINUX

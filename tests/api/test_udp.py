@@ -428,7 +428,7 @@ def test_bad_datagrams_among_many_harm_no_other(run, peer, bad, buffer_writes):
         udp = pyasync.udp_socket("127.0.0.1", event_cb=errors.append)
         for index in range(100):
             udp.send(
-                b"%d" % index,
+                b"%d" % index if index not in bad else bytes(9000),
                 (BROADCAST, 9) if index in bad else peer.getsockname(),
                 write_cb=lambda udp, index=index: called.append(index),
             )
@@ -437,29 +437,8 @@ def test_bad_datagrams_among_many_harm_no_other(run, peer, bad, buffer_writes):
     assert [int(datagram) for datagram in receive(peer, len(good))] == good
     assert called == good
     assert [error.errno for error in errors] == [errno.EACCES] * len(bad)
-
-
-@each_way
-def test_a_datagram_that_cannot_be_sent_harms_no_other(run, peer, buffer_writes):
-    errors, called = [], []
-
-    def finish(udp):
-        assert not udp.closed
-        udp.send(b"more", peer.getsockname())
-        udp.close()
-
-    with run(buffer_writes=buffer_writes):
-        udp = pyasync.udp_socket("127.0.0.1", event_cb=errors.append)
-        udp.send(b"first", peer.getsockname(), write_cb=lambda udp: called.append(1))
-        udp.send(b"forbidden", (BROADCAST, 9), write_cb=lambda udp: called.append(2))
-        udp.send(b"x" * 9000, (BROADCAST, 9))
-        udp.send(b"last", peer.getsockname(), write_cb=lambda udp: called.append(3))
-        when(lambda: len(errors) == 2 and len(called) == 2, lambda: finish(udp))
-    assert receive(peer, 3) == [b"first", b"last", b"more"]
-    assert called == [1, 3]
-    assert [type(error) for error in errors] == [pyasync.SocketError] * 2
-    assert {error.errno for error in errors} == {errno.EACCES}
-    assert all(isinstance(error.socket, pyasync.UdpSocket) for error in errors)
+    assert {type(error) for error in errors} == {pyasync.SocketError}
+    assert {type(error.socket) for error in errors} == {pyasync.UdpSocket}
 
 
 def test_broadcasts_are_sent_if_asked_for(in_loop):
@@ -1057,35 +1036,6 @@ def test_among_several_interfaces_the_one_that_is_named_is_taken():
         assert (host.partition("%")[0], scope) == ("fe80::a", found["va"])
 
 
-def test_a_group_must_be_one(in_loop):
-    with in_loop() as open_socket:
-        udp, udp6 = open_socket("0.0.0.0"), open_socket("::")
-        for group in ("127.0.0.1", "240.0.0.1", "ff02::1", "name", ""):
-            with pytest.raises(ValueError, match="group"):
-                udp.join_multicast(group)
-        for group in ("fe80::1", GROUP):  # IPv4 is not for a socket of IPv6 alone
-            with pytest.raises(ValueError, match="group"):
-                udp6.join_multicast(group)
-        for interface in ("::1", "nowhere", "192.0.2.77"):
-            with pytest.raises(ValueError, match="interface"):
-                udp.join_multicast(GROUP, interface)
-            with pytest.raises(ValueError, match="interface"):
-                udp.set_multicast_interface(interface)
-        for interface in ("127.0.0.1", "nowhere"):
-            with pytest.raises(ValueError, match="interface"):
-                udp6.join_multicast("ff02::7:7", interface)
-            with pytest.raises(ValueError, match="interface"):
-                udp6.set_multicast_interface(interface)
-        with pytest.raises(ValueError, match="source"):
-            udp6.join_multicast("ff32::7:7", "lo", source="127.0.0.1")
-        with pytest.raises(TypeError, match="group"):
-            udp.join_multicast(None)
-        with pytest.raises(TypeError, match="interface"):
-            udp.join_multicast(GROUP, 1)
-        udp.close()
-        udp6.close()
-
-
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", None])
 def test_hops_are_limited(in_loop, host):
     with in_loop() as open_socket:
@@ -1138,18 +1088,6 @@ def test_a_socket_can_be_closed_within_any_callback(run, peer, where, buffer_wri
         else:
             pyasync.call_soon(lambda: close("call_soon", udp))
     assert called == [where]
-
-
-def test_what_was_sent_before_a_close_is_sent(run, peer):
-    called = []
-
-    with run():
-        udp = pyasync.udp_socket("127.0.0.1", 0, pytest.fail)
-        for index in range(10):
-            udp.send(b"%d" % index, peer.getsockname(), write_cb=called.append)
-        udp.close()
-    assert receive(peer, 10) == [b"%d" % index for index in range(10)]
-    assert len(called) == 10
 
 
 def test_a_closed_socket_refuses_everything(in_loop, peer):
