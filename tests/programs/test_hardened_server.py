@@ -4,12 +4,17 @@ import contextlib
 import os
 import socket
 import ssl
+import sys
 import time
 
 import pytest
 from example_programs import serving
 from peers import PATIENCE, Background, read_all, reset
 from tls_peers import certificate, client_context
+
+pytestmark = pytest.mark.skipif(
+    sys.implementation.name == "pypy", reason="the limits are the same code, and PyPy starts slowly"
+)
 
 MIB = 1 << 20
 LIMITS = {
