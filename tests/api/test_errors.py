@@ -822,26 +822,6 @@ def test_what_is_no_exception_leaves_the_loop_from_an_event_cb(run, error):
 # What the exceptions of pyasync say
 
 
-def assert_is_system_error(error, number):
-    assert error.errno == number
-    assert error.errcode == -number
-    assert error.strerror
-    assert error.errmsg == error.strerror
-    assert os.strerror(number) in str(error)
-
-
-def test_an_error_that_a_call_raises_has_the_systems_number_and_text(run):
-    with run():
-        server = pyasync.tcp_server("127.0.0.1", 0, nothing)
-        host, port = server.address
-        with pytest.raises(pyasync.SocketAddressInUse) as raised:
-            pyasync.tcp_server(host, port, nothing)
-        server.close()
-        assert_is_system_error(raised.value, errno.EADDRINUSE)
-        assert (raised.value.address, raised.value.port) == (host, port)
-        assert f"{host} port {port}" in str(raised.value)
-
-
 def connect_udp_to_no_name(event_cb):
     with contextlib.closing(pyasync.udp_socket("127.0.0.1")) as udp:
         udp.connect("", 80)

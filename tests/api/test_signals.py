@@ -133,30 +133,22 @@ def test_free_signal_handler_leaves_other_signals_alone(run):
 # What a signal did before, it does again
 
 
-def test_pythons_own_handler_acts_again_after_the_loop(run):
+@pytest.mark.parametrize("error", [None, ZeroDivisionError, KeyboardInterrupt])
+def test_pythons_own_handler_acts_again_after_the_loop(run, error):
     handled = []
 
     def python(signo, frame):
         handled.append("Python's")
 
-    with python_handler(signal.SIGUSR1, python):
-        run(lambda: pyasync.signal_handler(signal.SIGUSR1, nothing).unref())
-        assert signal.getsignal(signal.SIGUSR1) is python
-        signal.raise_signal(signal.SIGUSR1)
-    assert handled == ["Python's"]
-
-
-@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
-def test_pythons_own_handler_acts_again_after_an_exception(run, error):
-    handled = []
-
     def start():
-        pyasync.signal_handler(signal.SIGUSR1, nothing)
-        raise error
+        pyasync.signal_handler(signal.SIGUSR1, nothing).unref()
+        if error:
+            raise error
 
-    with python_handler(signal.SIGUSR1, lambda signo, frame: handled.append("Python's")):
-        with pytest.raises(error):
+    with python_handler(signal.SIGUSR1, python):
+        with pytest.raises(error) if error else contextlib.nullcontext():
             run(start)
+        assert signal.getsignal(signal.SIGUSR1) is python
         signal.raise_signal(signal.SIGUSR1)
     assert handled == ["Python's"]
 

@@ -152,7 +152,8 @@ def test_an_address_in_use_raises(run):
         assert isinstance(caught.value, pyasync.TcpServerBindError)
         assert caught.value.errno == errno.EADDRINUSE
         assert caught.value.errcode == -errno.EADDRINUSE
-        assert caught.value.errmsg
+        assert caught.value.errmsg == caught.value.strerror
+        assert os.strerror(errno.EADDRINUSE) in str(caught.value)
         assert str(port) in str(caught.value)
 
 
