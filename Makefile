@@ -70,6 +70,15 @@ test-all: $(VENV)/.built-test ## run the slow tests too, with a browser
 	  then $(MAKE) --no-print-directory test-sid; \
 	  else echo "Going on without: test-sid, which needs root's rights and debootstrap"; fi
 
+.PHONY: asyncio-test
+asyncio-test: $(VENV)/.built-test ## run CPython's own tests of asyncio on pyasync.aio; ASYNCIO_TEST_ARGS='test_streams' for some
+	$(VENV)/bin/python tests/aio/cpython.py $(ASYNCIO_TEST_ARGS)
+
+.PHONY: programs-test
+programs-test: .venv-programs/.built-programs ## run uvicorn, aiohttp, Dask and others on pyasync.aio
+	@tools/need --optional 'command -v redis-server' redis-server 'command -v wrk' wrk
+	.venv-programs/bin/pytest -p no:asyncio tests/aio/test_programs.py
+
 .PHONY: test-sid
 test-sid: ## run the tests in a root of Debian sid (as root): the newest libuv, CPythons and PyPy
 	@tools/need 'command -v debootstrap' debootstrap
@@ -181,6 +190,10 @@ always:
 %/.built-test: %/.built
 	@tools/need --optional $(TEST_NEEDS)
 	$(pip) install 'pyasync[test]'
+	@touch $@
+
+%/.built-programs: %/.built
+	$(pip) install 'pyasync[test,programs]'
 	@touch $@
 
 %/.built-bench: %/.built
