@@ -147,8 +147,8 @@ static int is_reported(const pa_loop *loop, int first, int slot,
   return 0;
 }
 
-/* Returns the offset of the text; or, without memory, -1: then Python looks at
- * the file or directory itself. */
+/* Returns the offset of the text; or, without memory, -1: then the change is
+ * reported as lost. */
 static int64_t keep_text(pa_loop *loop, const char *text) {
   size_t size = strlen(text) + 1;
   size_t offset = loop->text_used;
@@ -191,7 +191,12 @@ static void changed(pa_loop *loop, pa_monitor *monitor, int first,
     if (is_awaited(monitor, name))
       push_own(loop, monitor, events);
   } else if (events != UV_CHANGE || !is_reported(loop, first, slot, name)) {
-    pa_push(loop, PA_FS_CHANGED, slot, events, keep_text(loop, name));
+    int64_t text = keep_text(loop, name);
+
+    if (text >= 0)
+      pa_push(loop, PA_FS_CHANGED, slot, events, text);
+    else
+      push_own(loop, monitor, PA_FS_OVERFLOW);
   }
 }
 

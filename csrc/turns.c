@@ -51,11 +51,14 @@ void pa_readable(uv_handle_t *handle) {
   pa_awake(loop);
   if (entry->flags & PA_READY)
     return;
-  if (!(entry->flags & PA_BULK) && loop->arena_used <= POLL_BUDGET) {
-    receive(loop, slot);
-    return;
+  if ((entry->flags & PA_BULK) || loop->arena_used > POLL_BUDGET) {
+    pa_add_ready(loop, slot);
+    /* Without memory for the list it is read now if there is room; otherwise
+     * the next poll reports it again. */
+    if ((entry->flags & PA_READY) || loop->arena_used > POLL_BUDGET)
+      return;
   }
-  pa_add_ready(loop, slot);
+  receive(loop, slot);
 }
 
 /* A handle may be closed while it is in the ready list, and its slot given to

@@ -42,8 +42,9 @@ LIKE_OTHERS = {"pipe_accept", "tcp_connect", "tcp_connect_from", "pipe_connect",
 
 #: What fails still: (scenario or None for all, function) and the reason.
 KNOWN = {
-    (None, "realloc"): "pa_grow aborts without memory",
-    (None, "pthread_create"): "libuv aborts where its pool gets no thread",
+    ("first_loop", "realloc"): "libuv aborts where its own table of descriptors cannot grow",
+    (None, "pthread_create"): "threads are tried before, and libuv aborts if another process has"
+    " taken their places in between",
     ("first_loop", "pipe2"): "the loop makes sure of descriptors, but libuv's own pipe for signals"
     " comes after that, and it aborts if another thread has taken them in between",
     ("spawn", "epoll_ctl"): "epoll refuses a pidfd that it has taken just before, in uv_poll_init",
