@@ -43,7 +43,6 @@ class Stream(CoreStream):
     def write(
         self,
         data: Data,
-        *,
         start: int = 0,
         end: int | None = None,
         read_cb: Callable[[Any, bytes], object] | None = None,

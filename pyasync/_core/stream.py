@@ -226,7 +226,7 @@ class Stream(DescriptorHandle):
 
     # Closing
 
-    def close(self, *, force: bool = False) -> None:
+    def close(self, force: bool = False) -> None:
         """Send all earlier writes, then close; ``force`` drops them, and closes at once.
 
         Callbacks of writes still run, no others. When the peer takes nothing for ``linger``

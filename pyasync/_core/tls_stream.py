@@ -564,7 +564,7 @@ class TlsStream(Socket):
         if self._state & ENDED:  # both sides are over
             self.close()
 
-    def close(self, *, force: bool = False) -> None:
+    def close(self, force: bool = False) -> None:
         """Send all earlier writes and a close_notify, then close; ``force`` drops the writes.
 
         All else is as of `Stream.close`. It does not wait for the peer's close_notify.
