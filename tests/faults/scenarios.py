@@ -4,6 +4,7 @@ A scenario makes its calls, and returns a function that tells whether all of it 
 the data compared. Its `Case` collects the errors that were raised or reported.
 """
 
+import contextlib
 import errno
 import os
 import signal
@@ -311,7 +312,8 @@ def files(case):
         @staticmethod
         def close():
             if len(steps) > 1 and steps[1] >= 0:
-                os.close(steps[1])
+                with contextlib.suppress(OSError):  # the step that failed was to close it
+                    os.close(steps[1])
 
     case.own(Descriptor)
     fs.mkdtemp(path + "XXXXXX", made, **options)
