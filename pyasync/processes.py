@@ -95,7 +95,6 @@ class ProcessPipe(Stream):
     def write(
         self,
         data: Data,
-        *,
         start: int = 0,
         end: int | None = None,
         read_cb: Callable[[Any, bytes], object] | None = None,
