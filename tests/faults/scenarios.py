@@ -293,10 +293,13 @@ def files(case):
     def read(data):
         steps.append(data == DATA)
         fs.fstat(steps[1], lambda found: steps.append(found.st_size), **options)
-        fs.stat(steps[0], lambda found: fs.close(steps[1], closed, **options), **options)
+        fs.stat(steps[0], close, **options)
+
+    def close(found):
+        fs.close(steps[1], closed, **options)
+        steps[1] = True  # the descriptor is pyasync's to close now
 
     def closed():
-        steps[1] = -1
         fs.rename(steps[0] + "/a", steps[0] + "/b", renamed, **options)
 
     def renamed():
@@ -311,7 +314,7 @@ def files(case):
 
         @staticmethod
         def close():
-            if len(steps) > 1 and steps[1] >= 0:
+            if len(steps) > 1 and steps[1] is not True:
                 with contextlib.suppress(OSError):  # the step that failed was to close it
                     os.close(steps[1])
 
