@@ -81,14 +81,6 @@ def test_any_program_is_run_by_the_command(tmp_path, by_name):
     assert done.stdout == "pyasync.aio.loop ['--port', '80']\n", done.stderr
 
 
-def test_importing_pyasync_does_not_import_asyncio():
-    program = (
-        "import sys, pyasync; print([m for m in ('asyncio', 'pyasync.aio') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout == "[]\n"
-
-
 # Scheduling
 
 

@@ -46,6 +46,19 @@ def test_the_extension_is_imported_in_one_place(path):
     assert ("pyasync._libuv" in imported_by(path)) == (path.name == "_ffi.py")
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_asyncio_loop_stands_beside_the_callback_api(path):
+    imported = imported_by(path)
+    if path.parent.name == "aio":
+        # Of the callback API the loop alone: `current_loop` gives it in an asyncio program too.
+        others = {
+            name for name in imported if not name.startswith(("pyasync._core", "pyasync.aio"))
+        }
+        assert others <= ALLOWED | {"pyasync.loop"}
+    else:
+        assert not any(name.startswith("pyasync.aio") for name in imported)
+
+
 def test_the_callback_api_does_without_asyncio():
     program = "import sys, pyasync; assert 'asyncio' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, cwd="/", timeout=60)
