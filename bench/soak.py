@@ -7,7 +7,7 @@ One process is the server: echo over TCP, TLS, pipes and UDP, beside timers, not
 files, lookups, monitors and work; its callbacks raise at random, and now and then it gets no
 descriptor. A second process is honest clients, which check each byte and take the time of each
 answer. A third is hostile: peers that never read, that send a byte at a time, that reset, that
-half-close, that are killed, and that send garbage, also in place of TLS.
+half-close, that are killed, that ask for new keys of TLS without end, and that send garbage.
 
 At the end all peers leave. Then the counters must reconcile (accepted = closed, bytes here = bytes
 there, exceptions raised = exceptions reported); no descriptor, handle or child may be left; and the
@@ -24,6 +24,7 @@ import signal
 import socket
 import statistics
 import struct
+import subprocess
 import sys
 import tempfile
 import threading
@@ -320,8 +321,7 @@ def attack(addresses, pipe):
         rng = random.Random(number)
         while not over.is_set():
             with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-                attacks = [never_read, bytes_slowly, storm_of_resets, half_close, garbage, killed]
-                rng.choice(attacks)(rng, partial(dial, addresses, rng, stack))
+                rng.choice(ATTACKS)(rng, partial(dial, addresses, rng, stack))
 
     threads = [threading.Thread(target=go_on, args=(n,)) for n in range(HOSTILE_CLIENTS)]
     for thread in threads:
@@ -381,6 +381,17 @@ def garbage(rng, dial):
     time.sleep(0.2)
 
 
+def update_keys(rng, dial):
+    """Ask for new keys of TLS again and again, by OpenSSL's own client, where it is installed."""
+    words = ["openssl", "s_client", "-connect", "{}:{}".format(*dial().getpeername())]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(words, **pipes) as client:
+        for _ in range(200):
+            client.stdin.write(b"K\n")  # a command of its own if it is read alone
+            client.stdin.flush()
+            time.sleep(0.005)
+
+
 def killed(rng, dial):
     """Be a process that is killed with its connections."""
     socks = [dial() for _ in range(10)]
@@ -394,6 +405,9 @@ def killed(rng, dial):
     for sock in socks:
         sock.close()
     os.waitpid(pid, 0)
+
+
+ATTACKS = [never_read, bytes_slowly, storm_of_resets, half_close, garbage, update_keys, killed]
 
 
 # All of it
