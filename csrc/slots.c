@@ -257,8 +257,8 @@ void pa_handles_close(pa_loop *loop) {
       pa_handle_close(loop, loop->slots[slot].handle);
 }
 
-/* In pa_ref and pa_has_ref there may be no handle any more: a process ends by
- * itself, and Python learns of it only with the batch. */
+/* From here on there may be no handle any more: it was closed, or a process has
+ * ended by itself, and Python learns of it only with the batch. */
 void pa_ref(pa_loop *loop, int slot, int referenced) {
   uv_handle_t *handle = loop->slots[slot].handle;
 
@@ -279,11 +279,12 @@ int pa_has_ref(pa_loop *loop, int slot) {
 }
 
 int pa_fileno(pa_loop *loop, int slot) {
+  const uv_handle_t *handle = loop->slots[slot].handle;
   uv_os_fd_t fd;
   int error;
 
   loop->counters->crossings++;
-  error = uv_fileno(loop->slots[slot].handle, &fd);
+  error = handle == NULL ? UV_EBADF : uv_fileno(handle, &fd);
   return error == 0 ? fd : error;
 }
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
+from pyasync._core.clock import monotonic
 from pyasync._core.deadlines import Bucket, Deadlines
 from pyasync._core.engine import Engine
 
@@ -155,5 +156,11 @@ _when: Callable[[Any], float] = attrgetter("_when")
 
 
 def milliseconds(when: float) -> int:
-    """Return a time of `time.monotonic` in milliseconds, rounded up, for `Deadlines.arm`."""
+    """Return a time of `monotonic` in milliseconds, rounded up, for `Deadlines.arm`.
+
+    0, which is always due, for a time that has come: rounded up it would be a millisecond late. As
+    in asyncio NaN is due at once, too.
+    """
+    if not when > monotonic():
+        return 0
     return int(when * 1000) + 1 if when < FOREVER / 1000 else FOREVER

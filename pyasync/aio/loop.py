@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from typing import Any
 
+from pyasync._core.clock import monotonic
 from pyasync._core.handles import CHandle
 from pyasync._ffi import lib
 from pyasync.aio.handles import (
@@ -76,6 +77,12 @@ class AioEngine(Loop):
         else:
             self.aio.stop()
 
+    def forget_after_fork(self) -> None:
+        super().forget_after_fork()
+        for handle in self.objects:
+            if isinstance(handle, SocketTransport):
+                handle._on_loop_end()  # a large write would go to the parent's loop
+
     def on_error(self, error: Exception, owner: Any) -> None:
         if isinstance(owner, Listener):
             owner._accept_failed(error)
@@ -108,12 +115,14 @@ class _SelectorPoller(CHandle):
 class EventLoop(asyncio.SelectorEventLoop):
     """An asyncio event loop on pyasync's core. All methods are those of asyncio's loops."""
 
+    _closed = True  # until asyncio's __init__: its __del__ asks, also when ours has failed before
+
     def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
         """Make a loop. ``selector`` is as of `asyncio.SelectorEventLoop`; it needs a ``fileno``."""
         if selector is None or not hasattr(selector, "fileno"):
             selector = selectors.DefaultSelector()
         self._engine = AioEngine(self)
-        self._listeners: dict[int, Listener] = {}
+        self._listeners: dict[sockets.socket, Listener] = {}
         try:
             self._engine.open()
             super().__init__(selector)
@@ -181,6 +190,8 @@ class EventLoop(asyncio.SelectorEventLoop):
             self._add_callback_signalsafe(handle)
 
     # Scheduling
+
+    time = staticmethod(monotonic)  # the clock by which C fires
 
     def call_soon(
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
@@ -356,10 +367,14 @@ class EventLoop(asyncio.SelectorEventLoop):
     def close(self) -> None:
         if self.is_running():
             raise RuntimeError("Cannot close a running event loop")
-        if not self.is_closed():
+        try:
             super().close()
+        finally:  # Ctrl-C may have ended an earlier call: each step may be repeated
+            if self._selector is not None:
+                self._selector.close()
             self._engine.close()
             self._listeners.clear()
+            self._deadlines = self._engine.deadlines  # empty: it keeps no callbacks
 
     # Serving
 
@@ -391,10 +406,10 @@ class EventLoop(asyncio.SelectorEventLoop):
 
         # A duplicate: asyncio's Server keeps the socket itself, and closes it.
         listener = Listener(self._engine, sock.dup(), factory, server)
-        self._listeners[sock.fileno()] = listener
+        self._listeners[sock] = listener
 
     def _stop_serving(self, sock: sockets.socket) -> None:
-        listener = self._listeners.pop(sock.fileno(), None)
+        listener = self._listeners.pop(sock, None)
         if listener is not None:
             listener.close()
         super()._stop_serving(sock)
@@ -418,7 +433,8 @@ class EventLoop(asyncio.SelectorEventLoop):
         fd = sock.fileno()
         transport = SocketTransport.adopt(self._engine, sock, protocol, extra, server)
         self._transports[fd] = transport
-        self.call_soon(transport._begin, waiter)
+        # As an accepted one: what connection_made sets in a context, data_received finds.
+        self.call_soon(transport._begin, waiter, context=transport._run.__self__)
         return transport
 
     def _make_ssl_transport(

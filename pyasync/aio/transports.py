@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket as sockets
+import sys
 from asyncio import base_events, constants, protocols, transports, trsock
 from asyncio.log import logger
 from collections import deque
@@ -17,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pyasync._core.addresses import PACKED_MAX, unpack_name
-from pyasync._core.engine import INLINE_WRITE_LIMIT, PYPY
+from pyasync._core.engine import INLINE_WRITE_LIMIT
 from pyasync._core.handles import ClosedHandle
 from pyasync._core.listener import Listener as CoreListener
 from pyasync._core.sockets import PeerHandle
@@ -39,6 +40,7 @@ LOST = 1024  # writes are dropped
 BLOCKED = 2048  # the kernel has refused a write, which waits in libuv
 FORCED = 4096  # closed without flushing
 ENDED = 8192  # the peer's end has come
+TOLD = 16384  # connection_lost was called
 
 _HOLDS_INPUT = PAUSED | PAUSED_INPUT | STARTING
 _NOT_PLAIN = _HOLDS_INPUT | CLOSING | BUFFERED
@@ -53,6 +55,11 @@ PENDING_ITEMS_MAX = 5 * 64
 
 WRITE = lib.PA_WRITE
 CLOSE = lib.PA_CLOSE
+
+#: Socket objects whose descriptors were taken over. They are kept alive here, because a loop that
+#: is collected unclosed closes its descriptors, and so would its socket objects if they were
+#: collected with it: twice, and the second time perhaps another file's.
+_adopted: set[sockets.socket] = set()
 
 
 class SocketTransport(transports._FlowControlMixin, transports.Transport):
@@ -124,6 +131,9 @@ class SocketTransport(transports._FlowControlMixin, transports.Transport):
             check(slot)
         transport = cls(engine, slot, protocol, copy_context(), extra, server)
         transport._sock = sock
+        _adopted.add(sock)
+        # Held as makefile() holds it: the user's close must not free a number that C uses still.
+        sock._io_refs += 1
         transport._state |= STARTING
         engine.register(slot, transport)
         return transport
@@ -145,19 +155,18 @@ class SocketTransport(transports._FlowControlMixin, transports.Transport):
 
     @property
     def _sock_fd(self) -> int:
-        return lib.pa_fileno(self._engine.c, self._slot) if self._slot >= 0 else -1
+        # libuv's error: C has closed it, and its record has yet to be walked.
+        return max(-1, lib.pa_fileno(self._engine.c, self._slot)) if self._slot >= 0 else -1
 
     def _duplicate(self) -> sockets.socket:
         """Return a socket object on a duplicate of the descriptor: C's own must not be closed."""
         sock = sockets.socket(fileno=os.dup(self._sock_fd))
-        if PYPY:
-            sock.setblocking(False)  # the constructor makes the open file block
+        # On PyPy the constructor makes the open file block; and sock_sendfile asks in debug mode.
+        sock.setblocking(False)
         return sock
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "socket":
-            if self._slot < 0:
-                return default
             if self._sock is not None:
                 return trsock.TransportSocket(self._sock)
             return TransportSocket(self)
@@ -229,7 +238,7 @@ class SocketTransport(transports._FlowControlMixin, transports.Transport):
         return self._state & PAUSED != 0
 
     def is_reading(self) -> bool:
-        return not self._state & (PAUSED | CLOSING | STARTING | ENDED)
+        return not self._state & (PAUSED | CLOSING)
 
     def pause_reading(self) -> None:
         if not self._state & (PAUSED | CLOSING):
@@ -242,20 +251,27 @@ class SocketTransport(transports._FlowControlMixin, transports.Transport):
         self._state &= ~PAUSED
         if self._paused_input:
             self._state |= PAUSED_INPUT
-            self._loop.call_soon(self._deliver_paused_input, context=self._run.__self__)
+            self._deliver_soon()
         if not self._state & (STARTING | ENDED):
             self._engine.queue((lib.PA_READ_START, self._slot, 0, b"", None))
 
+    def _deliver_soon(self) -> None:
+        self._loop.call_soon(self._deliver_paused_input, context=self._run.__self__)
+
     def _deliver_paused_input(self) -> None:
         items = self._paused_input
-        while items and not self._state & (CLOSING | PAUSED):
-            data = items.popleft()
-            if data is None:
-                self._report_end()
-            else:
-                self._deliver(data)
-        if not items:
-            self._state &= ~PAUSED_INPUT
+        try:
+            while items and not self._state & (CLOSING | PAUSED):
+                data = items.popleft()
+                if data is None:
+                    self._report_end()
+                else:
+                    self._deliver(data)
+        finally:
+            if not items:
+                self._state &= ~PAUSED_INPUT
+            elif not self._state & (CLOSING | PAUSED):
+                self._deliver_soon()  # Ctrl-C leaves, and the loop may run again
 
     def _on_read(self, arena: Any, start: int, end: int) -> None:
         if self._state & _NOT_PLAIN:
@@ -337,12 +353,19 @@ class SocketTransport(transports._FlowControlMixin, transports.Transport):
 
     def _run_in_context(self, function: Any) -> Any:
         """Call the function in the connection's context, from inside or outside of it."""
-        try:
-            return self._run(function)
-        except RuntimeError as error:
-            if "is already entered" not in str(error):
-                raise
+        entered = False
+
+        def call() -> Any:
+            nonlocal entered
+            entered = True
             return function()
+
+        try:
+            return self._run(call)
+        except RuntimeError:
+            if entered:  # it is the function's own
+                raise
+        return function()
 
     # Writing
 
@@ -466,6 +489,10 @@ class SocketTransport(transports._FlowControlMixin, transports.Transport):
             # sends its close_notify then. `_on_written` closes.
             engine.queue((lib.PA_READ_STOP, self._slot, 0, b"", None))
             return
+        if not engine.operations and lib.pa_write_queue_size(engine.c, self._slot):
+            self._state |= BLOCKED  # and its record has yet to be walked
+            engine.queue((lib.PA_READ_STOP, self._slot, 0, b"", None))
+            return
         self._state |= LOST
         self._conn_lost += 1
         if engine.operations:
@@ -477,18 +504,24 @@ class SocketTransport(transports._FlowControlMixin, transports.Transport):
         """Close, as there is nothing to flush; connection_lost comes first, as in asyncio."""
         if not self._state & FORCED:
             self._state |= LOST
-            self._lose()
-            self._close_handle(WITHOUT_LINGER)
+            try:
+                self._lose()
+            finally:  # Ctrl-C may leave connection_lost
+                self._close_handle(WITHOUT_LINGER)
 
     def _close_handle(self, mode: int) -> None:
         # From now on the descriptor is C's alone, and soon nobody's: a close of the socket object
         # would hit whatever gets its number next.
-        sock, self._sock = self._sock, None
-        if sock is not None:
-            sock.detach()
+        self._detach_socket()
         if self._slot >= 0:
             self._keep_names()
             self._engine.queue((CLOSE, self._slot, mode, b"", None))
+
+    def _detach_socket(self) -> None:
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            sock.detach()
+            _adopted.discard(sock)
 
     def abort(self) -> None:
         self._force_close(None)
@@ -514,9 +547,10 @@ class SocketTransport(transports._FlowControlMixin, transports.Transport):
     def _lose(self) -> None:
         """Call connection_lost, once."""
         protocol = self._protocol
-        if protocol is None:
+        # Not only by the protocol, because asyncio's sendfile sets one again after the end.
+        if protocol is None or self._state & TOLD:
             return
-        self._state |= CLOSING | LOST
+        self._state |= CLOSING | LOST | TOLD
         self._paused_input = None
         self._end_empty_waiter(ConnectionError("Connection is closed by peer"))
         error, server = self._error, self._server
@@ -592,9 +626,7 @@ class SocketTransport(transports._FlowControlMixin, transports.Transport):
         self._lose()
 
     def _on_loop_end(self) -> None:
-        if self._sock is not None:
-            self._sock.detach()
-            self._sock = None
+        self._detach_socket()
         self._slot = -1
         self._state |= CLOSING | LOST
 
@@ -651,11 +683,22 @@ class _Socket(PeerHandle):
     def getpeername(self) -> Any:
         return self.peername
 
-    def __getattr__(self, name: str) -> Any:
-        if name in ("family", "type", "proto"):
-            with self._transport._duplicate() as sock:
-                return getattr(sock, name)
+    @property
+    def family(self) -> int:
+        # Programs ask it of closed connections too, and expect no error.
+        self._transport._keep_names()
+        packed = self._transport._own or self._transport._peer or bytes(2)
+        return sockets.AddressFamily(int.from_bytes(packed[:2], sys.byteorder))
 
+    @property
+    def type(self) -> int:
+        return sockets.SOCK_STREAM
+
+    @property
+    def proto(self) -> int:
+        return 0 if self.family == sockets.AF_UNIX else sockets.IPPROTO_TCP
+
+    def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any) -> Any:
             with self._transport._duplicate() as sock:
                 return getattr(sock, name)(*arguments)

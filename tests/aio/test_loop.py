@@ -2,6 +2,8 @@
 
 import asyncio
 import contextvars
+import errno
+import gc
 import math
 import os
 import signal
@@ -9,6 +11,8 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -87,7 +91,7 @@ def test_any_program_is_run_by_the_command(tmp_path, by_name):
 def test_timers_run_in_the_order_of_their_times_and_never_early(loop):
     start, ran = loop.time(), []
     for delay in (0.02, 0.0104, 0.0101, 0.01, 0.0):
-        loop.call_later(delay, lambda delay=delay: ran.append((delay, loop.time() - start)))
+        loop.call_at(start + delay, lambda delay=delay: ran.append((delay, loop.time() - start)))
     loop.call_later(0.03, loop.stop)
     loop.run_forever()
     assert [delay for delay, _ in ran] == [0.0, 0.01, 0.0101, 0.0104, 0.02]
@@ -414,3 +418,90 @@ def test_the_child_of_a_fork_leaves_the_loop_to_its_parent():
         [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True
     )
     assert done.stdout == "b'still here'\n", done.stderr
+
+
+# Times that come at once, and times that never come
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("when", [-math.inf, -(10**400), -1e300, -1, 0, math.nan])
+def test_a_time_that_has_passed_is_due_at_once(loop, when, debug):
+    loop.set_debug(debug)
+    loop.call_at(when, loop.stop)
+    loop.run_forever()
+    if abs(when) != 10**400:  # no float holds it: asyncio refuses it as well
+        loop.call_later(when, loop.stop)
+        loop.run_forever()
+
+
+def test_no_delay_costs_no_millisecond(loop):
+    """Rounding up would make this take a second; a slow machine makes it longer, not shorter."""
+    calls = []
+
+    def again():
+        calls.append(loop.time())
+        if len(calls) < 1000:
+            loop.call_later(0, again)
+        else:
+            loop.stop()
+
+    again()
+    loop.run_forever()
+    gaps = sorted(after - before for before, after in zip(calls, calls[1:]))
+    assert gaps[len(gaps) // 4] < 0.0004
+
+
+# Ends
+
+
+def test_a_loop_that_cannot_be_made_leaves_nothing_and_says_why():
+    program = """
+import gc, resource, pyasync.aio
+pyasync.aio.new_event_loop().close()
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+try:
+    pyasync.aio.new_event_loop()
+except OSError as error:
+    print(error.errno)
+gc.collect()
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True
+    )
+    assert (done.stdout.strip(), done.stderr) == (str(errno.EMFILE), "")
+
+
+def test_a_close_that_was_interrupted_can_be_repeated(loop):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    class Executor(ThreadPoolExecutor):
+        def shutdown(self, wait=True, **options):
+            super().shutdown(wait)
+            interrupt()
+
+    loop.set_default_executor(Executor(1))
+    before = len(os.listdir("/dev/fd"))
+    with pytest.raises(KeyboardInterrupt):
+        loop.close()
+    loop.close()
+    assert len(os.listdir("/dev/fd")) < before
+    with pytest.raises(pyasync.EventLoopNotRunning):
+        loop._engine.call_threadsafe(interrupt)
+
+
+def test_a_closed_loop_keeps_no_timers_callback():
+    loop = pyasync.aio.new_event_loop()
+
+    class Callback:
+        def __call__(self):
+            pass
+
+    callback = Callback()
+    dead = weakref.ref(callback)
+    loop.call_later(1000, callback)
+    loop.close()
+    del callback
+    for _ in range(3):
+        gc.collect()
+    assert dead() is None

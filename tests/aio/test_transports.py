@@ -4,9 +4,12 @@ import asyncio
 import contextlib
 import contextvars
 import io
+import os
 import random
 import socket
 import struct
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -583,3 +586,279 @@ def test_a_failed_factory_closes_the_connection(loop):
 
     loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
     assert [str(context["exception"]) for context in contexts] == ["why"]
+
+
+# After the end
+
+
+@pytest.mark.parametrize("end", ["close", "abort"])
+def test_a_transport_may_be_asked_about_at_any_time_of_its_end(loop, end):
+    """C has closed it some time before Python hears of it, and its slot has no handle then."""
+
+    async def main():
+        protocol, theirs = await connected()
+        transport = protocol.transport
+        transport.write(b"x")
+        getattr(transport, end)()
+        for _ in range(10):
+            repr(transport)
+            sock = transport.get_extra_info("socket")
+            assert sock.family == socket.AF_UNIX
+            assert sock.type == socket.SOCK_STREAM
+            assert sock.proto == 0
+            repr(sock)
+            if sock.fileno() < 0:
+                with pytest.raises(OSError, match="Bad file descriptor"):
+                    sock.getsockname()
+            await asyncio.sleep(0)
+        assert await protocol.lost is None
+        assert transport.get_extra_info("socket").fileno() == -1
+        theirs.close()
+
+    loop.run_until_complete(main())
+
+
+def test_the_user_may_close_the_socket_object_of_a_connection(loop):
+    """C uses the number still; another file would get it, and then be closed with the transport."""
+
+    async def main():
+        ours, theirs = socket.socketpair()
+        with ours:
+            transport, protocol = await loop.create_connection(Recorder, sock=ours)
+        ends = os.pipe()
+        transport.abort()
+        await protocol.lost
+        await asyncio.sleep(0.01)
+        os.write(ends[1], b"x")
+        assert os.read(ends[0], 1) == b"x"
+        for end in ends:
+            os.close(end)
+        theirs.close()
+
+    loop.run_until_complete(main())
+
+
+def test_a_loop_that_is_collected_unclosed_closes_each_descriptor_once():
+    """Finalizers run in the order in which objects were made: here the socket's before the loop's.
+
+    In between, as here, somebody may open a file, and get the number.
+    """
+    program = """
+import asyncio, gc, os, socket, pyasync.aio
+gc.disable()
+opened = []
+class Opens:
+    def __del__(self):
+        opened.append(os.open(os.devnull, os.O_RDONLY))
+ours, theirs = socket.socketpair()
+opens = Opens()
+opens.itself = opens
+loop = pyasync.aio.new_event_loop()
+loop.run_until_complete(loop.create_connection(asyncio.Protocol, sock=ours))
+number = ours.fileno()
+del ours, loop, opens
+gc.collect()
+gc.collect()
+os.fstat(*opened)
+try:
+    os.fstat(number)
+except OSError:
+    print("closed")
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("closed\n", "")
+
+
+def test_connection_lost_is_called_once_in_the_middle_of_sendfile(loop):
+    """asyncio's fallback sets the protocol again when the connection is gone already."""
+
+    async def main():
+        protocol, theirs = await connected()
+        sending = loop.create_task(
+            loop.sendfile(protocol.transport, io.BytesIO(bytes(10 << 20)), fallback=True)
+        )
+        await asyncio.sleep(0.01)
+        protocol.lost.add_done_callback(lambda _: asyncio.current_task())
+        protocol.transport.abort()
+        with pytest.raises(ConnectionError):
+            await sending
+        await asyncio.sleep(0.01)
+        assert protocol.calls.count("lost") == 1
+        theirs.close()
+
+    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_sendfile_works_in_debug_mode(loop, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"data of the file")
+    loop.set_debug(True)
+
+    async def main():
+        protocol, theirs = await connected()
+        with path.open("rb") as file:
+            assert await loop.sendfile(protocol.transport, file, fallback=False) == 16
+        assert read_exactly(theirs, 16) == b"data of the file"
+        protocol.transport.abort()
+        theirs.close()
+
+    loop.run_until_complete(main())
+
+
+def test_a_close_waits_for_writes_of_whose_refusal_nobody_has_heard(loop):
+    """Another connection's operations have crossed with them."""
+
+    async def main():
+        protocol, theirs = await connected()
+        other, others_peer = await connected()
+        transport = protocol.transport
+        while not loop._engine.operations:
+            await asyncio.sleep(0)
+            transport.write(bytes(8000))
+        for _ in range(60):
+            transport.write(bytes(8000))
+        other.transport.write(bytes(10_000))
+        transport.close()
+        await asyncio.sleep(0.05)
+        assert "lost" not in protocol.calls
+        assert len(await in_thread(read_all, theirs)) == 61 * 8000
+        assert await protocol.lost is None
+        other.transport.abort()
+        theirs.close()
+        others_peer.close()
+
+    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_an_interrupt_of_data_received_loses_no_paused_input(loop):
+    class Protocol(Recorder):
+        def data_received(self, data):
+            super().data_received(data)
+            if data == b"first":
+                raise KeyboardInterrupt
+
+    async def begin():
+        protocol, theirs = await connected(Protocol)
+        protocol.transport._hold(b"first")
+        protocol.transport._hold(b"second")
+        protocol.transport._hold(None)
+        protocol.transport.pause_reading()
+        return protocol, theirs
+
+    protocol, theirs = loop.run_until_complete(begin())
+    protocol.transport.resume_reading()
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(protocol.lost)
+    loop.run_until_complete(asyncio.wait_for(protocol.lost, PATIENCE))
+    assert (protocol.data, protocol.calls) == (b"firstsecond", ["made", "eof", "lost"])
+    theirs.close()
+
+
+def test_an_interrupt_of_connection_lost_leaves_nothing_open(loop):
+    class Protocol(Recorder):
+        def connection_lost(self, error):
+            super().connection_lost(error)
+            raise KeyboardInterrupt
+
+    protocol, theirs = loop.run_until_complete(connected(Protocol))
+    protocol.transport.close()
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(asyncio.sleep(1))
+    loop.run_until_complete(asyncio.sleep(0))
+    assert theirs.recv(1) == b""
+    theirs.close()
+
+
+@pytest.mark.parametrize("callback", ["eof", "lost"])
+def test_a_callback_that_enters_its_own_context_is_called_once(loop, callback):
+    errors = []
+    loop.set_exception_handler(lambda loop, context: errors.append(context["exception"]))
+
+    class Protocol(Recorder):
+        def connection_made(self, transport):
+            super().connection_made(transport)
+            self.context = transport._run.__self__
+
+        def eof_received(self):
+            super().eof_received()
+            if callback == "eof":
+                self.context.run(int)
+
+        def connection_lost(self, error):
+            super().connection_lost(error)
+            if callback == "lost":
+                self.context.run(int)
+
+    async def main():
+        protocol, theirs = await connected(Protocol)
+        theirs.close()
+        await protocol.lost
+        await asyncio.sleep(0)
+        assert protocol.calls == ["made", "eof", "lost"]
+
+    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+    (error,) = errors
+    assert "already entered" in str(error)
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_what_connection_made_sets_in_its_context_the_others_find(loop, accepted):
+    variable = contextvars.ContextVar("variable", default="unset")
+    made = loop.create_future()
+
+    class Protocol(Recorder):
+        def connection_made(self, transport):
+            super().connection_made(transport)
+            assert transport.is_reading()
+            variable.set("by connection_made")
+            made.set_result(self)
+
+        def data_received(self, data):
+            super().data_received(variable.get().encode())
+
+        def connection_lost(self, error):
+            self.seen_at_end = variable.get()
+            super().connection_lost(error)
+
+    async def main():
+        if accepted:
+            server = await loop.create_server(Protocol, "127.0.0.1", 0)
+            theirs = socket.create_connection(server.sockets[0].getsockname())
+            protocol = await made
+            server.close()
+        else:
+            protocol, theirs = await connected(Protocol)
+        theirs.send(b"x")
+        theirs.close()
+        await protocol.lost
+        assert (protocol.data, protocol.seen_at_end) == (
+            b"by connection_made",
+            "by connection_made",
+        )
+        assert variable.get() == "unset"
+
+    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_the_child_of_a_fork_cannot_write_to_its_parents_connections(loop):
+    async def main():
+        protocol, theirs = await connected()
+        child = os.fork()
+        if not child:
+            try:
+                protocol.transport.write(bytes(20 << 20))
+                protocol.transport.close()
+                protocol.transport.abort()
+                os._exit(0 if protocol.transport.get_write_buffer_size() == 0 else 1)
+            finally:
+                os._exit(2)
+        _, status = await in_thread(os.waitpid, child, 0)
+        assert status == 0
+        protocol.transport.write(b"the parent's")
+        assert await in_thread(theirs.recv, 100) == b"the parent's"
+        protocol.transport.abort()
+        theirs.close()
+
+    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
