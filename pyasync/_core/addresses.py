@@ -47,6 +47,8 @@ def numeric_address(host: str) -> NumericAddress | None:
     """
     if "\0" in host:  # C would read the part before it, which is another host
         raise ValueError(f"a host must not have zero bytes: {host!r}")
+    if not host.isascii():
+        host.encode()  # raises for a lone surrogate, as inet_pton does, but for PyPy's
     address, percent, zone = host.partition("%")
     try:
         if not percent:

@@ -38,7 +38,7 @@ class Recorder(asyncio.Protocol):
 
     def __init__(self):
         self.calls = []
-        self.data = b""
+        self.data = bytearray()  # to which much can be added in linear time
         self.keep_open = False
         self.lost = asyncio.get_running_loop().create_future()
 

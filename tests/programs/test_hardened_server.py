@@ -12,9 +12,13 @@ from example_programs import serving
 from peers import PATIENCE, Background, read_all, reset
 from tls_peers import certificate, client_context
 
-pytestmark = pytest.mark.skipif(
-    sys.implementation.name == "pypy", reason="the limits are the same code, and PyPy starts slowly"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        sys.implementation.name == "pypy",
+        reason="the limits are the same code, and PyPy starts slowly",
+    ),
+    pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="its memory is the sanitizers'"),
+]
 
 MIB = 1 << 20
 LIMITS = {
