@@ -14,7 +14,9 @@ import signal
 import socket as sockets
 from asyncio import base_events, coroutines, events
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context, copy_context
+from functools import partial
 from typing import Any
 
 from pyasync._core.clock import monotonic
@@ -27,7 +29,7 @@ from pyasync.aio.handles import (
     TimerHandle,
     milliseconds,
 )
-from pyasync.aio.transports import Listener, SocketTransport
+from pyasync.aio.transports import FORCED, Listener, SocketTransport
 from pyasync.aio.versions import ssl_protocol
 from pyasync.counters import Stats
 from pyasync.errors import CallbackError, check
@@ -474,6 +476,8 @@ class EventLoop(asyncio.SelectorEventLoop):
             await transp._make_empty_waiter()
             # A duplicate, because the transport may be closed meanwhile, and its number reused.
             sock = transp._duplicate()
+            transp._empty_waiter = self.create_future()  # of the end of the connection now
+            transp._empty_waiter.add_done_callback(partial(_end_sending, transp, sock))
             return await self.sock_sendfile(sock, file, offset, count, fallback=False)
         finally:
             if sock is not None:
@@ -481,3 +485,10 @@ class EventLoop(asyncio.SelectorEventLoop):
             transp._reset_empty_waiter()
             if reading:
                 transp.resume_reading()
+
+
+def _end_sending(transport: SocketTransport, sock: sockets.socket, lost: Any) -> None:
+    """End the sending of a file when its transport is aborted: else it would go on, or for ever."""
+    if not lost.cancelled() and lost.exception() is not None and transport._state & FORCED:
+        with suppress(OSError):  # the peer has gone, or the sending has just ended
+            sock.shutdown(sockets.SHUT_RDWR)

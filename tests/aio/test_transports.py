@@ -685,6 +685,23 @@ def test_connection_lost_is_called_once_in_the_middle_of_sendfile(loop):
     loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
 
 
+def test_an_abort_ends_the_sending_of_a_file_to_a_peer_that_does_not_read(loop, tmp_path):
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        file.truncate(20 << 20)
+
+    async def main():
+        protocol, theirs = await connected()
+        loop.call_later(0.05, protocol.transport.abort)
+        with path.open("rb") as file, pytest.raises(ConnectionError):
+            await loop.sendfile(protocol.transport, file, fallback=False)
+        assert await protocol.lost is None
+        assert len(await in_thread(read_all, theirs)) < 20 << 20
+        theirs.close()
+
+    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+
+
 def test_sendfile_works_in_debug_mode(loop, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"data of the file")
