@@ -387,9 +387,22 @@ class SocketTransport(transports._FlowControlMixin, transports.Transport):
 
     def _flush(self) -> None:
         """Perform the pending operations, and learn what the kernel has refused."""
-        blocked = self._engine.write_now(self._slot, b"", None)
+        engine = self._engine
+        others = {*engine.operations[1::5]} - {self._slot}
+        blocked = engine.write_now(self._slot, b"", None)
         if blocked:
             self._on_blocked(blocked)
+        # The others too, or a coroutine that writes to several in turn and never has to wait would
+        # learn only of the one that happens to flush.
+        for slot in others:
+            owner = engine.objects[slot]
+            if (
+                type(owner) is SocketTransport
+                and not owner._state & LOST
+                and lib.pa_write_queue_size(engine.c, slot)
+            ):
+                owner._state |= BLOCKED
+                owner._run_in_context(owner._maybe_pause_protocol)
 
     def _on_blocked(self, blocked: int) -> None:
         """Take the size of the blocked writes, or the error of one: the record comes later."""

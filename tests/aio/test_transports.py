@@ -251,6 +251,31 @@ async def test_writing_is_paused_at_once_and_resumed_when_the_peer_reads(protoco
     assert transport.get_write_buffer_size() == 0
 
 
+def test_a_coroutine_that_never_waits_learns_of_each_peer_that_does_not_read(loop):
+    """Five, because they divide the number of writes after which the first performs them."""
+
+    async def main():
+        pairs = [await connected() for _ in range(5)]
+        (_, fasts_peer), *slow = pairs
+        last = pairs[-1][1]
+        for sock in (fasts_peer, last):
+            sock.setblocking(False)
+        for _ in range(5000):
+            for protocol, _ in pairs:
+                if "pause" not in protocol.calls:
+                    protocol.transport.write(bytes(1000))
+            for sock in (fasts_peer, last):
+                with contextlib.suppress(BlockingIOError):
+                    while sock.recv(1 << 20):
+                        pass
+        assert ["pause" in protocol.calls for protocol, _ in slow] == [True, True, True, False]
+        for protocol, theirs in pairs:
+            protocol.transport.abort()
+            theirs.close()
+
+    loop.run_until_complete(main())
+
+
 def test_drain_hears_of_a_reset_in_a_loop_that_never_sleeps(loop):
     async def main():
         accepted = loop.create_future()
