@@ -14,7 +14,6 @@ from peers import (
     read_exactly,
     reset,
     small_buffers,
-    unread_size,
     wait_until,
     when,
 )
@@ -51,6 +50,7 @@ def test_small_records_are_decrypted_in_turns_and_the_end_comes_behind_them(run,
     def talk(address):
         with connect(address) as sock:
             sock.sock.sendall(in_records_of_one_byte(sock, data))
+            written.set()
             if end == "eof":
                 sock.sock.shutdown(socket.SHUT_WR)
             elif end == "close_notify":
@@ -61,7 +61,7 @@ def test_small_records_are_decrypted_in_turns_and_the_end_comes_behind_them(run,
     def connected(sock):
         """All is there when it begins to read, so that one read gets it."""
         sock.disable(read=True)
-        when(lambda: unread_size(sock) > 20 * MANY, lambda: sock.enable(read=True))
+        when(written.is_set, lambda: sock.enable(read=True))
 
     def read_cb(sock, piece):
         received.append(piece)
@@ -75,7 +75,7 @@ def test_small_records_are_decrypted_in_turns_and_the_end_comes_behind_them(run,
     def event_cb(event):
         told.append((getattr(event, "reason", type(event)), len(b"".join(received))))
 
-    sent = threading.Event()
+    written, sent = threading.Event(), threading.Event()
     serve(run, talk, read_cb=read_cb, connect_cb=connected, event_cb=event_cb)
     assert b"".join(received) == data
     assert max(map(len, received)) <= 512
@@ -86,18 +86,20 @@ def test_small_records_are_decrypted_in_turns_and_the_end_comes_behind_them(run,
 
 
 def test_what_came_before_a_write_failed_is_reported_first(run):
-    received, told, go_on, gone = [], [], threading.Event(), threading.Event()
+    received, told = [], []
+    written, go_on, gone = threading.Event(), threading.Event(), threading.Event()
 
     def talk(address):
         with connect(address) as sock:
             sock.sock.sendall(in_records_of_one_byte(sock, bytes(MANY)))
+            written.set()
             assert go_on.wait(PATIENCE)
             reset(sock.sock)
             gone.set()
 
     def connected(sock):
         sock.disable(read=True)
-        when(lambda: unread_size(sock) > 20 * MANY, lambda: sock.enable(read=True))
+        when(written.is_set, lambda: sock.enable(read=True))
 
     def read_cb(sock, piece):
         received.append(piece)
