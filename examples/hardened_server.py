@@ -134,7 +134,10 @@ def main():
             if limits.certificate:
                 context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
                 context.minimum_version = ssl.TLSVersion.TLSv1_2
-                context.load_cert_chain(limits.certificate, limits.key)
+                try:
+                    context.load_cert_chain(limits.certificate, limits.key)
+                except OSError as error:  # ssl.SSLError is one
+                    sys.exit(f"cannot use the certificate {limits.certificate}: {error}")
                 options.update(ssl_context=context, handshake_timeout=limits.line_time)
                 serve = pyasync.tcp_ssl_server
             server = serve(limits.host, limits.port, lines.on_data, **options)

@@ -40,6 +40,7 @@ can be, and otherwise can be repaired: see `Engine._recover`.
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import warnings
 from collections import deque
@@ -424,6 +425,18 @@ class Engine:
         while slot >= len(objects):
             objects.extend([None] * len(objects))
         objects[slot] = handle
+
+    def read(self, descriptor: int, size: int) -> bytes:
+        """Take PA_READABLE: read the input that C has left; b"": somebody has read it meanwhile.
+
+        The handle must be open still, or the descriptor may be another's. Raises `OSError`.
+        """
+        try:
+            data = os.read(descriptor, size)
+        except BlockingIOError:
+            return b""
+        self.counters.bytes_read += len(data)
+        return data
 
     def unpack_address(self, start: int) -> Any:
         """Return the address at an offset of the arena, good in this iteration; -1: None."""

@@ -68,9 +68,7 @@ class Listener(CHandle, SocketHandle):
         try:
             stream = self._make_connection(slot, address)
         except BaseException:
-            # Else the connection would stay open for ever, and nobody would know of it.
-            self._loop.register(slot, ClosedHandle())
-            self._loop.queue((lib.PA_CLOSE, slot, 1, b"", None))
+            self._refuse(slot)
             raise
         objects = self._loop.objects
         if slot < len(objects):
@@ -80,6 +78,11 @@ class Listener(CHandle, SocketHandle):
         if self._state_of_new & HAS_EXTRAS:
             stream._begin()
         self._begin_connection(stream)
+
+    def _refuse(self, slot: int) -> None:
+        """Close a connection that has no object: nobody else knows that it is open."""
+        self._loop.register(slot, ClosedHandle())
+        self._loop.queue((lib.PA_CLOSE, slot, 1, b"", None))
 
     def _begin_connection(self, stream: Any) -> None:
         """Begin a connection that has its slot, and report it."""

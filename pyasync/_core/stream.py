@@ -15,7 +15,6 @@ everything.
 from __future__ import annotations
 
 import errno
-import os
 from collections import deque
 from collections.abc import Callable
 from threading import get_ident
@@ -459,13 +458,10 @@ class Stream(DescriptorHandle):
     def _read_from(self, descriptor: int, size: int) -> None:
         """Read the handle's own descriptor: it must be open still."""
         try:
-            data = os.read(descriptor, size)
-        except BlockingIOError:  # the application has read it, by itself
-            return
+            data = self._loop.read(descriptor, size)
         except OSError as error:
             self._on_end_event(lib.PA_READ_ERROR, -(error.errno or 0))
             return
-        self._loop.counters.bytes_read += len(data)
         if data:
             self._on_read(data, 0, len(data))
 

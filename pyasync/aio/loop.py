@@ -32,7 +32,7 @@ from pyasync.aio.handles import (
 from pyasync.aio.transports import FORCED, Listener, SocketTransport
 from pyasync.aio.versions import ssl_protocol
 from pyasync.counters import Stats
-from pyasync.errors import CallbackError, check
+from pyasync.errors import check
 from pyasync.loop import Loop
 
 #: Handles that may run before the next crossing, where handles keep adding others. So a chain of
@@ -93,11 +93,7 @@ class AioEngine(Loop):
         if owner is not None:
             context["message"] = f"Exception in a callback of {owner!r}"
         self.aio.call_exception_handler(context)
-        event_cb = owner._event_cb if owner is not None else None
-        if event_cb is not None:
-            told = CallbackError(error, owner)
-            told.__cause__ = error
-            self.call_event_cb(event_cb, told)
+        self.tell_owner(error, owner)
 
 
 class _SelectorPoller(CHandle):

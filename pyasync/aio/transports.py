@@ -19,7 +19,6 @@ from typing import Any
 
 from pyasync._core.addresses import PACKED_MAX, unpack_name
 from pyasync._core.engine import INLINE_WRITE_LIMIT
-from pyasync._core.handles import ClosedHandle
 from pyasync._core.listener import Listener as CoreListener
 from pyasync._core.sockets import PeerHandle
 from pyasync._core.stream import WITHOUT_LINGER
@@ -606,13 +605,10 @@ class SocketTransport(transports._FlowControlMixin, transports.Transport):
         if self._state & CLOSING:
             return
         try:
-            data = os.read(descriptor, size)
-        except BlockingIOError:
-            return
+            data = self._engine.read(descriptor, size)
         except OSError as error:
             self._fatal_error(error, "Fatal read error on socket transport")
             return
-        self._engine.counters.bytes_read += len(data)
         if data:
             self._on_read(data, 0, len(data))
 
@@ -753,9 +749,7 @@ class Listener(CoreListener):
             protocol = context.run(self._factory)
             transport = SocketTransport(engine, slot, protocol, context, None, self._server)
         except BaseException as error:
-            # Else the connection would stay open for ever, and nobody would know of it.
-            engine.register(slot, ClosedHandle())
-            engine.queue((CLOSE, slot, 1, b"", None))
+            self._refuse(slot)
             if isinstance(error, (SystemExit, KeyboardInterrupt)):
                 raise
             self._accept_failed(error)

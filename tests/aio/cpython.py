@@ -114,6 +114,8 @@ def main() -> int:
     if importlib.util.find_spec("test.test_asyncio") is None:
         print("this Python has no test.test_asyncio", file=sys.stderr)
         return 2
+    if options.module and importlib.util.find_spec(f"test.test_asyncio.{options.module}") is None:
+        parser.error(f"there is no module test.test_asyncio.{options.module}")
     if options.module:
         return run_module(options.module, options.words, options.asyncio)
     status = 0

@@ -85,6 +85,16 @@ def test_any_program_is_run_by_the_command(tmp_path, by_name):
     assert done.stdout == "pyasync.aio.loop ['--port', '80']\n", done.stderr
 
 
+@pytest.mark.parametrize("words", [["/no/such.py"], ["-m", "no_such"], ["-m", "no.such"]])
+def test_a_program_that_is_not_there_is_named_in_one_line(words):
+    done = subprocess.run(
+        [sys.executable, "-m", "pyasync.aio", *words], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert words[-1] in done.stderr
+
+
 # Scheduling
 
 

@@ -390,6 +390,8 @@ def main():
         sys.exit("neither the extension nor libuv is where faults are looked for")
     server_context()  # makes the certificates, once for all processes
     results = run_all(options)
+    if not results:
+        sys.exit(f"no scenario lets this fail: {', '.join(options.function)}")
     if options.json:
         print(json.dumps(results))
     else:
