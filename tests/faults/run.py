@@ -388,10 +388,10 @@ def main():
             sys.exit(subprocess.run([sys.executable, *sys.argv], env=environment).returncode)
     if not ctypes.CDLL(os.environ["LD_PRELOAD"]).fault_set(b"", 0, 0, 0):
         sys.exit("neither the extension nor libuv is where faults are looked for")
+    for name in set(options.function or ()) - {*functions()}:
+        parser.error(f"argument --function: {name!r} is none of {', '.join(sorted(functions()))}")
     server_context()  # makes the certificates, once for all processes
     results = run_all(options)
-    if not results:
-        sys.exit(f"no scenario lets this fail: {', '.join(options.function)}")
     if options.json:
         print(json.dumps(results))
     else:
