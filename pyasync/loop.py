@@ -154,9 +154,9 @@ class Loop(Engine):
         whose = "a callback" if owner is None else f"a callback of {owner!r}"
         logger.error("exception in %s", whose, exc_info=error)
         if self._send_errors_to_event_cb:
-            self.tell_owner(error, owner)
+            self._tell_owner(error, owner)
 
-    def tell_owner(self, error: Exception, owner: Owner | None) -> None:
+    def _tell_owner(self, error: Exception, owner: Owner | None) -> None:
         """Give the exception of a callback to its owner's ``event_cb``, as a `CallbackError`."""
         event_cb = owner._event_cb if owner is not None else None
         if event_cb is not None:

@@ -93,7 +93,7 @@ class AioEngine(Loop):
         if owner is not None:
             context["message"] = f"Exception in a callback of {owner!r}"
         self.aio.call_exception_handler(context)
-        self.tell_owner(error, owner)
+        self._tell_owner(error, owner)
 
 
 class _SelectorPoller(CHandle):
