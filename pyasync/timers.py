@@ -46,16 +46,19 @@ class Event:
         if event_cb is not None:
             self._options = (event_cb, True)
 
-    def add(self, timeout: float | None = None) -> None:
-        """Arm the event to run its callback after ``timeout`` seconds; None: as soon as possible.
+    def add(self, time: float | None = None, *, timeout: float | None = None) -> None:
+        """Arm the event to run its callback after ``time`` seconds; None: as soon as possible.
 
-        An event that is armed already is armed anew. Raises `EventFreed`, `EventLoopNotRunning`
-        when its loop has ended, and `ValueError` for a time that is negative or NaN.
+        ``timeout`` is an older name of ``time``. An event that is armed already is armed anew.
+        Raises `EventFreed`, `EventLoopNotRunning` when its loop has ended, and `ValueError` for a
+        time that is negative or NaN.
         """
+        if timeout is not None:
+            time = _one_of(time, "timeout", timeout)
         self._loop.check_thread()
         if self._on_due is None:
             raise EventFreed("the event has been freed")
-        self._loop.deadlines.arm(self, 0 if timeout is None else due_in(timeout))
+        self._loop.deadlines.arm(self, 0 if time is None else due_in(time))
 
     def remove(self) -> None:
         """Disarm the event; it can be added again. Raises `EventFreed`."""
@@ -199,8 +202,12 @@ def delay(
     return event
 
 
-def with_delay(seconds: float | None = None) -> Callable[[Callback], Event]:
-    """Run the decorated function ``seconds`` from now; its name stands for the `Event`.
+def with_delay(
+    time: float | None = None, *, seconds: float | None = None
+) -> Callable[[Callback], Event]:
+    """Run the decorated function ``time`` seconds from now; its name stands for the `Event`.
+
+    ``seconds`` is an older name of ``time``.
 
     >>> import pyasync
     >>> with pyasync.event_loop():
@@ -209,7 +216,9 @@ def with_delay(seconds: float | None = None) -> Callable[[Callback], Event]:
     ...         print("hello")
     hello
     """
-    return lambda callback: delay(callback, time=seconds)
+    if seconds is not None:
+        time = _one_of(time, "seconds", seconds)
+    return lambda callback: delay(callback, time=time)
 
 
 def interval(callback: Callback, *, time: float, event_cb: EventCallback | None = None) -> Interval:
@@ -233,9 +242,26 @@ def interval(callback: Callback, *, time: float, event_cb: EventCallback | None 
     return Interval(get_loop(), callback, time, event_cb)
 
 
-def with_interval(seconds: float) -> Callable[[Callback], Interval]:
-    """Run the decorated function every ``seconds``; its name stands for the `Interval`."""
-    return lambda callback: interval(callback, time=seconds)
+def with_interval(
+    time: float | None = None, *, seconds: float | None = None
+) -> Callable[[Callback], Interval]:
+    """Run the decorated function every ``time`` seconds; its name stands for the `Interval`.
+
+    ``seconds`` is an older name of ``time``.
+    """
+    if seconds is not None:
+        time = _one_of(time, "seconds", seconds)
+    if time is None:
+        raise TypeError("with_interval needs a time, in seconds")
+    every = time
+    return lambda callback: interval(callback, time=every)
+
+
+def _one_of(time: float | None, old_name: str, given: float) -> float:
+    """Return the time that was given by its older name."""
+    if time is not None:
+        raise TypeError(f"{old_name} is an older name of time: only one of them can be given")
+    return given
 
 
 def make_event(callback: Callback, *, event_cb: EventCallback | None = None) -> Event:

@@ -13,7 +13,8 @@ from pyasync._core.engine import Engine
 OPTIONAL = {
     "dump_event_loop_status": ["file"],
     "udp_socket": ["bind_address", "port", "read_cb"],
-    "with_delay": ["seconds"],
+    "with_delay": ["time"],
+    "with_interval": ["time"],
 }
 FUNCTIONS = [name for name in pyasync.__all__ if inspect.isfunction(getattr(pyasync, name))]
 

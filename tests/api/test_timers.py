@@ -631,3 +631,22 @@ def test_a_time_of_many_years_is_no_error(run):
         event = pyasync.delay(nothing, time=1e9)
         assert event.remaining > 9e8
         event.free()
+
+
+@pytest.mark.parametrize(
+    ("arm", "old"),
+    [
+        (lambda **time: pyasync.make_event(pyasync.exit_event_loop).add(**time), "timeout"),
+        (lambda **time: pyasync.with_delay(**time)(pyasync.exit_event_loop), "seconds"),
+        (lambda **time: pyasync.with_interval(**time)(pyasync.exit_event_loop), "seconds"),
+    ],
+    ids=["add", "with_delay", "with_interval"],
+)
+def test_a_time_is_given_by_its_name_or_its_older_name(run, arm, old):
+    for name in ("time", old):
+        start = time.monotonic()
+        with run():
+            arm(**{name: 0.05})
+        assert time.monotonic() - start >= 0.05
+    with run(), pytest.raises(TypeError, match=f"{old} is an older name of time"):
+        arm(**{"time": 1, old: 1})
