@@ -4,8 +4,7 @@ All writes of a `TlsStream` are deferred, because they must be encrypted before 
 are encrypted when the handshake is over, all writes of a callback together, and no faster than the
 kernel takes the result. So data for a slow peer waits as the application's own objects.
 
-An exception may come between OpenSSL and C, such as a signal handler's. Then nobody knows how much
-of a record is lost, and the stream cannot go on: see `TlsStream._interrupted`.
+How that is done is in `pyasync._core.tls_pump`; here is what a stream makes of it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 
 from pyasync._core.connecting import Socket
 from pyasync._core.deadlines import background_timer
-from pyasync._core.engine import CLOSED, FAILED, PYPY
+from pyasync._core.engine import CLOSED, FAILED
 from pyasync._core.stream import (
     CONNECTING,
     ENCRYPTED,
@@ -32,34 +31,20 @@ from pyasync._core.stream import (
 )
 from pyasync._core.stream_extras import Extras
 from pyasync._core.tls import (
-    BATCH_SIZE,
     BROKEN,
     HANDSHAKE,
     OPEN,
     PHASE_CLOSED,
-    RECORD_SIZE,
     SHUTDOWN,
     TlsState,
     make_error,
-    tls_error,
-    write,
 )
+from pyasync._core.tls_pump import BARRIER, TlsPump
 from pyasync._ffi import lib
 from pyasync.errors import EventError, TcpSslError, socket_error
 
-#: How much a stream encrypts before others have their turn, in bytes.
-ENCRYPT_BUDGET = 1 << 20
 
-#: The most bytes of answers to key updates for a peer that reads nothing. Without a limit such a
-#: peer could make us queue answers without end.
-ANSWERS_SIZE = 1 << 20
-
-#: Marker in the deferred writes: entries after it were written while writing was disabled, and wait
-#: for enable(write=True).
-BARRIER: tuple[Any, None] = (None, None)
-
-
-class TlsStream(Socket):
+class TlsStream(TlsPump, Socket):
     """A stream over TLS."""
 
     __slots__ = ()
@@ -137,78 +122,18 @@ class TlsStream(Socket):
             self._lift_barrier()
         super().enable(read=read, write=write)
 
+    @property
+    def _engine(self) -> Any:
+        return self._options.loop
+
     def _lift_barrier(self) -> None:
         if self._state & WRITE_DISABLED:
             with contextlib.suppress(ValueError):  # disabled after shutdown: there is no barrier
                 self._extras.deferred.remove(BARRIER)
 
-    def _may_send(self) -> bool:
-        tls = self._extras.tls
-        if tls is None or tls.phase != OPEN or tls.blocked:
-            return False
-        try:
-            return self._extras.deferred[0] is not BARRIER
-        except IndexError:  # not by len() first: a signal handler could empty it in between
-            return False
-
-    def _encrypt_soon(self) -> None:
-        """Encrypt and send before the loop's next crossing, so that many writes leave as one."""
-        tls = self._extras.tls
-        if not tls.to_encrypt:
-            # In this order: an exception in between must not let it wait for nothing.
-            self._options.loop.to_encrypt.append(self)
-            tls.to_encrypt = True
-
-    def _flush(self) -> None:
-        self._extras.tls.to_encrypt = False
-        self._send()
-
-    def _send(self) -> None:
-        """Encrypt deferred writes, as many as the kernel takes, and hand them to C."""
-        tls = self._extras.tls
-        if tls.phase >= PHASE_CLOSED:
-            return
-        if tls.sending:  # in a signal handler that has interrupted this
-            self._encrypt_soon()
-            return
-        try:
-            tls.sending = True
-            self._send_some()
-        except BaseException:
-            self._interrupted()
-            raise
-        finally:
-            tls.sending = False
-
-    def _send_some(self) -> None:
+    def _on_sent(self) -> None:
         extras = self._extras
-        tls, deferred = extras.tls, extras.deferred
-        end_of_turn = extras.deferred_size - ENCRYPT_BUDGET  # then the others have their turn
-        while self._may_send():
-            if extras.deferred_size < end_of_turn:
-                self._encrypt_soon()
-                break
-            try:
-                callbacks, waits = self._encrypt(deferred)
-            except OSError as error:
-                # After an error in reading, OpenSSL only says that it does not go on: the first
-                # error has the cause.
-                self._fail_soon(tls.error or tls_error(error))
-                return
-            if callbacks or tls.must_send():
-                self._hand_over(tls.take_outgoing(), callbacks)
-            if waits:
-                break
-        if tls.must_send():  # OpenSSL's own answers: of a handshake, or to a key update
-            answer = tls.take_outgoing()
-            if tls.phase != SHUTDOWN:  # nothing may follow a close_notify: RFC 8446, 6.1
-                self._hand_over(answer, [])
-                tls.answers_size += len(answer) if tls.blocked and tls.phase == OPEN else 0
-                if tls.answers_size > ANSWERS_SIZE:
-                    text = "the peer asks for new keys, and does not read the answers"
-                    self._fail_soon(make_error(errno.ENOBUFS, "TOO_MANY_KEY_UPDATES", text))
-                    return
-        if not deferred and self._state & (CLOSED | SHUT):
+        if not extras.deferred and self._state & (CLOSED | SHUT):
             self._finish()
         if extras.over_high and extras.deferred_size <= extras.low:
             # Later, because pressure_cb must not run inside the application's write.
@@ -218,12 +143,10 @@ class TlsStream(Socket):
         """Fail at the end of the iteration, because event_cb must not run inside a write."""
         self._loop.ready.append(lambda: self._fail_with(error))
 
-    def _interrupted(self) -> None:
-        """End the connection after an exception, such as a signal handler's, in the middle of TLS.
+    def _call_soon(self, function: Any) -> None:
+        self._loop.ready.append(function)
 
-        OpenSSL may have taken data that C will never get, or the other way round. Any further
-        record would be wrong.
-        """
+    def _interrupted(self) -> None:
         text = "an exception has interrupted TLS, and what it has lost is not known"
         self._fail_with(make_error(errno.EINTR, "INTERRUPTED", text))
 
@@ -233,55 +156,8 @@ class TlsStream(Socket):
         except Exception as error:
             self._loop.on_error(error, self)
 
-    def _encrypt(self, deferred: Any) -> tuple[list[WriteCallback], bool]:
-        """Encrypt the next deferred writes, `BATCH_SIZE` bytes at most.
-
-        Returns the callbacks of the writes that it completes; and whether OpenSSL must read before
-        it takes more, because a renegotiation runs.
-        """
-        extras, tls = self._extras, self._extras.tls.object
-        done: list[WriteCallback] = []
-        budget = BATCH_SIZE
-        if PYPY and extras.deferred_size > ENCRYPT_BUDGET:
-            # PyPy keeps large `bytes`, as the encrypted data is, until a major collection.
-            budget = RECORD_SIZE
-        while budget > 0 and (entry := _next_write(deferred)) is not None:
-            data, write_cb = entry
-            size = len(data)
-            callbacks = [] if write_cb is None else [write_cb]
-            if size > budget:
-                view = memoryview(data)  # no copy; the callback goes with the last part
-                deferred.appendleft((view[budget:], write_cb))
-                data, size, callbacks = view[:budget], budget, []
-            elif _fits(deferred, size):
-                # Small writes share a record, because each record costs a header, a tag and a call.
-                pieces = [data]
-                while _fits(deferred, size) and (entry := _next_write(deferred)) is not None:
-                    data, write_cb = entry
-                    size += len(data)
-                    pieces.append(data)
-                    if write_cb is not None:
-                        callbacks.append(write_cb)
-                data = b"".join(pieces)
-            try:
-                if size:  # PyPy raises for an empty write
-                    write(tls, data)
-            except ssl.SSLWantReadError:
-                # Back to the front, in one entry: the next write must begin with the same data
-                # (SSL_write(3)). Empty entries behind it carry the callbacks.
-                deferred.extendleft((b"", write_cb) for write_cb in reversed(callbacks))
-                deferred.appendleft((data, None))
-                return done, True
-            extras.deferred_size -= size
-            budget -= size
-            done += callbacks
-        return done, False
-
     def _hand_over(self, data: bytes, callbacks: list[WriteCallback]) -> None:
-        """Hand C encrypted data, with the callbacks of the writes that it completes.
-
-        They are one callback of C's write, because C sees one write.
-        """
+        # They are one callback of C's write, because C sees one write.
         if len(callbacks) > 1:
             self._write_encrypted(data, lambda socket: socket._call_written(callbacks))
         else:
@@ -384,7 +260,7 @@ class TlsStream(Socket):
             except Exception as error:
                 self._loop.on_error(error, self)
         if not self._loop.stopping:
-            self._deliver(data)
+            self._on_decrypted(data)
 
     # Reading
 
@@ -402,6 +278,7 @@ class TlsStream(Socket):
         read = memoryview(arena)[start:end]
         if tls.unfed:
             tls.unfed = b"".join((tls.unfed, read))
+            tls.paused = True
             self._pause_reading()
         else:
             self._take_turn(read)
@@ -410,39 +287,12 @@ class TlsStream(Socket):
         if self._extras.tls.phase < PHASE_CLOSED:  # also when it is closed, and flushes
             self._read_from(descriptor, size)
 
-    def _take_turn(self, read: memoryview) -> None:
-        """Decrypt input, and keep what is too much for one turn.
-
-        Otherwise a peer with very many small records would hold up all others.
-        """
-        tls = self._extras.tls
-        shaking = tls.phase == HANDSHAKE
-        try:
-            if shaking:
-                rest = tls.feed(read)
-            else:
-                data, rest = tls.receive(read)
-            if rest:
-                # A copy of what is in the arena.
-                tls.unfed = rest if type(rest.obj) is bytes else memoryview(bytes(rest))
-                self._loop.ready.append(self._take_next_turn)
-                self._pause_reading()
-            elif tls.paused:
-                tls.paused = False
-                if not self._state & READ_DISABLED or self._state & (CONNECTING | CLOSED):
-                    self._loop.queue((lib.PA_READ_START, self._slot, 0, b"", None))
-        except BaseException:
-            self._interrupted()
-            raise
-        if shaking:
-            self._continue_handshake()
-        else:
-            self._deliver(data)
-
     def _pause_reading(self) -> None:
-        """Stop reading until the input that waits is decrypted, so that no more piles up."""
-        self._extras.tls.paused = True
         self._loop.queue((lib.PA_READ_STOP, self._slot, 0, b"", None))
+
+    def _go_on_reading(self) -> None:
+        if not self._state & READ_DISABLED or self._state & (CONNECTING | CLOSED):
+            self._loop.queue((lib.PA_READ_START, self._slot, 0, b"", None))
 
     def _take_next_turn(self) -> None:
         """Go on with the input that waits; behind it, report the end or errors that came."""
@@ -459,7 +309,7 @@ class TlsStream(Socket):
             kind, value = tls.ends.pop(0)
             self._on_event(kind, value, 0)
 
-    def _deliver(self, data: bytes) -> None:
+    def _on_decrypted(self, data: bytes) -> None:
         """Report decrypted data, and the end or the error that TLS has found behind it."""
         tls = self._extras.tls
         # OpenSSL may have answered the input, or have waited for it to encrypt more.
@@ -653,23 +503,6 @@ class TlsStream(Socket):
                 super().close()
             else:
                 self._loop.queue((lib.PA_CLOSE, self._slot, self._close_mode, b"", None))
-
-
-def _fits(deferred: Any, size: int) -> bool:
-    """Whether the next deferred write fits into a record behind ``size`` bytes."""
-    try:
-        first = deferred[0]
-    except IndexError:  # not by len() first: a signal handler could empty it in between
-        return False
-    return first is not BARRIER and size + len(first[0]) <= RECORD_SIZE
-
-
-def _next_write(deferred: Any) -> Any:
-    """Remove and return the next deferred write; None: there is none before a barrier."""
-    try:
-        return None if deferred[0] is BARRIER else deferred.popleft()
-    except IndexError:  # as in `_fits`
-        return None
 
 
 def start_tls_on(stream: Any, kind: type[TlsStream], tls: TlsState, received: list[bytes]) -> None:

@@ -171,7 +171,7 @@ def test_key_updates_keep_the_order_of_the_data(run):
 
 @key_updates
 def test_a_peer_that_reads_no_answer_to_its_key_updates_is_ended(run, monkeypatch):
-    monkeypatch.setattr("pyasync._core.tls_stream.ANSWERS_SIZE", 10_000)
+    monkeypatch.setattr("pyasync._core.tls_pump.ANSWERS_SIZE", 10_000)
     blocked, told = threading.Event(), []
 
     def talk(address):

@@ -18,7 +18,8 @@ from pyasync._core.engine import Engine
 from pyasync._core.handles import PythonHandle
 from pyasync._core.stream import Stream, call_blocked_callback, pop_first
 from pyasync._core.stream_extras import Extras
-from pyasync._core.tls_stream import TlsStream, _fits, _next_write
+from pyasync._core.tls_pump import _fits, _next_write
+from pyasync._core.tls_stream import TlsStream
 from pyasync._core.wakeup import Wakeup
 
 V4 = socket.AF_INET
