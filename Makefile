@@ -118,6 +118,12 @@ lint: $(VENV)/.built-lint ## check style, types and, with every warning an error
 	PYASYNC_WERROR=1 $(VENV)/bin/python setup.py --quiet build_ext --force \
 	  --build-lib build/lint --build-temp build/lint
 
+# Each link and each name in a docstring must lead somewhere: see docs/conf.py.
+.PHONY: docs
+docs: $(VENV)/.built-docs ## build the documentation's site into build/docs, with no warning
+	$(VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
+	@echo "$(CURDIR)/build/docs/index.html"
+
 .PHONY: format
 format: $(VENV)/.built-lint ## format the Python
 	$(VENV)/bin/ruff check --fix
@@ -155,7 +161,7 @@ valgrind: $(VENV)/.built-test ## run a mix of everything under memcheck
 	  --suppressions=tests/faults/valgrind.supp $(VENV)/bin/python tests/faults/run.py --none
 
 .PHONY: set-up
-set-up: $(VENV)/.built-test $(VENV)/.built-lint .venv-sanitize/.sanitized ## what all the checks need
+set-up: $(foreach part,test lint docs,$(VENV)/.built-$(part)) .venv-sanitize/.sanitized ## what all the checks need
 	@$(MAKE) --no-print-directory .venv-pypy3/.built-test PYTHON=pypy3
 
 .PHONY: clean
@@ -185,6 +191,10 @@ always:
 # The project is there already: pip adds what the extra asks for.
 %/.built-lint: %/.built
 	$(pip) install 'pyasync[lint]'
+	@touch $@
+
+%/.built-docs: %/.built
+	$(pip) install 'pyasync[docs]'
 	@touch $@
 
 %/.built-test: %/.built

@@ -13,7 +13,7 @@ design would cost, with a call of C's into Python for each event, is computed fr
 What the profiler itself costs is measured, and taken out. What the rows then add up to, and the
 CPU time without a profiler, are both printed: the difference between them is the error. PyPy has
 no profiler that names functions in C, and its compiler joins functions: there crossings are
-counted, and the time outside of them is one row. docs/ffi.md says more.
+counted, and the time outside of them is one row. docs/inside/ffi.md says more.
 """
 
 import cProfile

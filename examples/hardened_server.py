@@ -1,4 +1,4 @@
-"""A server that strangers may reach: it answers each line, within limits (docs/security.md).
+"""A server that strangers may reach: it answers each line, within limits (docs/guides/security.md).
 
     python examples/hardened_server.py --port 7000
     python examples/tcp_client.py 127.0.0.1 7000 hello

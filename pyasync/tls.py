@@ -276,10 +276,10 @@ def start_tls(
 
     The socket becomes an `SslSocket`, the same object, with its data and time limits. Earlier
     writes are sent as plain text, later ones are encrypted. Unread input, in the `AsyncStream` or
-    paused by `disable`, belongs to TLS. So does ``received``: bytes that came in one piece with the
-    message that agrees on TLS, behind it, which the application hands over here. They are taken
-    for a part of the handshake, so that nobody can slip in plain text that would pass for encrypted
-    data (CVE-2011-0411).
+    paused by `TcpSocket.disable`, belongs to TLS. So does ``received``: bytes that came in one
+    piece with the message that agrees on TLS, behind it, which the application hands over here.
+    They are taken for a part of the handshake, so that nobody can slip in plain text that would
+    pass for encrypted data (CVE-2011-0411).
 
     With ``server_side`` it is the server's side, and ``ssl_context`` must have a certificate.
     Otherwise the context and the ``server_hostname`` are as of `tcp_ssl_connect`; the default is
@@ -288,7 +288,7 @@ def start_tls(
     ``socket.disable(read=True)`` takes effect at the end of the handshake.
 
     Raises `SocketClosed`, `ValueError` for a socket that is not connected, that the peer has ended,
-    or that speaks TLS already, `SocketBrokenPipe` after `shutdown`, and the errors of
+    or that speaks TLS already, `SocketBrokenPipe` after `TcpSocket.shutdown`, and the errors of
     `tcp_ssl_connect`.
     """
     subject = socket

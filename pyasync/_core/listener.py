@@ -1,6 +1,6 @@
 """Listening sockets: accepting, limits, and trying again when descriptors have run out.
 
-C accepts by itself, because ``uv_listen`` hides the errors of accept(2): see docs/design.md.
+C accepts by itself, because ``uv_listen`` hides the errors of accept(2): see docs/inside/design.md.
 """
 
 from __future__ import annotations

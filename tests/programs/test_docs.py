@@ -1,4 +1,4 @@
-"""The examples in the docstrings run, and print what they say."""
+"""The examples in the docstrings run, and print what they say; links lead somewhere."""
 
 import doctest
 import importlib
@@ -36,11 +36,45 @@ def test_there_are_examples():
     assert len(examples) > 10
 
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
-API_TESTS = Path(__file__).resolve().parents[1] / "api"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+API_TESTS = ROOT / "tests" / "api"
+PAGES = [*sorted(DOCS.rglob("*.md")), *sorted(ROOT.glob("*.md"))]
+
+
+def page_name(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_a_link_leads_to_a_file_and_a_heading_that_are_there(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match("https?:", target):
+            continue
+        path, _, heading = target.partition("#")
+        to = page.parent / path if path else page
+        assert to.exists(), target
+        assert not heading or heading in headings_of(to), target
+
+
+def headings_of(page):
+    """Return the headings of a page, as links name them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_site_has_each_page():
+    index = (DOCS / "index.md").read_text()
+    listed = re.findall(r"^[\w-]+/[\w-]+$", index, re.MULTILINE)
+    assert sorted(listed) == sorted(
+        str(page.relative_to(DOCS).with_suffix("")) for page in PAGES if page.parent.parent == DOCS
+    )
+
+
 FROM_CL_ASYNC = [
     [cell.strip() for cell in line.strip("|").split(" | ")]
-    for line in (DOCS / "from-cl-async.md").read_text().splitlines()
+    for line in (DOCS / "coming-from/cl-async.md").read_text().splitlines()
     if line.startswith("| `")
 ]
 
@@ -66,8 +100,8 @@ def test_the_table_of_cl_async_is_whole():
 
 
 def test_children_do_not_inherit_a_socket_from_systemd():
-    """By the example in docs/streams.md."""
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "streams.md").read_text(), re.DOTALL)
+    """By the example in docs/guides/streams.md."""
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "guides/streams.md").read_text(), re.DOTALL)
     (example,) = (block for block in blocks if "LISTEN_PID" in block)
     program = f"""
 import fcntl, os, pyasync, socket
