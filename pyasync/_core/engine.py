@@ -334,7 +334,10 @@ class Engine:
         """Return a snapshot of the counters; from any thread, also after the loop has ended."""
         counters = self.counters
         times = lib.pa_read_times(counters, not (self._ended or self.forked))
-        now, idle = self._ended or times.now, times.idle
+        # The loop may end between the two lines, or have ended after the first look: the earlier of
+        # the two times is the one that belongs to the idle time.
+        now = times.now if self._ended is None else min(times.now, self._ended)
+        idle = times.idle
         handles = {name: counters.handles[kind] for kind, name in HANDLE_KINDS.items()}
         handles["timer"] = self.deadlines.armed
         handles.update((kind, len(found)) for kind, found in self.python_handles.items())

@@ -27,6 +27,7 @@ from pyasync._core.deadlines import Timer
 from pyasync._core.engine import Engine
 from pyasync._core.stream import Stream
 from pyasync._core.wakeup import SignalWakeup, Wakeup
+from pyasync._ffi import lib
 from pyasync.loop import Loop
 from pyasync.threads import Work, WorkerPool
 
@@ -70,6 +71,29 @@ def test_an_engine_only_says_that_nothing_is_alive_and_goes_on():
         assert engine.alive
         step(engine)
         assert called == [1]
+
+
+def test_an_engine_that_sleeps_and_ends_while_another_thread_reads_its_times(monkeypatch):
+    class Reader:
+        """C's functions, of which the one that reads the times is slow to return."""
+
+        def __getattr__(self, name):
+            return getattr(lib, name)
+
+        def pa_read_times(self, counters, running):
+            times = lib.pa_read_times(counters, running)
+            if not engine.closed:
+                engine.keep_alive(engine)
+                engine.poll(0.05)
+                engine.close()
+            return times
+
+    with entered() as engine:
+        monkeypatch.setattr("pyasync._core.engine.lib", Reader())
+        before = engine.stats()
+        interval = engine.stats() - before
+    assert interval.idle_time > 0.03
+    assert interval.busy_time >= 0
 
 
 def test_several_engines_live_in_a_thread_and_take_turns():
