@@ -45,7 +45,13 @@ class Loop(Engine):
     thread. All other attributes are for the modules of the package, and may change.
     """
 
-    __slots__ = ("_catch_app_errors", "_send_errors_to_event_cb", "exit_callbacks", "pool")
+    __slots__ = (
+        "_catch_app_errors",
+        "_send_errors_to_event_cb",
+        "exit_callbacks",
+        "pool",
+        "watched",
+    )
 
     def __init__(
         self,
@@ -62,6 +68,8 @@ class Loop(Engine):
         self.exit_callbacks: list[Callable[[], object]] = []
         #: The threads of `work`; None until the first work.
         self.pool: WorkerPool | None = None
+        #: Open sockets that have a ``close_cb``, each with the error that has ended it, or None.
+        self.watched: dict[Any, EventError | None] = {}
 
     # Running
 
@@ -93,10 +101,10 @@ class Loop(Engine):
             raise self.not_running()
 
     def close(self) -> None:
-        """Call the exit callbacks, and close everything: see `Engine.close`.
+        """Call the exit callbacks, close everything, and call each ``close_cb`` that is left.
 
-        May be called again after an interrupt, and goes on: each callback is taken off the list
-        before it is called.
+        May be called again after an interrupt, and goes on: each callback is taken off its list
+        before it is called. See also `Engine.close`.
         """
         if not self.forked:
             while self.exit_callbacks:
@@ -108,6 +116,11 @@ class Loop(Engine):
         if current.loop is self:
             current.loop = None
         super().close()
+        while not self.forked and (socket := next(iter(self.watched), None)) is not None:
+            try:
+                self.call_close_cb(socket)
+            except Exception:
+                logger.exception("exception in a close_cb, at the end of the event loop")
         if self.pool is not None and not self.forked:
             self.pool.close()
             self.pool = None  # closed once: the next call would wait again
@@ -139,6 +152,22 @@ class Loop(Engine):
                 logger.exception("exception in an event_cb, which was told %r", info)
             else:
                 self.on_error(error, None)
+
+    def call_close_cb(self, socket: Any) -> None:
+        """Call the socket's ``close_cb``, once; its exception is no event of the socket's any more.
+
+        So that exception is handled like an ``event_cb``'s.
+        """
+        error = self.watched.pop(socket, socket)
+        if error is socket:
+            return  # it was called, or there was none when the socket was made
+        try:
+            socket._options.close_cb(socket, error)
+        except Exception as raised:
+            if self._catch_app_errors is True:
+                logger.exception("exception in a close_cb of %r", socket)
+            else:
+                self.on_error(raised, None)
 
     def on_error(self, error: Exception, owner: Any) -> None:
         """Handle the exception of a callback of ``owner``, as ``catch_app_errors`` says."""

@@ -18,6 +18,7 @@ class StreamOptions:
 
     __slots__ = (
         "allow_half_open",
+        "close_cb",
         "connect_cb",
         "connect_timeout",
         "drain_read_buffer",
@@ -44,6 +45,7 @@ class StreamOptions:
         event_cb: EventCallback | None = None,
         connect_cb: Callable[[Any], object] | None = None,
         pressure_cb: Callable[[Any, bool], object] | None = None,
+        close_cb: Callable[[Any, Exception | None], object] | None = None,
         allow_half_open: bool = False,
         linger: float | None = 2.0,
         read_timeout: float | None = None,
@@ -53,6 +55,7 @@ class StreamOptions:
         optional_callable("event_cb", event_cb)
         optional_callable("connect_cb", connect_cb)
         optional_callable("pressure_cb", pressure_cb)
+        optional_callable("close_cb", close_cb)
         if linger is not None and not 0 <= linger <= MAX_TIME:
             raise ValueError(f"linger must be from 0 to {MAX_TIME:g} seconds, not {linger!r}")
         self.loop = loop
@@ -60,6 +63,7 @@ class StreamOptions:
         self.event_cb = event_cb
         self.connect_cb = connect_cb
         self.pressure_cb = pressure_cb
+        self.close_cb = close_cb
         self.allow_half_open = allow_half_open
         self.linger = linger
         self.read_timeout = require_timeout("read_timeout", read_timeout)
@@ -81,7 +85,7 @@ class StreamOptions:
     @property
     def needs_begin(self) -> bool:
         """Whether a connection with these options needs `Stream._begin`."""
-        return self.stream or self.read_timeout is not None
+        return self.stream or self.read_timeout is not None or self.close_cb is not None
 
     def copy(self) -> StreamOptions:
         """Return a copy for one socket, to be changed."""

@@ -24,6 +24,7 @@ from pyasync.streams import Server, Stream
 ReadCallback = Callable[["PipeSocket", Any], object]
 SocketCallback = Callable[["PipeSocket"], object]
 PressureCallback = Callable[["PipeSocket", bool], object]
+CloseCallback = Callable[["PipeSocket", "Exception | None"], object]
 Name = Union[str, bytes, "os.PathLike[str]"]
 
 LINUX = sys.platform == "linux"
@@ -114,6 +115,7 @@ def pipe_server(
     allow_half_open: bool = False,
     max_connections: int | None = None,
     pressure_cb: PressureCallback | None = None,
+    close_cb: CloseCallback | None = None,
     read_timeout: float | None = None,
     write_timeout: float | None = None,
     linger: float | None = 2.0,
@@ -138,6 +140,7 @@ def pipe_server(
         event_cb=event_cb,
         connect_cb=connect_cb,
         pressure_cb=pressure_cb,
+        close_cb=close_cb,
         allow_half_open=allow_half_open,
         linger=linger,
         read_timeout=read_timeout,
@@ -241,6 +244,7 @@ def pipe_connect(
     drain_read_buffer: bool = True,
     allow_half_open: bool = False,
     pressure_cb: PressureCallback | None = None,
+    close_cb: CloseCallback | None = None,
     linger: float | None = 2.0,
 ) -> Any:
     """Connect to a pipe, and call ``read_cb(socket, data)`` with data that arrives.
@@ -262,6 +266,7 @@ def pipe_connect(
         event_cb=event_cb,
         connect_cb=connect_cb,
         pressure_cb=pressure_cb,
+        close_cb=close_cb,
         allow_half_open=allow_half_open,
         linger=linger,
         read_timeout=read_timeout,
@@ -270,9 +275,9 @@ def pipe_connect(
     options.drain_read_buffer = drain_read_buffer
     require_timeout("connect_timeout", connect_timeout)
     socket = PipeSocket(options, -1, UNCONNECTED)
-    socket._begin()
     if data is not None:
         socket.write(data, write_cb=write_cb)
+    socket._begin()
     socket._connect_to(_PipeConnector(socket, path), connect_timeout)
     return socket._subject
 

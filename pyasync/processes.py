@@ -38,8 +38,9 @@ class StdioPipe:
     ``read_cb(pipe, data)`` gets the child's output; without one that is read and dropped. ``data``
     is written first. ``write_cb(pipe)`` is called for each write that has none of its own.
     ``event_cb`` gets the end and errors, for example a `SocketBrokenPipe`; without one, that of
-    `spawn` does. For ``pressure_cb(pipe, paused)`` see `ProcessPipe.set_watermarks`. Raises
-    `TypeError` unless the callbacks are functions or None, and the data bytes-like or a string.
+    `spawn` does. For ``pressure_cb(pipe, paused)`` see `ProcessPipe.set_watermarks`, for
+    ``close_cb(pipe, error)`` `tcp_server`. Raises `TypeError` unless the callbacks are functions or
+    None, and the data bytes-like or a string.
     """
 
     _stream = False
@@ -52,16 +53,19 @@ class StdioPipe:
         write_cb: WriteCallback | None = None,
         event_cb: EventCallback | None = None,
         pressure_cb: Callable[[Any, bool], object] | None = None,
+        close_cb: Callable[[Any, Exception | None], object] | None = None,
     ) -> None:
         optional_callable("read_cb", read_cb)
         optional_callable("write_cb", write_cb)
         optional_callable("event_cb", event_cb)
         optional_callable("pressure_cb", pressure_cb)
+        optional_callable("close_cb", close_cb)
         self._read_cb = read_cb
         self._data = None if data is None else bytes(as_buffer_slice(data))
         self._write_cb = write_cb
         self._event_cb = event_cb
         self._pressure_cb = pressure_cb
+        self._close_cb = close_cb
 
 
 class StdioStream(StdioPipe):
@@ -90,7 +94,6 @@ class ProcessPipe(Stream):
         super().__init__(options, slot, state)
         self._write_cb = write_cb
         options.loop.register(slot, self)
-        self._begin()
 
     def write(
         self,
@@ -255,7 +258,7 @@ def spawn(
         ]
         slot = child.start(_descriptors(wanted))
         process = Process(loop, slot, exit_cb, event_cb)
-        process.input, process.output, process.error_output = pipes
+        process.input, process.output, process.error_output = map(_begin, pipes)
         child.end()
         for stdio, pipe in zip(wanted, pipes):
             if isinstance(stdio, StdioPipe) and stdio._data is not None:
@@ -305,6 +308,7 @@ def _pipe_options(loop: Loop, stdio: StdioPipe, event_cb: EventCallback | None) 
         stream=stdio._stream,
         event_cb=stdio._event_cb or event_cb,
         pressure_cb=stdio._pressure_cb,
+        close_cb=stdio._close_cb,
         linger=None,  # a child may be busy for long before it reads
     )
 
@@ -318,8 +322,15 @@ def _open(options: StreamOptions, stdio: Any, child: NewChild, fd: int) -> Any:
     slot = child.open_pipe(fd)
     # The pipe has one direction: our end of the input has no data to read, and its end of stream
     # must not be waited for; our end of an output cannot be written to.
-    pipe = ProcessPipe(options, slot, ENDED if fd == 0 else SHUT, stdio._write_cb)
+    return ProcessPipe(options, slot, ENDED if fd == 0 else SHUT, stdio._write_cb)
+
+
+def _begin(pipe: ProcessPipe | None) -> Any:
+    """Return the pipe of a child that has started, or its AsyncStream."""
+    if pipe is None:
+        return None
+    pipe._begin()
     subject = pipe._subject
-    if fd == 0 and subject is not pipe:
+    if pipe._state & ENDED and subject is not pipe:
         subject._end()
     return subject

@@ -38,6 +38,9 @@ class Stream(CoreStream):
         if self._options.stream:
             self._need_extras().stream = AsyncStream(self)
             self._state |= STREAMING
+        if self._options.close_cb is not None:
+            self._need_extras()  # so that the state is not zero, and `_report_closed` is called
+            self._loop.watched[self] = None
         super()._begin()
 
     def write(
@@ -145,7 +148,18 @@ class Stream(CoreStream):
                 self._loop.on_error(error, self)
 
     def _report_error(self, error: EventError) -> None:
+        watched = self._loop.watched
+        if self in watched and watched[self] is None:  # the first error is the cause of others
+            watched[self] = error
         self._loop.report(self, error, self)
+
+    def _report_closed(self) -> None:
+        if self._options.close_cb is not None:
+            # Not now: write callbacks of this iteration are still to be called.
+            self._loop.ready.append(self._call_close_cb)
+
+    def _call_close_cb(self) -> None:
+        self._loop.call_close_cb(self)
 
     def _report_pressure(self, over_high: bool) -> None:
         pressure_cb = self._options.pressure_cb

@@ -27,6 +27,7 @@ from pyasync.streams import Server, Stream
 ReadCallback = Callable[["TcpSocket", Any], object]
 SocketCallback = Callable[["TcpSocket"], object]
 PressureCallback = Callable[["TcpSocket", bool], object]
+CloseCallback = Callable[["TcpSocket", "Exception | None"], object]
 LocalAddress = Union[str, "tuple[str, int]", None]
 
 
@@ -112,6 +113,7 @@ def tcp_server(
     allow_half_open: bool = False,
     max_connections: int | None = None,
     pressure_cb: PressureCallback | None = None,
+    close_cb: CloseCallback | None = None,
     read_timeout: float | None = None,
     write_timeout: float | None = None,
     linger: float | None = 2.0,
@@ -128,7 +130,10 @@ def tcp_server(
     ``connect_cb(socket)`` is called for each new connection, before its first data.
     ``event_cb(exception)`` gets the end of a connection (`SocketEOF`), its errors, and those of the
     server (`SocketAcceptError`). When the peer has ended its side, the connection is closed after
-    ``event_cb``, unless ``allow_half_open`` leaves that to the application.
+    ``event_cb``, unless ``allow_half_open`` leaves that to the application. ``close_cb(socket,
+    error)`` is called once for each connection, when that is over, however it has ended: by a
+    close, its peer, an error, or the loop's end. ``error`` is the first that ``event_cb`` got, or
+    None. It is the last callback of the connection, whose descriptor is closed.
 
     ``backlog`` is the number of connections that may wait to be accepted (listen(2)), by default
     the most that the system allows. ``reuse_port`` lets several processes listen at one port
@@ -156,6 +161,7 @@ def tcp_server(
         event_cb=event_cb,
         connect_cb=connect_cb,
         pressure_cb=pressure_cb,
+        close_cb=close_cb,
         allow_half_open=allow_half_open,
         linger=linger,
         read_timeout=read_timeout,
@@ -213,6 +219,7 @@ def tcp_connect(
     local_address: LocalAddress = None,
     allow_half_open: bool = False,
     pressure_cb: PressureCallback | None = None,
+    close_cb: CloseCallback | None = None,
     linger: float | None = 2.0,
 ) -> Any:
     """Connect to a host, and call ``read_cb(socket, data)`` with data that arrives.
@@ -248,10 +255,10 @@ def tcp_connect(
         local_address=local_address,
         allow_half_open=allow_half_open,
         pressure_cb=pressure_cb,
+        close_cb=close_cb,
         linger=linger,
     )
-    connect_tcp_socket(socket, host, port)
-    return socket
+    return connect_new(socket, host, port)
 
 
 def init_tcp_socket(
@@ -270,6 +277,7 @@ def init_tcp_socket(
     local_address: LocalAddress = None,
     allow_half_open: bool = False,
     pressure_cb: PressureCallback | None = None,
+    close_cb: CloseCallback | None = None,
     linger: float | None = 2.0,
 ) -> Any:
     """Return a `TcpSocket` that is not connected yet, for `connect_tcp_socket`.
@@ -285,6 +293,7 @@ def init_tcp_socket(
         event_cb=event_cb,
         connect_cb=connect_cb,
         pressure_cb=pressure_cb,
+        close_cb=close_cb,
         allow_half_open=allow_half_open,
         linger=linger,
         read_timeout=read_timeout,
@@ -318,7 +327,6 @@ def make_client(
     options.local_address = _local_address(local_address)
     options.drain_read_buffer = drain_read_buffer
     socket = kind(options, -1, UNCONNECTED)
-    socket._begin()
     if data is not None:
         socket.write(data, write_cb=write_cb)
     if fd is not None:
@@ -330,6 +338,7 @@ def make_client(
             sock.close()
             raise ValueError(f"descriptor {fd} is a socket that is not connected") from None
         socket._on_slot(check(lib.pa_adopt(options.loop.c, sock.detach())))
+    socket._begin()  # last, because no close_cb may follow an error of this call
     return socket._subject
 
 
@@ -341,6 +350,17 @@ def _local_address(given: LocalAddress) -> tuple[str | None, int]:
         raise ValueError(f"local_address must be a numeric address, not {host!r}")
     require_port(port)
     return host, port
+
+
+def connect_new(subject: Any, host: str, port: int) -> Any:
+    """Connect a socket that its caller has just made; return it."""
+    try:
+        return connect_tcp_socket(subject, host, port)
+    except BaseException:
+        # Nobody will ever have it: no close_cb may follow an error of the call that makes it.
+        socket = subject.socket if isinstance(subject, AsyncStream) else subject
+        socket._loop.watched.pop(socket, None)
+        raise
 
 
 def connect_tcp_socket(

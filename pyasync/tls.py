@@ -34,7 +34,7 @@ from pyasync.tcp import (
     LocalAddress,
     TcpServer,
     TcpSocket,
-    connect_tcp_socket,
+    connect_new,
     make_client,
     make_server,
 )
@@ -65,6 +65,7 @@ class SslServer(TcpServer):
 ReadCallback = Callable[[SslSocket, Any], object]
 SocketCallback = Callable[[SslSocket], object]
 PressureCallback = Callable[[SslSocket, bool], object]
+CloseCallback = Callable[[SslSocket, "Exception | None"], object]
 Password = Union[str, bytes, bytearray, Callable[[], Union[str, bytes, bytearray]], None]
 
 
@@ -88,6 +89,7 @@ def tcp_ssl_server(
     allow_half_open: bool = False,
     max_connections: int | None = None,
     pressure_cb: PressureCallback | None = None,
+    close_cb: CloseCallback | None = None,
     read_timeout: float | None = None,
     write_timeout: float | None = None,
     linger: float | None = 2.0,
@@ -124,6 +126,7 @@ def tcp_ssl_server(
         event_cb=event_cb,
         connect_cb=connect_cb,
         pressure_cb=pressure_cb,
+        close_cb=close_cb,
         allow_half_open=allow_half_open,
         linger=linger,
         read_timeout=read_timeout,
@@ -158,6 +161,7 @@ def tcp_ssl_connect(
     local_address: LocalAddress = None,
     allow_half_open: bool = False,
     pressure_cb: PressureCallback | None = None,
+    close_cb: CloseCallback | None = None,
     linger: float | None = 2.0,
 ) -> Any:
     """Connect to a host by TLS, and call ``read_cb(socket, data)`` with data that arrives.
@@ -196,10 +200,10 @@ def tcp_ssl_connect(
         local_address=local_address,
         allow_half_open=allow_half_open,
         pressure_cb=pressure_cb,
+        close_cb=close_cb,
         linger=linger,
     )
-    connect_tcp_socket(socket, host, port)
-    return socket
+    return connect_new(socket, host, port)
 
 
 def init_tcp_ssl_socket(
@@ -223,6 +227,7 @@ def init_tcp_ssl_socket(
     local_address: LocalAddress = None,
     allow_half_open: bool = False,
     pressure_cb: PressureCallback | None = None,
+    close_cb: CloseCallback | None = None,
     linger: float | None = 2.0,
 ) -> Any:
     """Return an `SslSocket`, a client's, that is not connected yet, for `connect_tcp_socket`.
@@ -238,6 +243,7 @@ def init_tcp_ssl_socket(
         event_cb=event_cb,
         connect_cb=connect_cb,
         pressure_cb=pressure_cb,
+        close_cb=close_cb,
         allow_half_open=allow_half_open,
         linger=linger,
         read_timeout=read_timeout,

@@ -130,7 +130,10 @@ class Stream(DescriptorHandle):
         """Report that the write queue has grown over its high watermark, or shrunk to its low."""
 
     def _report_closed(self) -> None:
-        """Report that the handle is gone. Not called after a plain close: see Engine."""
+        """Report that the handle is gone, or that an unconnected stream will never have one.
+
+        Not called after a plain close: see Engine. May be called again.
+        """
 
     # Writing
 
@@ -271,6 +274,7 @@ class Stream(DescriptorHandle):
             if extras.connector is not None:
                 extras.connector.close()
             extras.drop_deferred()
+            self._report_closed()
         else:
             self._flush_deferred()
 

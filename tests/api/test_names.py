@@ -136,11 +136,13 @@ def test_arguments_with_a_default_are_given_by_name_except_the_documented_ones(n
 
 #: What a loop has for the modules of the package, beside its own two; its docstring says so.
 INTERNAL = {member for member in dir(Engine) if member[0] != "_"} - MEMBERS["Loop"] | {
+    "call_close_cb",
     "call_event_cb",
     "exit_callbacks",
     "pool",
     "report",
     "run",
+    "watched",
 }
 
 
