@@ -51,7 +51,7 @@ bench: $(VENV)/.built ## hold 10,000 delayed HTTP connections; BENCH_ARGS='...' 
 # PyPy is one of the servers that are compared; without it the others still are.
 .PHONY: compare
 compare: $(VENV)/.built-bench ## run pyasync beside C, uvloop, asyncio, gevent and Node; COMPARE_ARGS='...'
-	@! command -v pypy3 >/dev/null || $(MAKE) --no-print-directory .venv-pypy3/.built PYTHON=pypy3
+	@! command -v pypy3 >/dev/null || $(MAKE) --no-print-directory .venv-pypy3/.built-bench PYTHON=pypy3
 	$(VENV)/bin/python bench/compare.py $(COMPARE_ARGS)
 
 .PHONY: c1m

@@ -13,6 +13,7 @@ to another. What is not installed, or cannot do a thing, is skipped by name.
 Workloads
 """
 
+import itertools
 import json
 import os
 import statistics
@@ -32,6 +33,7 @@ SIZES = {
     "connections": (15_000, 300, positive_int, "that are held"),
     "held_delay": (10.0, 2.0, positive_float, "seconds for that"),
     "timers": (1_000_000, 5_000, positive_int, ""),
+    "steps": (1_000_000, 5_000, positive_int, "callbacks, futures or tasks"),
     "mebibytes": ([25, 50, 100], [1, 2], positive_int, "of lines"),
     "spread": (1.0, 0.05, None, None),
     "most": (1_000_000, 100, None, None),
@@ -71,26 +73,26 @@ def main():
 
 def compare(workload, contenders, options):
     """Run all rounds of a workload. Gives a summary for each case, by its title."""
-    chosen = list(contenders)
     rounds = 1 if workload.once else options.rounds
     cases = workload.cases(options)
-    runs = {case.title: {contender.name: [] for contender in chosen} for case in cases}
-    cannot = []
+    runs = {case.title: {contender.name: [] for contender in contenders} for case in cases}
+    cannot = {}  # as dict.fromkeys would have it: in order
     for number in range(1, rounds + 1):
-        for case in cases:
-            for contender in list(chosen):
-                progress(f"{workload.name} {case.title} {number}/{rounds} {contender.name}")
-                try:
-                    figures = workload.measure(contender, case.value, options)
-                except Unsupported:
-                    cannot.append(contender.name)
-                    chosen.remove(contender)
-                except (RuntimeError, OSError) as error:
-                    say(f"failed: {contender.name} in {workload.name} {case.title} ({error})")
-                else:
-                    runs[case.title][contender.name].append(figures)
+        for case, contender in itertools.product(cases, contenders):
+            if (case.title, contender.name) in cannot:
+                continue
+            progress(f"{workload.name} {case.title} {number}/{rounds} {contender.name}")
+            try:
+                figures = workload.measure(contender, case.value, options)
+            except Unsupported:
+                cannot[case.title, contender.name] = True
+            except (RuntimeError, OSError) as error:
+                say(f"failed: {contender.name} in {workload.name} {case.title} ({error})")
+            else:
+                runs[case.title][contender.name].append(figures)
     if cannot:
-        say(f"skipped in {workload.name}: {', '.join(cannot)} (cannot do this)")
+        names = dict.fromkeys(name for _, name in cannot)
+        say(f"skipped in {workload.name}: {', '.join(names)} (cannot do this)")
     progress("")
     return {title: summarize(case_runs, workload.references) for title, case_runs in runs.items()}
 

@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -148,6 +149,17 @@ def cost(contender, options, words, what, kind, number, *load_words):
         before = Cpu.of(pid)
         found = next(lines)
         return {**cpu_figures(pid, found["done"], before, what), **rates(found, what)}
+
+
+def wrk(cores, port, seconds):
+    """Run wrk, which keeps its connections, for whole seconds. Gives how many requests it made."""
+    command = ["wrk", "-t1", "-c64", f"-d{max(1, round(seconds))}s", f"http://127.0.0.1:{port}/"]
+    with started(command, cores) as process:
+        report = process.stdout.read()
+    done = re.search(r"(\d+) requests in", report)
+    if not done or "errors" in report or "Non-2xx" in report:
+        raise RuntimeError(f"wrk says {report!r}")
+    return int(done[1])
 
 
 def cpu_figures(pid, count, before, what):

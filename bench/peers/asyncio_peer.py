@@ -1,12 +1,15 @@
 """What bench/compare.py compares pyasync with: asyncio; --uvloop: uvloop; --aio: pyasync.aio.
 
-Written as their documentation advises for speed: an `asyncio.Protocol`, no coroutine and no
-stream for a connection. See peer.py for the command line.
+One text for all of them, written as their documentation advises for speed: an `asyncio.Protocol`,
+no coroutine and no stream for a connection, but where the name of the kind says so. See peer.py for
+the command line.
 """
 
 import asyncio
+import contextlib
 import socket
 import sys
+import time
 
 import peer
 
@@ -70,6 +73,102 @@ def echo():
     serve(EchoProtocol)
 
 
+# The same two servers with streams, and the echo with a socket's own calls
+
+
+def serve_streams(handle):
+    async def start():
+        server = await asyncio.start_server(handle, peer.HOST, 0, backlog=socket.SOMAXCONN)
+        peer.listening(server.sockets[0].getsockname())
+
+    forever(start)
+
+
+def http_streams():
+    async def handle(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(peer.RESPONSE)
+        await writer.drain()
+        writer.close()
+
+    serve_streams(handle)
+
+
+def echo_streams():
+    async def handle(reader, writer):
+        # A client that ends while an answer is on its way resets the connection.
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(peer.BUFFER):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    serve_streams(handle)
+
+
+def echo_sock():
+    async def handle(loop, sock):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with sock, contextlib.suppress(ConnectionError):
+            while data := await loop.sock_recv(sock, peer.BUFFER):
+                await loop.sock_sendall(sock, data)
+
+    async def start():
+        loop, tasks = asyncio.get_running_loop(), set()
+        with socket.create_server((peer.HOST, 0), backlog=socket.SOMAXCONN) as listener:
+            listener.setblocking(False)
+            peer.listening(listener.getsockname())
+            while True:
+                sock, _ = await loop.sock_accept(listener)
+                task = loop.create_task(handle(loop, sock))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+
+    forever(start)
+
+
+# Servers of others, which keep their connections
+
+
+def uvicorn(http):
+    with peer.needed():
+        import uvicorn
+
+        __import__(http)
+
+    async def application(scope, receive, send):
+        headers = [(b"content-type", b"text/plain"), (b"content-length", b"9")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"omglolwtf"})
+
+    async def start():
+        listener = socket.create_server((peer.HOST, 0), backlog=socket.SOMAXCONN)
+        peer.listening(listener.getsockname())
+        quiet = {"lifespan": "off", "log_level": "critical", "access_log": False}
+        config = uvicorn.Config(application, loop="none", http=http, **quiet)
+        await uvicorn.Server(config).serve(sockets=[listener])
+
+    forever(start)
+
+
+def aiohttp():
+    with peer.needed():
+        from aiohttp import web
+
+    async def answer(request):
+        return web.Response(text="omglolwtf")
+
+    async def start():
+        application = web.Application()
+        application.router.add_get("/", answer)
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, peer.HOST, 0, backlog=socket.SOMAXCONN).start()
+        peer.listening(runner.addresses[0])
+
+    forever(start)
+
+
 def tls(certificate, key):
     serve(EchoProtocol, ssl=peer.server_context(certificate, key))
 
@@ -129,6 +228,69 @@ def timers(mode, count, spread):
         if mode != "fire":
             await asyncio.sleep(0)
             measured.end()
+
+    forever(start)
+
+
+# What a loop does without a socket
+
+
+AT_ONCE = 1_000
+
+
+async def chain(loop, count):
+    """Each callback asks for the next one."""
+    left, done = count, loop.create_future()
+
+    def step():
+        nonlocal left
+        left -= 1
+        if left:
+            loop.call_soon(step)
+        else:
+            done.set_result(None)
+
+    loop.call_soon(step)
+    await done
+
+
+async def wide(loop, count):
+    """Many callbacks at once."""
+    for _ in range(count // AT_ONCE):
+        for _ in range(AT_ONCE):
+            loop.call_soon(nothing)
+        await asyncio.sleep(0)
+
+
+def nothing():
+    pass
+
+
+async def futures(loop, count):
+    """A coroutine awaits one future after the other; a callback gives each its result."""
+    for _ in range(count):
+        future = loop.create_future()
+        loop.call_soon(future.set_result, None)
+        await future
+
+
+async def tasks(loop, count):
+    """A coroutine makes one task after the other, and awaits it."""
+    for _ in range(count):
+        await loop.create_task(just_return())
+
+
+async def just_return():
+    pass
+
+
+def steps(kind, count):
+    async def start():
+        loop, act = asyncio.get_running_loop(), globals()[kind]
+        await act(loop, count)  # to warm up: PyPy compiles meanwhile
+        cpu = time.process_time()
+        await act(loop, count)
+        peer.result(cpu_seconds=(time.process_time() - cpu) / count)
 
     forever(start)
 

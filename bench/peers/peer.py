@@ -1,9 +1,13 @@
 """What the Python programs that bench/compare.py compares have in common: the command line.
 
     PROGRAM http DELAY_SECONDS | echo | accept | udp      a server: says where, runs until a signal
+    PROGRAM http_streams | echo_streams | echo_sock       the same, written in other ways
+    PROGRAM uvicorn httptools|h11                         an HTTP server; so is:
+    PROGRAM aiohttp
     PROGRAM tls | tls_idle CERTIFICATE KEY                an echo server over TLS
     PROGRAM tls_source CERTIFICATE KEY BYTES              sends so much, and closes
     PROGRAM timers fire|cancel|pending COUNT SPREAD_SECONDS
+    PROGRAM steps chain|wide|futures|tasks COUNT
     PROGRAM connect PORT CONNECTIONS SECONDS
     PROGRAM wakeups SECONDS
     PROGRAM lines PORT at_once|at_end LIMIT               these print one JSON object
@@ -12,6 +16,7 @@ The programs in C and on Node are told the same. --busy: beside a busy thread. A
 cannot do what it is asked says so with exit status 3, and is skipped.
 """
 
+import contextlib
 import gc
 import json
 import os
@@ -34,12 +39,14 @@ ARGUMENTS = {
     "http": [float],
     "tls_source": [str, str, int],
     "timers": [str, int, float],
+    "steps": [str, int],
     "connect": [int, int, float],
     "wakeups": [float],
     "lines": [int, str, int],
 }
 
 PENDING_SECONDS = 3600.0
+UNSUPPORTED = 3  # the exit status
 
 
 def main(functions, words):
@@ -49,9 +56,18 @@ def main(functions, words):
         common.start_busy_thread()
     kind, *arguments = words
     if kind not in functions:
-        sys.exit(3)
+        sys.exit(UNSUPPORTED)
     readers = ARGUMENTS.get(kind, [str] * len(arguments))
     functions[kind](*(read(word) for read, word in zip(readers, arguments)))
+
+
+@contextlib.contextmanager
+def needed():
+    """A program cannot do what it was asked without what the block imports."""
+    try:
+        yield
+    except ImportError:
+        sys.exit(UNSUPPORTED)
 
 
 def listening(address):

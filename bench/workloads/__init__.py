@@ -33,8 +33,11 @@ class Workload(NamedTuple):
 
 WORKLOADS = []
 
+# What the ratios are to. PyPy's asyncio is what a loop on PyPy is measured by.
+REFERENCES = ("c", "uvloop", "asyncio", "pypy-asyncio")
 
-def workload(*, cases=lambda options: [Case()], once=False, curve="", references=("c", "uvloop")):
+
+def workload(*, cases=lambda options: [Case()], once=False, curve="", references=REFERENCES):
     """Make a workload of a function."""
 
     def register(measure):
@@ -54,6 +57,6 @@ def points(*counts):
 
 def all_workloads():
     """Every workload, in the order of the tables: the curves come last."""
-    for topic in ("network", "memory", "alone", "tls"):
+    for topic in ("network", "memory", "alone", "aio", "tls"):
         importlib.import_module(f"workloads.{topic}")
     return sorted(WORKLOADS, key=lambda workload: bool(workload.curve))

@@ -37,15 +37,15 @@ def busy(contender, value, options):
             return rates(next(lines), "request")
 
 
-def echo_cases(options):
-    return [
+def echo_cases(*numbers):
+    return lambda options: [
         Case(f"{number} connection{'s' * (number > 1)}, {size} KiB", (number, size * KIB))
         for size in (1, 10, 100)
-        for number in (1, 100)
+        for number in numbers
     ]
 
 
-@workload(cases=echo_cases)
+@workload(cases=echo_cases(1, 100))
 def echo(contender, value, options):
     """echo over kept connections.
 

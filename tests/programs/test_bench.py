@@ -1,6 +1,7 @@
 """The benchmarks' server and load client, run as a person would run them."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -112,10 +113,10 @@ def requires(program):
     return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
 
 
-#: It starts other programs with its own Python, which has no way to pin them on PyPy 7.3.
+#: It starts programs on PyPy itself.
 requires_compare = pytest.mark.skipif(
-    not hasattr(os, "sched_setaffinity") or SLOWNESS > 1,
-    reason="bench/compare.py pins processes, and measures nothing with the sanitizers",
+    not hasattr(os, "sched_setaffinity") or SLOWNESS > 1 or sys.implementation.name == "pypy",
+    reason="bench/compare.py pins processes, is for CPython, and measures no sanitizers",
 )
 
 
@@ -398,6 +399,28 @@ def test_every_workload_of_the_comparison_gives_figures(workload):
             assert figures[compared]["median"] > 0 or workload in ("held", "pending")
         if "c" in case:
             assert case["c"]["ratios"]["c"] == 1
+
+
+@requires_compare
+@pytest.mark.parametrize(
+    "workloads",
+    [
+        ["http-streams", "echo-streams", "echo-sock", "steps"],
+        pytest.param(["web"], marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
+)
+def test_the_workloads_of_asyncio_alone_run_on_a_loop_of_its_kind(workloads):
+    servers, little = ["--servers", "c", "aio"], ["--seconds=0.1", "--steps=1000"]
+    bench = run_compare("--json", *little, "--workloads", *workloads, *servers)
+    assert bench.returncode == 0, bench.stderr
+    assert "failed" not in bench.stderr
+    assert "(cannot do this)" in bench.stderr  # as C says
+    measured = json.loads(bench.stdout)["workloads"]
+    assert list(measured) == workloads
+    for case in itertools.chain.from_iterable(cases.values() for cases in measured.values()):
+        # The servers that "web" runs may not be installed.
+        assert set(case) == {"aio"} or (workloads == ["web"] and not case)
 
 
 @requires_compare
