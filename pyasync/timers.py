@@ -124,6 +124,9 @@ class Event:
         return self._options is None or self._options[1]
 
 
+_new_event = Event.__new__
+
+
 class Interval:
     """A callback that runs every ``time`` seconds, until the interval is closed or called."""
 
@@ -191,7 +194,13 @@ def delay(
     """
     # The same as get_loop() and due_in(time), without the calls: programs make very many delays.
     loop = current.loop or get_loop()
-    event = Event(loop, callback, event_cb)
+    if event_cb is None and callable(callback):
+        event = _new_event(Event)  # without __init__, for the same reason
+        event._loop = loop
+        event._on_due = callback
+        event._bucket = event._options = None
+    else:
+        event = Event(loop, callback, event_cb)
     if time is None:
         due = 0
     elif 0 <= time <= MAX_TIME:
