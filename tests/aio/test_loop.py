@@ -445,7 +445,7 @@ def test_a_time_that_has_passed_is_due_at_once(loop, when, debug):
 
 
 def test_no_delay_costs_no_millisecond(loop):
-    """Rounding up would make this take a second; a slow machine makes it longer, not shorter."""
+    """Rounded up, nearly each would be a millisecond after the last, also on a fast machine."""
     calls = []
 
     def again():
@@ -457,8 +457,8 @@ def test_no_delay_costs_no_millisecond(loop):
 
     again()
     loop.run_forever()
-    gaps = sorted(after - before for before, after in zip(calls, calls[1:]))
-    assert gaps[len(gaps) // 4] < 0.0004
+    short = sum(after - before < 0.0005 for before, after in zip(calls, calls[1:]))
+    assert short > 100
 
 
 # Ends
