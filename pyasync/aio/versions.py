@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from asyncio import base_events, sslproto
+from asyncio import base_events, sslproto, unix_events
 from typing import Any
 
 
@@ -55,8 +55,8 @@ def ssl_protocol(
 
 
 def default_policy() -> Any:
-    """Return the class of asyncio's own policy; its public name warns since 3.14."""
-    return getattr(asyncio, "_DefaultEventLoopPolicy", None) or asyncio.DefaultEventLoopPolicy
+    """Return the class of asyncio's own policy. All public names of it warn since 3.14."""
+    return unix_events._UnixDefaultEventLoopPolicy
 
 
 def set_policy(policy: Any) -> None:
