@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, Union
 
-from pyasync._core.arguments import require_callable
+from pyasync._core.arguments import require_callable, require_timeout
 from pyasync._core.engine import HANDLE_KINDS, Engine
 from pyasync._ffi import ffi, lib
 from pyasync.counters import Stats
@@ -59,12 +59,16 @@ class Loop(Engine):
         catch_app_errors: ErrorPolicy = False,
         send_errors_to_event_cb: bool = True,
         buffer_writes: bool = True,
+        slow_callback_threshold: float | None = None,
     ) -> None:
+        require_timeout("slow_callback_threshold", slow_callback_threshold)
         if not isinstance(catch_app_errors, bool) and not callable(catch_app_errors):
             raise TypeError("catch_app_errors must be a bool or a function of one exception")
         super().__init__(buffer_writes=buffer_writes)
         self._catch_app_errors = catch_app_errors
         self._send_errors_to_event_cb = send_errors_to_event_cb
+        if slow_callback_threshold is not None:
+            self.watch_slow_callbacks(slow_callback_threshold, Loop._report_slow_callback)
         self.exit_callbacks: list[Callable[[], object]] = []
         #: The threads of `work`; None until the first work.
         self.pool: WorkerPool | None = None
@@ -185,6 +189,10 @@ class Loop(Engine):
         if self._send_errors_to_event_cb:
             self._tell_owner(error, owner)
 
+    def _report_slow_callback(self, seconds: float, name: str) -> None:
+        self.slow_callbacks += 1
+        logger.warning("callback %s took %.3f seconds", name, seconds)
+
     def _tell_owner(self, error: Exception, owner: Owner | None) -> None:
         """Give the exception of a callback to its owner's ``event_cb``, as a `CallbackError`."""
         event_cb = owner._event_cb if owner is not None else None
@@ -200,6 +208,7 @@ def start_event_loop(
     catch_app_errors: ErrorPolicy = False,
     send_errors_to_event_cb: bool = True,
     buffer_writes: bool = True,
+    slow_callback_threshold: float | None = None,
 ) -> None:
     """Run ``start_fn()`` in a new event loop, then the loop, until nothing is left in it.
 
@@ -214,9 +223,12 @@ def start_event_loop(
     ``buffer_writes=False`` makes each write and close a call into C of its own, in place of one an
     iteration for all: slower, but a profiler then shows each of them by its name.
 
-    Raises `TypeError`; `RuntimeError` if a loop runs in this thread already; and `OSError` if the
-    system refuses a loop, or if the program has closed a pipe that libuv keeps from the first loop
-    on: a daemon that closes all descriptors must do so before.
+    A callback that takes over ``slow_callback_threshold`` seconds is logged as a warning, with its
+    name and its time, and counted in `Stats.slow_callbacks`. None: none is.
+
+    Raises `TypeError` and `ValueError`; `RuntimeError` if a loop runs in this thread already; and
+    `OSError` if the system refuses a loop, or if the program has closed a pipe that libuv keeps
+    from the first loop on: a daemon that closes all descriptors must do so before.
 
     >>> import pyasync
     >>> pyasync.start_event_loop(lambda: pyasync.delay(lambda: print("later"), time=0.01))
@@ -227,6 +239,7 @@ def start_event_loop(
         catch_app_errors=catch_app_errors,
         send_errors_to_event_cb=send_errors_to_event_cb,
         buffer_writes=buffer_writes,
+        slow_callback_threshold=slow_callback_threshold,
     )
     try:
         loop.open()
@@ -249,6 +262,7 @@ def event_loop(
     catch_app_errors: ErrorPolicy = False,
     send_errors_to_event_cb: bool = True,
     buffer_writes: bool = True,
+    slow_callback_threshold: float | None = None,
 ) -> Iterator[Loop]:
     """Run the body of the ``with`` statement in a new event loop; at its end run the loop.
 
@@ -264,6 +278,7 @@ def event_loop(
         catch_app_errors=catch_app_errors,
         send_errors_to_event_cb=send_errors_to_event_cb,
         buffer_writes=buffer_writes,
+        slow_callback_threshold=slow_callback_threshold,
     )
     try:
         loop.open()

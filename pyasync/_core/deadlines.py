@@ -230,8 +230,9 @@ class Deadlines:
         self._collect(now)
         left = FIRE_LIMIT
         clock = perf_counter
-        last, longest = clock(), engine.max_callback_time
+        last, limit = clock(), engine.long_callback_limit
         timer: Any = None
+        callback: Any = None
         try:
             while left and not engine.stopping:
                 try:
@@ -252,8 +253,9 @@ class Deadlines:
                         if callback is not None:  # a postponed change may have stopped it
                             callback()
                         time = clock()
-                        if time - last > longest:
-                            longest = engine.max_callback_time = time - last
+                        if time - last > limit:
+                            limit = engine.note_long_callback(time - last, callback)
+                            time = clock()
                         last = time
                         if engine.stopping or not left:
                             break
@@ -263,9 +265,11 @@ class Deadlines:
                             break
                 except Exception as error:
                     self._put_back(timer)
-                    engine.max_callback_time = max(engine.max_callback_time, clock() - last)
+                    took = clock() - last
+                    if took > limit:
+                        engine.note_long_callback(took, callback)
                     engine.on_error(error, timer)
-                    last, longest = clock(), engine.max_callback_time
+                    last, limit = clock(), engine.long_callback_limit
         finally:
             self._put_back(timer)
             engine.counters.events += FIRE_LIMIT - left - 1  # C has counted one

@@ -52,6 +52,7 @@ from typing import Any
 
 from pyasync._core.addresses import PACKED_MAX, unpack_address
 from pyasync._core.arguments import require_callable
+from pyasync._core.callback_names import name_of, record_callback
 from pyasync._core.deadlines import Deadlines, due_in
 from pyasync._core.wakeup import SignalWakeup, Wakeup, open_engines
 from pyasync._ffi import ffi, lib
@@ -62,6 +63,9 @@ from pyasync.errors import EventLoopNotRunning, message
 Operation = tuple[int, int, int, Any, Any]
 #: A handle, and the ``write_cb`` that is called with it.
 WriteCall = tuple[Any, Callable[[Any], object]]
+
+#: Called with the engine, seconds, and the callback's name.
+SlowCallback = Callable[[Any, float, str], object]
 
 PYPY = sys.implementation.name == "pypy"
 
@@ -143,6 +147,8 @@ class Engine:
         "deadlines",
         "forked",
         "inline_limit",
+        "long_callback_limit",
+        "longest_callback",
         "max_callback_time",
         "objects",
         "operations",
@@ -151,6 +157,8 @@ class Engine:
         "queue",
         "ready",
         "requests",
+        "slow_callback_watchers",
+        "slow_callbacks",
         "stopping",
         "thread",
         "to_encrypt",
@@ -183,6 +191,13 @@ class Engine:
         #: TLS streams with deferred writes, which are encrypted together before the next crossing.
         self.to_encrypt: deque[Any] = deque()
         self.max_callback_time = 0.0
+        #: The name of the callback that took so long.
+        self.longest_callback: str | None = None
+        #: A callback that takes more seconds is looked at: see `note_long_callback`.
+        self.long_callback_limit = 0.0
+        #: Who is told of slow callbacks: from how many seconds on, and the function to call.
+        self.slow_callback_watchers: list[tuple[float, SlowCallback]] = []
+        self.slow_callbacks = 0
 
         # The queue out, flat: the five items of each `Operation`. They are added by one call of
         # extend, because a signal handler may run between two calls, and add its own in between.
@@ -360,6 +375,8 @@ class Engine:
             idle_time=idle / 1e9,
             busy_time=max(0, now - self._started - idle) / 1e9,
             max_callback_time=self.max_callback_time,
+            longest_callback=self.longest_callback,
+            slow_callbacks=self.slow_callbacks,
         )
 
     # Policy
@@ -370,6 +387,29 @@ class Engine:
         ``owner`` is the handle, timer or request whose callback has raised, or None.
         """
         raise error
+
+    # Long callbacks
+
+    def watch_slow_callbacks(self, threshold: float, watcher: SlowCallback) -> None:
+        """Call ``watcher(engine, seconds, name)`` after a callback that has taken longer."""
+        self.slow_callback_watchers.append((threshold, watcher))
+        self.long_callback_limit = min(self.long_callback_limit, threshold)
+
+    def note_long_callback(self, seconds: float, callback: Any) -> float:
+        """Note a callback that has taken over the limit, and return the new limit.
+
+        Callbacks have one clock, and one comparison: with the longest time so far, or with a lower
+        threshold for slow callbacks. Everything else is here.
+        """
+        name = name_of(callback)
+        if seconds > self.max_callback_time:
+            self.max_callback_time, self.longest_callback = seconds, name
+        for threshold, watcher in self.slow_callback_watchers:
+            if seconds > threshold:
+                watcher(self, seconds, name)
+        thresholds = [threshold for threshold, _ in self.slow_callback_watchers]
+        self.long_callback_limit = min([self.max_callback_time, *thresholds])
+        return self.long_callback_limit
 
     # Threads
 
@@ -691,9 +731,10 @@ class Engine:
                 self.drop()
         if batch is not None:
             owner: Any = None
+            of_request: Any = None
             clock = perf_counter
             last = clock()
-            longest = self.max_callback_time
+            limit = self.long_callback_limit
             objects, arena = self.objects, self._arena
             while True:  # goes on with the iterator after an exception
                 try:
@@ -706,7 +747,7 @@ class Engine:
                                 owner._options.read_cb(owner, arena[value:data])
                         elif kind == TIMER:
                             self.deadlines.fire(value, self)
-                            longest = self.max_callback_time
+                            limit = self.long_callback_limit
                             last = clock()
                             continue
                         elif kind == CLOSED_RECORD:
@@ -721,19 +762,25 @@ class Engine:
                             owner._on_accepted(slot, data)
                         elif kind == DONE:
                             owner = self.requests.pop(value)
+                            of_request = owner._callback
                             owner._on_event(kind, value, data)
                         else:
                             owner = objects[slot]
                             owner._on_event(kind, value, data)
                         now = clock()
-                        if now - last > longest:
-                            longest = self.max_callback_time = now - last
+                        if now - last > limit:
+                            limit = self.note_long_callback(
+                                now - last, record_callback(kind, owner, of_request)
+                            )
+                            now = clock()
                         last = now
                     break
                 except Exception as error:
-                    self.max_callback_time = max(self.max_callback_time, clock() - last)
+                    took = clock() - last
+                    if took > limit:
+                        self.note_long_callback(took, record_callback(kind, owner, of_request))
                     self.on_error(error, owner)
-                    last, longest = clock(), self.max_callback_time
+                    last, limit = clock(), self.long_callback_limit
         if self._write_calls is not None:
             self._call_written()
         self._batch = None
@@ -747,7 +794,7 @@ class Engine:
         """
         clock = perf_counter
         last = clock()
-        longest = self.max_callback_time
+        limit = self.long_callback_limit
         calls = self._write_calls
         owner: Any = None
         while True:
@@ -756,14 +803,17 @@ class Engine:
                     if not owner._state & FAILED:
                         callback(owner)
                     now = clock()
-                    if now - last > longest:
-                        longest = self.max_callback_time = now - last
+                    if now - last > limit:
+                        limit = self.note_long_callback(now - last, callback)
+                        now = clock()
                     last = now
                 break
             except Exception as error:
-                self.max_callback_time = max(self.max_callback_time, clock() - last)
+                took = clock() - last
+                if took > limit:
+                    self.note_long_callback(took, callback)
                 self.on_error(error, owner)
-                last, longest = clock(), self.max_callback_time
+                last, limit = clock(), self.long_callback_limit
         written, self.written_now = self.written_now, []
         self._write_calls = None
         written.clear()  # blocked writes still refer to the list, and it must not keep the streams
@@ -785,7 +835,9 @@ class Engine:
                     call()
                 except Exception as error:
                     self.on_error(error, None)
-                self.max_callback_time = max(self.max_callback_time, perf_counter() - started)
+                took = perf_counter() - started
+                if took > self.long_callback_limit:
+                    self.note_long_callback(took, call)
         finally:
             # An exception leaves: the rest goes first the next time.
             if position < len(calls) and self.ready is not calls:

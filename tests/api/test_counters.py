@@ -26,6 +26,7 @@ COUNTS = [
     "iterations",
     "events",
     "crossings",
+    "slow_callbacks",
 ]
 TIMES = ["idle_time", "busy_time", "max_callback_time"]
 
@@ -155,6 +156,127 @@ def test_the_time_of_a_callback_that_raises_is_seen(run_between):
 
     _, after = run_between(partial(pyasync.delay, fail), catch_app_errors=nothing)
     assert after.max_callback_time >= 0.05
+
+
+# Long callbacks
+
+
+class Slow:
+    """Callbacks that take a while, and then end what they belong to."""
+
+    #: Much less than they take, and more than other callbacks do, but on a stalled machine.
+    threshold = 0.02
+
+    def __call__(self, *arguments):
+        time.sleep(0.05)
+
+    def function(self, *arguments):
+        self()
+
+    def on_connection(self, socket, *arguments):
+        self()
+        socket.close()
+
+    def on_event(self, event):
+        self()
+
+    def on_failure(self):
+        self()
+        raise ArithmeticError
+
+
+def connect_to_a_server(slow, **client):
+    def on_data(socket, data):
+        server.close()
+        socket.close()
+
+    server = pyasync.tcp_server("127.0.0.1", 0, on_data)
+    pyasync.tcp_connect(*server.address, nothing, **{"data": b"x", **client})
+
+
+def read_slowly(slow, **keywords):
+    def on_data(socket, data):
+        server.close()
+        slow.on_connection(socket)
+
+    on_data.__qualname__ = "Slow.on_connection"
+    server = pyasync.tcp_server("127.0.0.1", 0, on_data, **keywords)
+    pyasync.tcp_connect(*server.address, nothing, data=b"x")
+
+
+def receive_a_datagram(slow):
+    sock = pyasync.udp_socket("127.0.0.1", 0, slow.on_connection)
+    sock.send(b"x", sock.address)
+
+
+def write_slowly(slow):
+    def connected(socket):
+        socket.write(b"x", write_cb=slow.function)
+
+    connect_to_a_server(slow, connect_cb=connected, data=None)
+
+
+def close_an_interval(slow):
+    ticker = pyasync.interval(slow.function, time=0.001)
+    pyasync.delay(ticker.close, time=0.001)
+
+
+SLOW_CALLBACKS = {
+    "call_soon": ("function", lambda slow: pyasync.call_soon(partial(slow.function, 1))),
+    "a delay": ("function", lambda slow: pyasync.delay(slow.function)),
+    "an interval": ("function", close_an_interval),
+    "a notifier": (
+        "function",
+        lambda slow: pyasync.make_notifier(slow.function).trigger(),
+    ),
+    "work": ("function", lambda slow: pyasync.work(nothing, slow.function)),
+    "a file": ("function", lambda slow: pyasync.fs.stat("/", slow.function)),
+    "a child": ("function", lambda slow: pyasync.spawn("true", [], exit_cb=slow.function)),
+    "a datagram": ("on_connection", receive_a_datagram),
+    "read_cb": ("on_connection", read_slowly),
+    "read_cb of a stream": ("on_connection", partial(read_slowly, stream=True)),
+    "write_cb": ("function", write_slowly),
+    "connect_cb": (
+        "function",
+        lambda slow: connect_to_a_server(slow, connect_cb=slow.function),
+    ),
+    "event_cb": ("on_event", lambda slow: connect_to_a_server(slow, event_cb=slow.on_event)),
+    "one that raises": ("on_failure", lambda slow: pyasync.delay(slow.on_failure)),
+}
+
+
+@pytest.mark.parametrize(("name", "start"), SLOW_CALLBACKS.values(), ids=SLOW_CALLBACKS)
+def test_a_slow_callback_is_logged_with_its_name_and_counted(run_between, caplog, name, start):
+    _, after = run_between(
+        partial(start, Slow()),
+        slow_callback_threshold=Slow.threshold,
+        catch_app_errors=nothing,
+    )
+    logged = [record.getMessage() for record in caplog.records]
+    named = f"callback {__name__}.Slow.{name} took 0."
+    assert [line for line in logged if line.startswith(named)]
+    # A stalled machine makes others slow too.
+    assert after.slow_callbacks == len(logged)
+    assert after.max_callback_time >= 0.05
+
+
+def test_without_a_threshold_no_callback_is_slow(run_between, caplog):
+    _, after = run_between(partial(pyasync.delay, Slow()))
+    assert after.slow_callbacks == 0
+    assert caplog.records == []
+    assert after.longest_callback == f"{__name__}.Slow"
+
+
+def test_slow_callbacks_are_told_after_longer_ones(run_between, caplog):
+    def start():
+        pyasync.delay(partial(time.sleep, 0.3))
+        pyasync.delay(Slow().function, time=0.001)
+
+    before, after = run_between(start, slow_callback_threshold=Slow.threshold)
+    assert after.slow_callbacks >= 2
+    assert any("Slow.function" in record.getMessage() for record in caplog.records)
+    assert after.longest_callback == "time.sleep"
+    assert (after - before).longest_callback == "time.sleep"  # of one moment, not a sum
 
 
 # Handles

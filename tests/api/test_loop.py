@@ -125,6 +125,15 @@ def test_catch_app_errors_must_be_a_bool_or_a_function(wrong):
     assert pyasync.current_loop() is None
 
 
+@pytest.mark.parametrize(
+    ("wrong", "error"), [("1", TypeError), (0, ValueError), (-1, ValueError), (1e300, ValueError)]
+)
+def test_the_threshold_of_slow_callbacks_is_a_time(wrong, error):
+    with pytest.raises(error):
+        pyasync.start_event_loop(nothing, slow_callback_threshold=wrong)
+    assert pyasync.current_loop() is None
+
+
 @pytest.mark.parametrize("closed", [[0], [0, 1, 2]])
 def test_a_program_that_has_closed_its_standard_streams_can_have_a_loop(closed):
     """Libuv aborts when it closes a descriptor of such a number."""

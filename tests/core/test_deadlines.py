@@ -27,8 +27,11 @@ class FakeEngine:
 
     def __init__(self):
         self.stopping = False
-        self.max_callback_time = 0.0
+        self.long_callback_limit = 0.0
         self.errors = []
+
+    def note_long_callback(self, seconds, callback):
+        return seconds
 
     def on_error(self, error, owner):
         self.errors.append((error, owner))
