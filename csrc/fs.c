@@ -31,6 +31,7 @@ typedef struct {
   int in_fd;
   int way;         /* index in ways */
   int64_t sent;    /* the size that the last step has sent, or its error */
+  int owns;        /* fd and in_fd are duplicates, and closed with the request */
 } pa_fs;
 
 /* Python may never have taken the result, because the request was cancelled too
@@ -55,6 +56,11 @@ static void release(pa_request *request) {
       break;
     default:
       break;
+  }
+  if (fs->owns) {
+    close(fs->in_fd);
+    if (fs->fd != fs->in_fd)
+      close(fs->fd);
   }
   uv_fs_req_cleanup(&fs->uv);
   free(fs->buffer);
@@ -382,6 +388,40 @@ int64_t pa_fs_sendfile(pa_loop *loop, int out_fd, int in_fd, int64_t offset,
   fs->size = size;
   fs->offset = offset;
   return pa_request_begin(&fs->base, (uv_req_t *) &fs->work, transfer(fs));
+}
+
+static int duplicate(int fd, int *copy) {
+  *copy = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+  return *copy < 0 ? uv_translate_sys_error(errno) : 0;
+}
+
+int64_t pa_fs_send(pa_loop *loop, int slot, int in_fd, int64_t offset,
+                   size_t size) {
+  uv_os_fd_t out_fd = in_fd;
+  pa_fs *fs;
+  int error = slot < 0 ? 0 : uv_fileno(loop->slots[slot].handle, &out_fd);
+
+  if (error == 0)
+    error = fs_new(loop, &fs);
+  if (error != 0)
+    return error;
+  fs->size = size;
+  fs->offset = offset;
+  error = duplicate(in_fd, &fs->in_fd);
+  fs->fd = fs->in_fd;
+  if (error != 0)
+    return begin(fs, error);
+  fs->owns = 1;
+  if (slot >= 0) {
+    error = duplicate(out_fd, &fs->fd);
+    if (error != 0)
+      fs->fd = fs->in_fd;
+    else
+      error = transfer(fs);
+    return pa_request_begin(&fs->base, (uv_req_t *) &fs->work, error);
+  }
+  fs->buffer = malloc(size + 1);
+  return begin(fs, fs->buffer == NULL ? UV_ENOMEM : begin_read(fs));
 }
 
 int64_t pa_fs_close(pa_loop *loop, int fd) {

@@ -21,6 +21,11 @@ int64_t pa_fs_write(pa_loop *loop, int fd, const char *data, size_t size,
                     int64_t offset);
 int64_t pa_fs_sendfile(pa_loop *loop, int out_fd, int in_fd, int64_t offset,
                        size_t size);
+/* Sends a piece of a file on the stream in slot, as pa_fs_sendfile does; with
+ * slot -1 reads it, as pa_fs_read does. On duplicates of both descriptors, so
+ * that the caller may close them meanwhile. */
+int64_t pa_fs_send(pa_loop *loop, int slot, int in_fd, int64_t offset,
+                   size_t size);
 /* Closes fd in any case: a request that was cancelled closes it when it is
  * freed. */
 int64_t pa_fs_close(pa_loop *loop, int fd);

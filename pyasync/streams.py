@@ -6,8 +6,14 @@ from collections.abc import Callable
 from threading import get_ident
 from typing import Any
 
-from pyasync._core.arguments import optional_callable, require_callable
+from pyasync._core.arguments import (
+    optional_callable,
+    require_callable,
+    require_descriptor,
+    require_integer,
+)
 from pyasync._core.engine import CLOSED
+from pyasync._core.file_sending import File
 from pyasync._core.listener import Listener
 from pyasync._core.stream import (
     CANNOT_WRITE,
@@ -86,6 +92,39 @@ class Stream(CoreStream):
                 loop.queue((WRITE_CALLBACK, self._slot, size, data, (self, write_cb)))
         else:
             self._write(data, write_cb, force)
+
+    def sendfile(
+        self,
+        file: Any,
+        offset: int = 0,
+        count: int | None = None,
+        *,
+        write_cb: WriteCallback | None = None,
+    ) -> None:
+        """Send a part of a file, in order with writes, and without reading it into Python.
+
+        ``file`` is a regular file: a descriptor, or an object that has a ``fileno()``, whose own
+        position does not count and stays. ``count`` bytes are sent from ``offset``; None: all up to
+        its end. If the file ends before, less is sent. The descriptor is duplicated, so that the
+        caller may close its own at once. A file that changes meanwhile is sent as it is by then.
+
+        It is sent by sendfile(2) in libuv's pool, no thread of which ever waits for the peer. Over
+        TLS it is read there in pieces, which are encrypted. ``write_cb(socket)`` is called as
+        `write` calls it. An error, such as one of the file's disk, is reported as a write's, and
+        ends the connection. What is left of files counts in `write_queue_size`.
+
+        Raises what `write` does, `ValueError` for anything but a regular file, such as a pipe,
+        which `poll` is for, and `OSError` if the descriptor is not open.
+        """
+        loop = self._options.loop
+        if self._state & CANNOT_WRITE or loop.thread != get_ident():
+            self._check_writable()
+        fd = require_descriptor("file", file)
+        require_integer("offset", offset, 0, 2**63 - 1)
+        if count is not None:
+            require_integer("count", count, 0, 2**63 - 1)
+        optional_callable("write_cb", write_cb)
+        self._send_file(File(fd, offset, count, write_cb))
 
     def _replace_callbacks(self, read_cb: Any, event_cb: Any) -> None:
         optional_callable("read_cb", read_cb)

@@ -19,6 +19,7 @@ from pyasync._core.stream import (
     CONNECTING,
     ENCRYPTED,
     ENDED,
+    SENDING_FILE,
     SHUT,
     UNCONNECTED,
     Data,
@@ -313,6 +314,8 @@ def start_tls(
         raise ValueError("the socket is not connected, or the peer has ended the stream")
     if state & SHUT:
         raise socket_error(-errno.EPIPE, socket)
+    if state & SENDING_FILE:
+        raise ValueError("a file is being sent: wait for its write_cb")
     if server_side and ssl_context is None:
         raise TypeError("an ssl_context is needed, which has the certificate")
     tls_options = _tls_options(

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable
 from typing import Any
 
-from pyasync._core.arguments import optional_callable, require_callable
+from pyasync._core.arguments import optional_callable, require_callable, require_descriptor
 from pyasync._core.handles import CHandle
 from pyasync._ffi import lib
 from pyasync.errors import check, socket_error
@@ -128,7 +128,7 @@ def poll(
     """
     require_callable("callback", callback)
     optional_callable("event_cb", event_cb)
-    number = _descriptor(fd)
+    number = require_descriptor("fd", fd)
     loop = get_loop()
     events = _events(readable, writable)
     slot = lib.pa_poll_start(loop.c, number, events)
@@ -144,17 +144,6 @@ def poll(
 
 def _events(readable: bool, writable: bool) -> int:
     return (READABLE if readable else 0) | (WRITABLE if writable else 0)
-
-
-def _descriptor(fd: Any) -> int:
-    number = fd
-    if not isinstance(fd, int) and callable(getattr(fd, "fileno", None)):
-        number = fd.fileno()
-    if not isinstance(number, int):
-        raise TypeError(f"fd must be an integer or have a fileno(), not {type(fd).__name__}")
-    if not 0 <= number < 2**31:
-        raise ValueError(f"a descriptor must be 0 or more, not {number}")
-    return number
 
 
 class Idler(CHandle):

@@ -60,3 +60,18 @@ def require_integer(name: str, value: Any, least: int, most: int) -> None:
 def require_port(port: Any) -> None:
     """Raise `TypeError` or `ValueError` unless the port is an integer from 0 to 65535."""
     require_integer("port", port, 0, 65535)
+
+
+def require_descriptor(name: str, value: Any) -> int:
+    """Return the descriptor: the value itself, or that of its ``fileno()``.
+
+    Raises `TypeError`, and `ValueError` for a negative number.
+    """
+    number = value
+    if not isinstance(value, int) and callable(getattr(value, "fileno", None)):
+        number = value.fileno()
+    if not isinstance(number, int):
+        raise TypeError(f"{name} must be an integer or have a fileno(), not {type(value).__name__}")
+    if not 0 <= number < 2**31:
+        raise ValueError(f"{name}: a descriptor must be 0 or more, not {number}")
+    return number

@@ -20,6 +20,7 @@ from pyasync._core.sockets import PeerHandle
 from pyasync._core.stream import (
     CONNECTING,
     READ_DISABLED,
+    SENDING_FILE,
     SHUT,
     UNCONNECTED,
     WRITE_DISABLED,
@@ -101,17 +102,16 @@ class Socket(PeerHandle, Stream):
         In this order: C performs operations in the order of the queue, and writes nothing behind
         a shutdown or a close.
         """
-        extras, slot = self._extras, self._slot
+        extras = self._extras
         ended = self._state & (SHUT | CLOSED)
         if extras is not None and extras.deferred and (ended or not self._state & WRITE_DISABLED):
             self._stop_deferring(UNCONNECTED)
-        if self._state & SHUT:
-            self._loop.queue((lib.PA_SHUTDOWN, slot, 0, b"", None))
-        if self._state & CLOSED:
-            self._loop.queue((lib.PA_CLOSE, slot, self._close_mode, b"", None))
+        if not self._state & SENDING_FILE:
+            self._end_writing()
 
     def _on_connected(self, status: int) -> None:
-        if self._state & CLOSED:
+        # C does not know that it was closed, if there is a file to be sent before.
+        if self._state & CLOSED and (status == 0 or not self._state & SENDING_FILE):
             return
         if status != 0:
             assert self._options.remote is not None

@@ -22,6 +22,7 @@ from typing import Any, Protocol, Union
 
 from pyasync._core.arguments import require_timeout
 from pyasync._core.engine import CLOSED, FAILED, PYPY, Engine
+from pyasync._core.file_sending import File, FileQueue
 from pyasync._core.handles import DescriptorHandle
 from pyasync._core.stream_extras import (
     HIGH_WATERMARK,
@@ -50,8 +51,9 @@ HAS_EXTRAS = 1024  # so that the state is not zero, and a close calls _on_closed
 UNCONNECTED = 2048  # there is no handle yet
 STREAMING = 4096  # for an API: data goes to a stream object of its own
 ENCRYPTED = 8192  # data passes through TLS in both directions
+SENDING_FILE = 16384  # writes are held behind a file
 
-DEFERRED = WRITE_DISABLED | UNCONNECTED | ENCRYPTED  # any of these defers writes
+DEFERRED = WRITE_DISABLED | UNCONNECTED | ENCRYPTED | SENDING_FILE  # any of these defers writes
 CANNOT_WRITE = CLOSED | SHUT | DEFERRED  # any of these bars the fast path of a write
 
 READABLE = lib.PA_READABLE
@@ -139,10 +141,12 @@ class Stream(DescriptorHandle):
 
     def _write(self, data: bytes | memoryview, write_cb: WriteCallback | None, force: bool) -> None:
         """Write, or defer the write; the caller has checked that the stream is open for writing."""
-        if self._state & DEFERRED:
-            self._defer_write(data, write_cb, force)
-        else:
+        if not self._state & DEFERRED:
             self._write_through(data, write_cb, force)
+        elif self._state & SENDING_FILE:
+            self._hold_write(data, write_cb)
+        else:
+            self._defer_write(data, write_cb, force)
 
     def _write_through(
         self, data: bytes | memoryview, write_cb: WriteCallback | None, force: bool
@@ -161,6 +165,48 @@ class Stream(DescriptorHandle):
         state: int = loop.write_now(self._slot, data, callback)
         return state
 
+    # Sending files: see pyasync._core.file_sending
+
+    def _send_file(self, file: File) -> None:
+        """Send a file behind all earlier writes; later ones are held until it is sent."""
+        extras, files = self._need_extras(), self._need_extras().files
+        if files is not None:
+            files.add(file, file.left)
+        else:
+            files = extras.files = FileQueue(self, self._state & ENCRYPTED != 0)
+            files.add(file, file.left)
+            self._state |= SENDING_FILE
+            files.next()
+        self._check_pressure()
+
+    def _hold_write(self, data: Any, write_cb: WriteCallback | None) -> None:
+        files = self._need_extras().files
+        if files is not None:
+            # A copy, because the application may change its buffer before it is sent.
+            files.add((bytes(data), write_cb), len(data))
+            self._check_pressure()
+
+    def _write_behind(self, data: bytes, write_cb: WriteCallback | None) -> None:
+        """Write what is behind a file, or the file's own end."""
+        if self._state & DEFERRED & ~SENDING_FILE:
+            self._defer_write(data, write_cb, False)
+        else:
+            self._write_through(data, write_cb, False)
+
+    def _end_files(self) -> None:
+        """End the sending of files, as none is left; then shut down or close, if asked to."""
+        self._need_extras().files = None
+        self._state &= ~SENDING_FILE
+        if self._slot >= 0:
+            self._end_writing()
+
+    def _end_writing(self) -> None:
+        """Perform a shutdown or close that has waited for writes to come before it."""
+        if self._state & SHUT:
+            self._loop.queue((lib.PA_SHUTDOWN, self._slot, 0, b"", None))
+        if self._state & CLOSED:
+            self._loop.queue((CLOSE, self._slot, self._close_mode, b"", None))
+
     def _check_writable(self) -> None:
         if self._state & CLOSED:
             raise SocketClosed("the socket is closed")
@@ -175,16 +221,18 @@ class Stream(DescriptorHandle):
 
     @property
     def write_queue_size(self) -> int:
-        """Bytes of pending, deferred and blocked writes: written, and not yet with the kernel."""
+        """Bytes of writes and files that the kernel has not taken yet."""
         self._open_slot()
         pending: int = self._loop.pending_size(self._slot)[0]
         return self._delayed_size() + pending
 
     def _blocked_size(self) -> int:
-        """Bytes of blocked writes."""
+        """Bytes of blocked writes, and of a file that the kernel has refused for now."""
         if self._slot < 0:
             return 0
         size: int = lib.pa_write_queue_size(self._loop.c, self._slot)
+        if self._extras is not None and self._extras.files is not None:
+            size += self._extras.files.blocked_size
         return size
 
     def _unsent_size(self) -> int:
@@ -192,10 +240,13 @@ class Stream(DescriptorHandle):
         return lib.pa_unsent_size(self._loop.c, self._slot) if self._slot >= 0 else 0
 
     def _delayed_size(self) -> int:
-        """Bytes of blocked and deferred writes."""
+        """Bytes of blocked and deferred writes, and of files and held writes."""
         size = self._blocked_size()
         if self._extras is not None:
             size += self._extras.deferred_size
+            files = self._extras.files
+            if files is not None:
+                size += files.size - files.blocked_size
         return size
 
     def set_watermarks(self, high: int | None = None, low: int | None = None) -> None:
@@ -243,8 +294,8 @@ class Stream(DescriptorHandle):
         if (self._state & CLOSED or loop.thread != get_ident()) and not self._may_close(force):
             return
         self._state |= CLOSED
-        if self._extras is not None:
-            self._leave(force)
+        if self._extras is not None and self._leave(force):
+            return
         if force:  # write callbacks are not called: the writes are dropped
             self._state |= FAILED
         if self._slot >= 0:
@@ -260,8 +311,11 @@ class Stream(DescriptorHandle):
         still_there = self._slot < 0 or self._loop.objects[self._slot] is self
         return force and not self._state & FAILED and still_there
 
-    def _leave(self, force: bool) -> None:
-        """Stop timeouts, drop input, and flush, drop or keep deferred writes, for a close."""
+    def _leave(self, force: bool) -> bool:
+        """Stop timeouts, drop input, and flush, drop or keep deferred writes, for a close.
+
+        Returns whether files are to be sent first: `_end_files` closes then.
+        """
         extras = self._need_extras()
         extras.stop_timeouts()
         self._drop_input()
@@ -277,6 +331,11 @@ class Stream(DescriptorHandle):
             self._report_closed()
         else:
             self._flush_deferred()
+            if extras.files is not None:
+                self._state &= ~WRITE_DISABLED  # what is held is sent too
+                self._on_lingering()
+                return True
+        return False
 
     def _drop_input(self) -> None:
         """Drop the paused input of a closed stream."""
@@ -294,7 +353,9 @@ class Stream(DescriptorHandle):
         if self._state & WRITE_DISABLED and self._slot >= 0:
             self._flush_deferred()  # nothing can be written behind a shutdown
         self._state |= SHUT
-        if self._slot >= 0:  # otherwise _catch_up does it
+        if self._state & SENDING_FILE:
+            self._state &= ~WRITE_DISABLED  # what is held is sent too
+        elif self._slot >= 0:  # otherwise _catch_up does it
             self._loop.queue((lib.PA_SHUTDOWN, self._slot, 0, b"", None))
         if self._state & ENDED:
             self.close()
@@ -545,6 +606,8 @@ class Stream(DescriptorHandle):
 
     def _on_loop_end(self) -> None:
         self._state |= CLOSED
+        if self._extras is not None and self._extras.files is not None:
+            self._extras.files.stop()
 
     # Fields
 

@@ -16,6 +16,7 @@ from pyasync._core.engine import FAILED
 from pyasync.errors import SocketTimeout
 
 if TYPE_CHECKING:
+    from pyasync._core.file_sending import FileQueue
     from pyasync._core.stream import Stream
 
 #: The default watermarks of the write queue, in bytes: asyncio's.
@@ -32,6 +33,7 @@ class Extras:
         "connector",
         "deferred",
         "deferred_size",
+        "files",
         "high",
         "linger",
         "low",
@@ -53,6 +55,8 @@ class Extras:
         #: Deferred writes, each with its callback, and their size in bytes.
         self.deferred: deque[tuple[Any, Callable[[Any], object] | None]] = deque()
         self.deferred_size = 0
+        #: The files that are being sent, and the writes behind them; None: there are none.
+        self.files: FileQueue | None = None
         self.connect_timer: Timer | None = None
         #: The connector of an unconnected socket: an object with a close(), or None.
         self.connector: Any = None
@@ -71,7 +75,10 @@ class Extras:
         self.tls: Any = None
 
     def drop_deferred(self) -> None:
-        """Drop the deferred writes, and their callbacks."""
+        """Drop the deferred writes, and their callbacks, and files that are being sent."""
+        files, self.files = self.files, None
+        if files is not None:
+            files.stop()
         self.deferred.clear()
         self.deferred_size = 0
 

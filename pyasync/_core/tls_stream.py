@@ -133,11 +133,14 @@ class TlsStream(TlsPump, Socket):
 
     def _on_sent(self) -> None:
         extras = self._extras
-        if not extras.deferred and self._state & (CLOSED | SHUT):
+        if not extras.deferred and self._state & (CLOSED | SHUT) and extras.files is None:
             self._finish()
         if extras.over_high and extras.deferred_size <= extras.low:
             # Later, because pressure_cb must not run inside the application's write.
             self._loop.ready.append(self._end_pressure)
+
+    def _end_writing(self) -> None:
+        self._send()  # which ends in _on_sent
 
     def _fail_soon(self, error: EventError) -> None:
         """Fail at the end of the iteration, because event_cb must not run inside a write."""

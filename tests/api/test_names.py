@@ -26,6 +26,7 @@ STREAM = HANDLE | {
     "disable",
     "enable",
     "fileno",
+    "sendfile",
     "set_timeouts",
     "set_watermarks",
     "shutdown",
