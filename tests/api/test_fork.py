@@ -266,10 +266,13 @@ def test_a_signal_to_the_childs_own_loop_does_not_reach_the_parents(run):
 def test_the_parents_loop_goes_on_undisturbed(run):
     """Its timers, connections and signal handler work, also after the child has used a loop."""
     done = []
+    event = None
 
     def read(connection, data):
+        nonlocal event
         done.append(data)
         if data == b"before":
+            event = pyasync.delay(partial(done.append, "delay"), time=0.01)
             fork_and_check(check)
             connection.write(b"after")
             signal.raise_signal(signal.SIGUSR1)
@@ -294,7 +297,6 @@ def test_the_parents_loop_goes_on_undisturbed(run):
         server = pyasync.tcp_server("127.0.0.1", 0, read)
         client = pyasync.tcp_connect(*server.address, answered, data=b"before")
         handler = pyasync.signal_handler(signal.SIGUSR1, handle)
-        event = pyasync.delay(partial(done.append, "delay"), time=0.01)
     assert done[0] == b"before"
     assert set(done[1:]) == {(b"after", True), signal.SIGUSR1, "delay"}
 

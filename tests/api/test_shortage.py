@@ -5,9 +5,12 @@ goes on.
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from peers import preloaded
+
+from pyasync import _libuv
 
 #: Functions that refuse when they are told to, by refuse(which, error, skip, count): the calls
 #: behind the first `skip` ones, `count` of them.
@@ -607,6 +610,10 @@ assert data == b"data" and error.errno == errno.EIO, told
 
 @pytest.mark.skipif(
     "asan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer has its own malloc"
+)
+@pytest.mark.skipif(
+    b"libuv.so" not in Path(_libuv.__file__).read_bytes(),
+    reason="the extension has libuv inside, which cannot do without memory",
 )
 @pytest.mark.parametrize(
     "calls",

@@ -220,6 +220,9 @@ BY_FILE(writev, 1 << 20)
 WRAP(close, dlsym(RTLD_NEXT, "close"), 1,
      real(a, b, c, d, e, f, g); errno = fault_error; return -1)
 
-/* libuv closes by syscall, too, which makes it no cancellation point. */
-WRAP(syscall, dlsym(RTLD_NEXT, "syscall"), a != SYS_close,
+/* libuv closes by syscall, too, which makes it no cancellation point. And since
+ * 1.45 it changes epoll by a ring that it has made before: no kernel gives one
+ * and refuses to take what is in it. */
+WRAP(syscall, dlsym(RTLD_NEXT, "syscall"),
+     a != SYS_close && a != SYS_io_uring_enter,
      errno = fault_error; return -1)
