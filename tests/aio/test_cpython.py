@@ -32,19 +32,35 @@ QUICK = [
 ]
 
 
-def suite(*words):
-    done = subprocess.run(
-        [sys.executable, str(SUITE), *words], capture_output=True, text=True, timeout=1700
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def start_suite(*words):
+    words = [sys.executable, str(SUITE), *words]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def finish(process, seconds):
+    output, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, output
+
+
+@pytest.fixture(scope="module")
+def processes(request):
+    """Give a process for each of the modules, all at once: they wait more than they compute."""
+    chosen = [item.callspec.params["module"] for item in request.session.items
+              if item.function is test_a_module_of_cpythons_passes]  # fmt: skip
+    started = {module: start_suite(module) for module in chosen}
+    yield started
+    for process in started.values():
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("module", QUICK)
-def test_a_module_of_cpythons_passes(module):
-    suite(module)
+def test_a_module_of_cpythons_passes(processes, module):
+    finish(processes[module], 280)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_all_of_cpythons_suite_passes():
-    suite()
+    finish(start_suite(), 1700)

@@ -2,6 +2,7 @@
 goes on.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -151,26 +152,49 @@ def wait(condition, then):
 """
 
 
+#: Runs each program that is sent to it in a fork of its own, which spares the imports.
+FORKS = (
+    PROLOGUE
+    + """
+import json
+
+for line in sys.stdin:
+    program, output = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        with open(os.devnull) as null, open(output, "w") as file:
+            os.dup2(null.fileno(), 0)
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        exec(program)
+        sys.exit()
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+)
+
+
 @pytest.fixture(scope="module")
 def short_of(tmp_path_factory):
-    """Give a function that runs a program, with `refuse`, and fails if that writes to stderr."""
+    """Give a function that runs a program, with `refuse`, and fails if that prints anything."""
     source = SYSTEM
     if "asan" not in os.environ.get("LD_PRELOAD", ""):  # a sanitizer has its own malloc
         source += MEMORY
-    environment = preloaded(tmp_path_factory.mktemp("system"), source)
+    folder = tmp_path_factory.mktemp("system")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    output = folder / "output"
 
     def run_program(program, **names):
         setting = "".join(f"{name} = {value!r}\n" for name, value in names.items())
-        result = subprocess.run(
-            [sys.executable, "-c", PROLOGUE + setting + program],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=50,
-        )
-        assert (result.returncode, result.stderr) == (0, ""), result.stderr + result.stdout
+        print(json.dumps([setting + program, str(output)]), file=forks.stdin, flush=True)
+        status = forks.stdout.readline()
+        assert (status, output.read_text()) == ("0\n", "")
 
-    return run_program
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS], env=preloaded(folder, source), **pipes
+    ) as forks:
+        yield run_program
+        forks.stdin.close()
+        assert forks.wait() == 0
 
 
 # Places in epoll (epoll_ctl(2): ENOSPC, ENOMEM)
@@ -374,10 +398,8 @@ assert [data for _, data, _ in got] == [b"hello"]
 # Descriptors for a loop
 
 
-@pytest.mark.parametrize("which", ["first", "later"])
-def test_a_loop_without_descriptors_raises_and_leaves_none_open(which):
-    """libuv aborts if it cannot open the pipe of the process with the first loop."""
-    program = """
+#: Makes loops with 0 to 9 descriptors left, in a fork each. Prints how many could not be made.
+FEW_DESCRIPTORS = """
 import errno, os, resource, sys
 import pyasync
 
@@ -396,43 +418,52 @@ def free(taken):
     for fd in taken:
         os.close(fd)
 
-ran, raised = [], 0
-if sys.argv[1] == "later":
-    start()
-resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
-left = int(sys.argv[2])
-held = take_all()
-free(held[:left])
-for _ in range(5):
-    try:
+def attempt(left):
+    raised = 0
+    if WHICH == "later":
         start()
-    except OSError as error:
-        assert error.errno == errno.EMFILE, error
-        raised += 1
-if raised:
-    taken = take_all()
-    # libuv keeps the pipe of the process.
-    assert len(taken) in (left, left - 2 if sys.argv[1] == "first" else left), taken
-    free(taken)
-free(held[left:])
-ran.clear()
-start()
-assert ran == [1]
-print(raised)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+    held = take_all()
+    free(held[:left])
+    for _ in range(5):
+        try:
+            start()
+        except OSError as error:
+            assert error.errno == errno.EMFILE, error
+            raised += 1
+    if raised:
+        taken = take_all()
+        # libuv keeps the pipe of the process.
+        assert len(taken) in (left, left - 2 if WHICH == "first" else left), taken
+        free(taken)
+    free(held[left:])
+    ran.clear()
+    start()
+    assert ran == [1]
+    return raised
+
+ran = []
+WHICH = sys.argv[1]
+for left in range(10):
+    child = os.fork()
+    if child == 0:
+        sys.exit(100 + attempt(left))
+    print(os.waitpid(child, 0)[1] // 256 - 100, flush=True)
 """
-    results = []
-    for left in range(10):
-        result = subprocess.run(
-            [sys.executable, "-c", program, which, str(left)],
-            capture_output=True,
-            text=True,
-            timeout=50,
-        )
-        assert (result.returncode, result.stderr) == (0, ""), (left, result.stderr)
-        results.append(int(result.stdout))
-    assert results[0] == 5
-    assert results[-1] == 0
-    assert results == sorted(results, reverse=True)
+
+
+@pytest.mark.parametrize("which", ["first", "later"])
+def test_a_loop_without_descriptors_raises_and_leaves_none_open(which):
+    """libuv aborts if it cannot open the pipe of the process with the first loop."""
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_DESCRIPTORS, which], capture_output=True, text=True, timeout=50
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    raised = [int(line) for line in done.stdout.split()]
+    assert len(raised) == 10
+    assert raised[0] == 5
+    assert raised[-1] == 0
+    assert raised == sorted(raised, reverse=True)
 
 
 # Threads of libuv's pool
