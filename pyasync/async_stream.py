@@ -16,7 +16,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from pyasync._core.stream_extras import LOW_WATERMARK
-from pyasync.errors import EventError
+from pyasync.errors import EventError, IncompleteReadError, LimitOverrunError
 
 if TYPE_CHECKING:
     from _typeshed import MaybeNone, ReadableBuffer, WriteableBuffer
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 #: Small pieces are joined up to this size, in bytes, because each `bytes` object has an overhead of
 #: some 40 bytes.
 JOINED_SIZE = 1024
+
+#: The default of ``limit`` of `AsyncStream.readuntil`, in bytes: asyncio's.
+LIMIT = 1 << 16
 
 
 class AsyncStream(io.BufferedIOBase):
@@ -67,8 +70,9 @@ class AsyncStream(io.BufferedIOBase):
     b'THREE\n'
     """
 
-    __slots__ = ("_chunks", "_closed", "_ended", "_fed", "_head", "_loop", "_newline",
-                 "_position", "_resume", "_searched", "_socket")  # fmt: skip
+    __slots__ = ("_chunks", "_closed", "_ended", "_fed", "_head", "_loop", "_needs_more",
+                 "_newline", "_position", "_resume", "_searched", "_separator", "_socket",
+                "_without")  # fmt: skip
 
     #: Never set, as in `io.BytesIO`. Declared, because the type that `io.TextIOWrapper` takes has
     #: it.
@@ -81,6 +85,8 @@ class AsyncStream(io.BufferedIOBase):
         self._ended = False
         #: Called when little data waits again; set while the socket has stopped reading.
         self._resume: Callable[[], object] | None = None
+        #: Whether a call waits for more than has arrived, so that the socket must not stop.
+        self._needs_more = False
         #: The data that waits, in order; bytes of the first before _position have been taken.
         self._chunks: deque[bytes] = deque()
         # Positions in the stream, in bytes from its beginning.
@@ -89,6 +95,8 @@ class AsyncStream(io.BufferedIOBase):
         self._head = 0  # the start of the first chunk
         self._searched = 0  # how far the last newline was searched for
         self._newline = -1  # that newline; it may have been taken
+        self._without = 0  # up to here no separator begins that readuntil was asked for last
+        self._separator = b""  # that separator
 
     @property
     def socket(self) -> Any:
@@ -143,12 +151,59 @@ class AsyncStream(io.BufferedIOBase):
         count = self._available(size if index(size) > 0 else io.DEFAULT_BUFFER_SIZE)
         return self._next(count) if count or self.ended else None
 
-    def readline(self, size: int | None = -1, /) -> bytes | MaybeNone:
+    def readexactly(self, n: int) -> bytes | None:
+        """Return ``n`` bytes; None while fewer have arrived.
+
+        When the end has come first, raises `IncompleteReadError`, whose ``partial`` is the rest: it
+        is taken from the stream.
+        """
+        if index(n) < 0:
+            raise ValueError(f"n must be 0 or more, not {n}")
+        count = self._available(n)
+        if count == n:
+            return self._take(count)
+        if self.ended:
+            raise self._incomplete(index(n))
+        self._read_on()
+        return None
+
+    def readuntil(self, separator: ReadableBuffer, limit: int | None = LIMIT) -> bytes | None:
+        r"""Return the data up to the separator, and that with it; None while it has not arrived.
+
+        When over ``limit`` bytes have come before it, or without it, raises `LimitOverrunError`,
+        and they stay in the stream; None: there is no limit. When the end has come first, raises
+        `IncompleteReadError`, whose ``partial`` is the rest: it is taken from the stream.
+
+        >>> import pyasync
+        >>> def show(socket, stream):
+        ...     while (head := stream.readuntil(b"\r\n\r\n", limit=1000)) is not None:
+        ...         print(head)
+        ...         server.close()
+        >>> with pyasync.event_loop():
+        ...     server = pyasync.tcp_server("127.0.0.1", 0, show, stream=True)
+        ...     pyasync.tcp_connect(*server.address, print, data=b"a: b\r\n\r\n").close()
+        b'a: b\r\n\r\n'
+        """
+        with memoryview(separator) as view:
+            wanted = view.tobytes()
+        if not wanted:
+            raise ValueError("separator must not be empty")
+        data = self._until(wanted, limit)
+        if data is None and self.ended:
+            raise self._incomplete(None)
+        return data
+
+    def readline(self, size: int | None = -1, /, *, limit: int | None = None) -> bytes | MaybeNone:
         r"""Return the next line with its ``b"\n"``, or None if its end has not arrived.
 
         When the end of the stream has come, return the rest. With a ``size`` of 0 or more, return
         the first ``size`` bytes of a longer line, whether its end has arrived or not.
+
+        With a ``limit``, a line of more bytes, its end not counted, raises `LimitOverrunError`, and
+        stays in the stream: so a peer cannot make a line grow without end.
         """
+        if limit is not None:
+            return self._limited_line(size, limit)
         if self._loop.thread != get_ident():
             self._check_thread()
         position = self._position
@@ -165,8 +220,6 @@ class AsyncStream(io.BufferedIOBase):
             return self._take(self._line_size(most))
         if self.ended or most == size:
             return self._take(most)
-        # A line may be longer than the limit at which the socket stops reading: without more input
-        # its end would never come.
         self._read_on()
         return None
 
@@ -250,6 +303,7 @@ class AsyncStream(io.BufferedIOBase):
     def _feed(self, data: bytes) -> None:
         """Append data that has arrived."""
         chunks = self._chunks
+        self._needs_more = False
         self._fed += len(data)
         if chunks and len(chunks[-1]) + len(data) <= JOINED_SIZE:
             chunks[-1] += data
@@ -266,6 +320,67 @@ class AsyncStream(io.BufferedIOBase):
     def _end(self) -> None:
         """Mark the end: no more data will arrive."""
         self._ended = True
+
+    # Reading up to a separator
+
+    def _limited_line(self, size: int | None, limit: int) -> bytes | None:
+        if size is not None and index(size) >= 0:
+            raise ValueError("with a limit, size must be -1 or None")
+        line = self._until(b"\n", limit)
+        return self._take(self._available(-1)) if line is None and self.ended else line
+
+    def _until(self, separator: bytes, limit: int | None) -> bytes | None:
+        """Take the data up to the separator; return None if that has not arrived."""
+        if limit is not None and index(limit) < 0:
+            raise ValueError(f"limit must be 0 or more, or None, not {limit}")
+        waiting = self._available(-1)
+        found = self._find(separator)
+        size = found - self._position if found >= 0 else waiting - len(separator) + 1
+        if limit is not None and size > limit:
+            what = "before" if found >= 0 else "without"
+            error = LimitOverrunError(f"over {limit} bytes have arrived {what} {separator!r}")
+            error.consumed = size
+            raise error
+        if found >= 0:
+            return self._take(size + len(separator))
+        self._read_on()
+        return None
+
+    def _find(self, separator: bytes) -> int:
+        """Return the position of the next separator; -1: it has not arrived.
+
+        The data is searched once, however often this is called for the same separator.
+        """
+        start = self._position
+        if self._separator == separator:
+            start = max(start, self._without)
+        size, end, new = len(separator), self._fed, []
+        for chunk in reversed(self._chunks):  # backwards to where the last search has ended
+            end -= len(chunk)
+            new.append((end, chunk))
+            if end <= start:
+                break
+        before = b""  # the end of the chunks before, in which a separator may begin
+        for begin, chunk in reversed(new):
+            if before:
+                found = (before + chunk[: size - 1]).find(separator)
+                if found >= 0:
+                    return begin - len(before) + found
+            offset = max(0, start - begin)
+            found = chunk.find(separator, offset)
+            if found >= 0:
+                return begin + found
+            if size > 1:
+                before = (before + chunk[max(offset, len(chunk) - size + 1) :])[1 - size :]
+        self._separator, self._without = separator, max(start, self._fed - size + 1)
+        return -1
+
+    def _incomplete(self, expected: int | None) -> IncompleteReadError:
+        partial = self._take(self._available(-1))
+        what = "the separator" if expected is None else f"all of {expected} bytes"
+        error = IncompleteReadError(f"the end came after {len(partial)} bytes, before {what}")
+        error.partial, error.expected = partial, expected
+        return error
 
     # The buffer
 
@@ -284,10 +399,19 @@ class AsyncStream(io.BufferedIOBase):
         while chunks and self._head + len(chunks[0]) <= self._position:
             self._head += len(chunks.popleft())
         if self._fed - self._position <= LOW_WATERMARK:
-            self._read_on()
+            self._resume_reading()
         return data
 
     def _read_on(self) -> None:
+        """Let the socket read more than its limit, because what was asked for is not there yet.
+
+        A line may be longer than the limit at which the socket stops reading: without more input
+        its end would never come.
+        """
+        self._needs_more = True  # until there is more
+        self._resume_reading()
+
+    def _resume_reading(self) -> None:
         """Let the socket read again, if it has stopped because much data waits."""
         resume, self._resume = self._resume, None
         if resume is not None:

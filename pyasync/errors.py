@@ -90,6 +90,27 @@ class SocketError(EventError, OSError):
     socket: Any = None
 
 
+class IncompleteReadError(EventError, EOFError):
+    """The end of a stream has come before all that was asked for.
+
+    ``partial`` is what came before it, and ``expected`` the number of bytes that was asked for, or
+    None. As asyncio's exception of this name.
+    """
+
+    partial: bytes = b""
+    expected: int | None = None
+
+
+class LimitOverrunError(EventError, ValueError):
+    """More than ``limit`` bytes have arrived without the separator that was asked for.
+
+    They are still in the stream; ``consumed`` of them have no separator, and can be read to go on.
+    As asyncio's exception of this name.
+    """
+
+    consumed: int = 0
+
+
 class SocketReset(SocketError, ConnectionResetError):
     """The peer has reset the connection (ECONNRESET)."""
 

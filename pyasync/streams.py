@@ -164,7 +164,8 @@ class Stream(CoreStream):
 
     def _limit(self, stream: AsyncStream) -> None:
         """Read no more from the kernel while much data waits in the stream."""
-        if stream.buffered > HIGH_WATERMARK and not self._state & (CLOSED | READ_DISABLED):
+        stop = stream.buffered > HIGH_WATERMARK and not stream._needs_more
+        if stop and not self._state & (CLOSED | READ_DISABLED):
             self.disable(read=True)
             stream._resume = self._end_limit  # after disable, which clears it
 

@@ -944,3 +944,189 @@ def test_read_cb_is_called_for_the_last_line_without_an_end(run):
             *server.address, lambda socket, stream: lines.extend(stream), stream=True
         )
     assert lines == [b"one\n", b"two"]
+
+
+# By size and by separator
+
+
+@given(
+    data=st.binary(max_size=60).map(lambda data: bytes(byte % 3 for byte in data)),
+    cuts=st.lists(st.integers(0, 60), max_size=8),
+    separator=st.binary(min_size=1, max_size=4).map(lambda data: bytes(b % 3 for b in data)),
+    reads=st.integers(0, 3),
+)
+def test_readuntil_finds_what_one_search_of_all_data_finds(data, cuts, separator, reads):
+    with mock.patch("pyasync.async_stream.JOINED_SIZE", 0):  # each piece stays by itself
+        stream, got, left = fed(), [], data
+        for start, end in zip([0, *sorted(cuts)], [*sorted(cuts), len(data)]):
+            stream._feed(data[start:end])
+            for _ in range(reads):
+                got.append(stream.readuntil(separator, limit=None))
+        while (found := stream.readuntil(separator)) is not None:
+            got.append(found)
+        expected = []
+        while separator in left:
+            size = left.index(separator) + len(separator)
+            expected.append(left[:size])
+            left = left[size:]
+        assert [piece for piece in got if piece is not None] == expected
+        assert (stream.read() or b"") == left
+
+
+@given(data=st.binary(max_size=30), cut=st.integers(0, 30), n=st.integers(0, 40))
+def test_readexactly_gives_all_of_it_or_nothing(data, cut, n):
+    stream = fed(data[:cut])
+    early = stream.readexactly(n)
+    assert early == (data[:n] if n <= len(data[:cut]) else None)
+    stream._feed(data[cut:])
+    if early is None:
+        assert stream.readexactly(n) == (data[:n] if n <= len(data) else None)
+
+
+def test_a_separator_may_change_between_two_calls():
+    stream = fed(b"a;b,c")
+    assert stream.readuntil(b"!") is None
+    assert stream.readuntil(b",") == b"a;b,"
+    assert stream.readuntil(bytearray(b"!")) is None
+    stream._feed(b"!d")
+    assert stream.readuntil(memoryview(b"!")) == b"c!"
+    assert stream.read() == b"d"
+
+
+@pytest.mark.parametrize(
+    ("read", "expected"),
+    [
+        (lambda stream: stream.readexactly(4), 4),
+        (lambda stream: stream.readuntil(b"!"), None),
+        (lambda stream: stream.readuntil(b"!", limit=3), None),
+    ],
+)
+def test_the_end_before_all_of_it_raises_with_the_rest(read, expected):
+    stream = fed(b"ab", b"c")
+    assert read(stream) is None
+    stream._end()
+    with pytest.raises(pyasync.IncompleteReadError, match="after 3 bytes") as caught:
+        read(stream)
+    assert (caught.value.partial, caught.value.expected) == (b"abc", expected)
+    assert isinstance(caught.value, EOFError)
+    assert stream.read() == b""
+    with pytest.raises(pyasync.IncompleteReadError) as caught:
+        read(stream)
+    assert caught.value.partial == b""
+
+
+def test_what_is_whole_can_be_read_after_the_end():
+    stream = fed(b"abc;de", ended=True)
+    assert stream.readuntil(b";") == b"abc;"
+    assert stream.readexactly(2) == b"de"
+    assert stream.readexactly(0) == b""
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda stream: stream.readuntil(b"\n", 4),
+        lambda stream: stream.readuntil(b"\n", limit=4),
+        lambda stream: stream.readline(limit=4),
+        lambda stream: stream.readline(None, limit=4),
+    ],
+)
+def test_a_line_over_the_limit_raises_and_stays(read):
+    stream = fed(b"1234")
+    assert read(stream) is None
+    stream._feed(b"\n12345")
+    assert read(stream) == b"1234\n"
+    for _ in range(2):
+        with pytest.raises(pyasync.LimitOverrunError, match="without") as caught:
+            read(stream)
+        assert caught.value.consumed == 5
+        assert isinstance(caught.value, ValueError)
+    stream._feed(b"\n")
+    with pytest.raises(pyasync.LimitOverrunError, match="before") as caught:
+        read(stream)
+    assert stream.readexactly(caught.value.consumed) == b"12345"
+    assert read(stream) == b"\n"
+
+
+def test_readuntil_has_asyncios_limit():
+    stream = fed(b"x" * (1 << 16))
+    assert stream.readuntil(b"\n") is None
+    stream._feed(b"x")
+    with pytest.raises(pyasync.LimitOverrunError):
+        stream.readuntil(b"\n")
+    assert stream.readuntil(b"\n", limit=None) is None
+
+
+def test_the_rest_after_the_end_is_a_line_within_the_limit():
+    stream = fed(b"rest", ended=True)
+    with pytest.raises(pyasync.LimitOverrunError):
+        stream.readline(limit=3)
+    assert stream.readline(limit=4) == b"rest"
+    assert stream.readline(limit=4) == b""
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda stream: stream.readexactly(-1), ValueError),
+        (lambda stream: stream.readexactly("1"), TypeError),
+        (lambda stream: stream.readuntil(b""), ValueError),
+        (lambda stream: stream.readuntil("text"), TypeError),
+        (lambda stream: stream.readuntil(b"x", -1), ValueError),
+        (lambda stream: stream.readuntil(b"x", 1.5), TypeError),
+        (lambda stream: stream.readline(limit=-1), ValueError),
+        (lambda stream: stream.readline(5, limit=5), ValueError),
+    ],
+)
+def test_reading_by_size_and_separator_refuses_wrong_arguments(call, error):
+    stream = fed(b"text")
+    with pytest.raises(error):
+        call(stream)
+    assert stream.read() == b"text"
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda stream: stream.readexactly(200_001),
+        lambda stream: stream.readuntil(b"!", None),
+        lambda stream: stream.readline(),
+        lambda stream: stream.readline(limit=200_001),
+    ],
+)
+def test_more_than_the_limit_of_a_socket_that_stops_reading_can_be_waited_for(run, read):
+    got = []
+
+    def on_data(socket, stream):
+        data = read(stream)
+        if data is not None:
+            got.append(data)
+            socket.close()
+            server.close()
+
+    with run():
+        server = pyasync.tcp_server(
+            "127.0.0.1",
+            0,
+            nothing,
+            connect_cb=lambda socket: socket.write(b"x" * 200_000 + b"!\n"),
+        )
+        pyasync.tcp_connect(*server.address, on_data, stream=True, drain_read_buffer=False)
+    assert got[0].rstrip() == b"x" * 200_000 + b"!"
+
+
+def test_a_search_for_a_separator_looks_at_each_byte_once():
+    """Ten times the pieces take ten times the time, and not a hundred times."""
+    with mock.patch("pyasync.async_stream.JOINED_SIZE", 0):
+        stream = fed()
+        looks = []
+
+        class Piece(bytes):
+            def find(self, *args):
+                looks.append(1)
+                return super().find(*args)
+
+        for _ in range(300):
+            stream._feed(Piece(b"data"))
+            assert stream.readuntil(b"--end--", limit=None) is None
+    assert len(looks) < 300 * 5

@@ -87,6 +87,8 @@ BASES = {
     "EventLoopNotRunning": ("EventError", RuntimeError),
     "DnsError": ("EventError", socket.gaierror),
     "SocketError": ("EventError", OSError),
+    "IncompleteReadError": ("EventError", EOFError),
+    "LimitOverrunError": ("EventError", ValueError),
     "SocketReset": ("SocketError", ConnectionResetError),
     "SocketRefused": ("SocketError", ConnectionRefusedError),
     "SocketUnreachable": ("SocketError",),
