@@ -98,6 +98,10 @@ class AsyncStream(io.BufferedIOBase):
         self._without = 0  # up to here no separator begins that readuntil was asked for last
         self._separator = b""  # that separator
 
+    def __repr__(self) -> str:
+        """Tell the socket, and how much waits."""
+        return f"<AsyncStream, {self._fed - self._position} bytes wait, of {self._socket!r}>"
+
     @property
     def socket(self) -> Any:
         """The socket under the stream, a `TcpSocket` or one like it."""

@@ -116,6 +116,9 @@ class ProcessPipe(Stream):
             force=force,
         )
 
+    def _state_text(self) -> str:
+        return "closed" if self.closed else "open"  # that it has one direction is no half-close
+
     def shutdown(self) -> None:
         """End the child's input when the pipe has taken all writes, as `close` does.
 

@@ -49,6 +49,20 @@ class Stream(CoreStream):
             self._loop.watched[self] = None
         super()._begin()
 
+    @property
+    def read_cb(self) -> Callable[[Any, Any], object]:
+        """The function that is called with data, as the call that made the socket was given it.
+
+        It can be set at any time, for all data that is delivered after that.
+        """
+        return self._options.read_cb
+
+    @read_cb.setter
+    def read_cb(self, read_cb: Callable[[Any, Any], object]) -> None:
+        require_callable("read_cb", read_cb)
+        self._open_slot()
+        self._replace_callbacks(read_cb, None)
+
     def write(
         self,
         data: Data,
@@ -142,9 +156,16 @@ class Stream(CoreStream):
         super().disable(read=read, write=write)
 
     def _drop_input(self) -> None:
+        if self._options.close_cb is not None:
+            self._keep_names()
         super()._drop_input()
         if self._state & STREAMING:
             self._need_extras().stream._end()
+
+    def _on_loop_end(self) -> None:
+        if self._options.close_cb is not None and not self._state & CLOSED:
+            self._keep_names()
+        super()._on_loop_end()
 
     # Reports of the core
 

@@ -10,13 +10,14 @@ import errno
 import socket as sockets
 from collections import deque
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from pyasync._core.addresses import NumericAddress, pack_address
 from pyasync._core.deadlines import Timer, background_timer
 from pyasync._core.engine import CLOSED
 from pyasync._core.handles import ClosedHandle
 from pyasync._core.pool_requests import Lookup
-from pyasync._core.sockets import PeerHandle
+from pyasync._core.sockets import PEERNAME, SOCKNAME, PeerHandle, join_names
 from pyasync._core.stream import (
     CONNECTING,
     READ_DISABLED,
@@ -33,6 +34,11 @@ from pyasync.errors import EventError, SocketError, message, socket_error
 
 #: RFC 8305, section 5: Connection Attempt Delay, in seconds.
 ATTEMPT_DELAY = 0.25
+
+
+#: The names of sockets that were asked for one of them, or that report their close: (peer's, own).
+#: Here, because a field for them would make every connection larger.
+_names: WeakKeyDictionary[Socket, tuple[Any, Any]] = WeakKeyDictionary()
 
 
 class Socket(PeerHandle, Stream):
@@ -80,6 +86,25 @@ class Socket(PeerHandle, Stream):
         if slot < 0:
             raise socket_error(-errno.ENOTCONN, self)
         return slot
+
+    # Names
+
+    def _name(self, which: int) -> Any:
+        if self.closed:
+            names = _names.get(self, ())
+            if which < len(names) and names[which] is not None:
+                return names[which]
+        name = super()._name(which)
+        self._keep_names()
+        return name
+
+    def _names_text(self, known: bool) -> list[str]:
+        kept = _names.get(self)
+        return super()._names_text(known) if kept is None else join_names(kept[1], kept[0])
+
+    def _keep_names(self) -> None:
+        if self._slot >= 0 and self not in _names:
+            _names[self] = (self._find_name(PEERNAME), self._find_name(SOCKNAME))
 
     # Connecting
 

@@ -7,6 +7,7 @@ until C's closed record, so an open handle works on when its user has dropped it
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
 from pyasync._core.engine import CLOSED, Engine
@@ -75,6 +76,24 @@ class DescriptorHandle(Handle):
     """A handle that has a descriptor."""
 
     __slots__ = ()
+
+    def __repr__(self) -> str:
+        """Tell the state, the descriptor, and the addresses if there are any; it never raises."""
+        parts = [type(self).__name__, self._state_text()]
+        loop, slot = self._loop, self._slot
+        # In the loop's thread only, and while the slot is this handle's.
+        known = loop.thread == get_ident() and slot >= 0 and loop.objects[slot] is self
+        if known:
+            parts.append(f"fd={lib.pa_fileno(loop.c, slot)}")
+        return "<{}>".format(" ".join(parts + self._names_text(known)))
+
+    def _state_text(self) -> str:
+        """Return the state in a word or two, for the repr."""
+        return "closed" if self.closed else "open"
+
+    def _names_text(self, known: bool) -> list[str]:
+        """Return the addresses for the repr. ``known``: C knows the handle, and may be asked."""
+        return []
 
     def fileno(self) -> int:
         """Return the descriptor, which stays pyasync's to close. Raises `SocketClosed`."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from pyasync._core.deadlines import Timer
 from pyasync._core.handles import CHandle, ClosedHandle
-from pyasync._core.sockets import SocketHandle
+from pyasync._core.sockets import SocketHandle, name_text
 from pyasync._core.stream import HAS_EXTRAS, LIMITED
 from pyasync._ffi import lib
 from pyasync.errors import EventError, SocketAcceptError, SocketClosed, check, message
@@ -55,6 +55,12 @@ class Listener(CHandle, SocketHandle):
     def address(self) -> Any:
         """The address at which the server listens, from `socket.socket.getsockname`."""
         return self._address
+
+    def _state_text(self) -> str:
+        return "closed" if self.closed else "listening"
+
+    def _names_text(self, known: bool) -> list[str]:
+        return [name_text(self._address)]
 
     def close(self) -> None:
         """Stop accepting, and free the address. Connections stay open. Closing twice is fine."""

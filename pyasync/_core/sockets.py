@@ -177,16 +177,49 @@ class PeerHandle(SocketHandle):
     def peername(self) -> Any:
         """The peer's address, in the form of `socket.socket.getpeername`.
 
-        Of a TCP connection it is known also when the peer has reset that. Raises `SocketError`
-        (ENOTCONN) for a socket that is not connected, and `SocketClosed`.
+        Of a TCP connection it is known also when the peer has reset that. It can be read after the
+        end too, of a stream that has a ``close_cb`` or that was asked for it before. Raises
+        `SocketError` (ENOTCONN) for a socket that is not connected, and `SocketClosed`.
         """
-        return self._name(lib.pa_getpeername)
+        return self._name(PEERNAME)
 
     @property
     def sockname(self) -> Any:
-        """The socket's own address, in the form of `socket.socket.getsockname`."""
-        return self._name(lib.pa_getsockname)
+        """The socket's own address, in the form of `socket.socket.getsockname`.
 
-    def _name(self, function: Any) -> Any:
+        It can be read after the end as `peername` can.
+        """
+        return self._name(SOCKNAME)
+
+    def _name(self, which: int) -> Any:
         name = ffi.new("char[]", lib.PA_NAME_MAX)
-        return unpack_name(ffi.buffer(name, self._ask(function, name))[:])
+        return unpack_name(ffi.buffer(name, self._ask(_NAMES[which], name))[:])
+
+    def _find_name(self, which: int) -> Any:
+        """Return a name of a handle that C knows; None: it is not known. It raises nothing."""
+        name = ffi.new("char[]", lib.PA_NAME_MAX)
+        size = _NAMES[which](self._loop.c, self._slot, name)
+        return unpack_name(ffi.buffer(name, size)[:]) if size >= 0 else None
+
+    def _names_text(self, known: bool) -> list[str]:
+        if not known:
+            return []
+        return join_names(self._find_name(SOCKNAME), self._find_name(PEERNAME))
+
+
+PEERNAME, SOCKNAME = 0, 1
+_NAMES = (lib.pa_getpeername, lib.pa_getsockname)
+
+
+def join_names(own: Any, peer: Any) -> list[str]:
+    """Return the names of a socket's two ends for its repr: neither, one, or both in one text."""
+    texts = [name_text(own), name_text(peer)]
+    return [" -> ".join(text or "?" for text in texts)] if texts[1] else [t for t in texts if t]
+
+
+def name_text(name: Any) -> str:
+    """Return an address for a repr: ``127.0.0.1:80``, ``[::1]:80``, or the name of a pipe."""
+    if not isinstance(name, tuple):
+        return repr(name) if name else ""
+    host, port = name[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -611,6 +611,24 @@ class Stream(DescriptorHandle):
 
     # Fields
 
+    def _state_text(self) -> str:
+        state = self._state
+        if state & CLOSED or self.closed:
+            here = self._slot >= 0 and not self._loop.closed
+            return "closing" if here and self._loop.objects[self._slot] is self else "closed"
+        if state & CONNECTING:
+            return "connecting"
+        if state & UNCONNECTED:
+            extras = self._extras
+            connecting = extras is not None and extras.connector is not None
+            return "connecting" if connecting else "unconnected"
+        if state & ENDED:
+            return "ended by the peer"
+        return "shut down" if state & SHUT else "open"
+
+    def _keep_names(self) -> None:
+        """Keep the addresses, as the end has come: a stream that has none does nothing."""
+
     @property
     def _loop(self) -> Any:  # type: ignore[override]
         return self._options.loop

@@ -26,6 +26,7 @@ STREAM = HANDLE | {
     "disable",
     "enable",
     "fileno",
+    "read_cb",
     "sendfile",
     "set_timeouts",
     "set_watermarks",

@@ -240,3 +240,161 @@ def test_an_exception_at_any_line_leaves_the_descriptor_alone(run, ask):
     server = peer = None
     run(start, limit=60)
     assert peer.result() == (0, None)
+
+
+# read_cb
+
+
+def test_read_cb_can_be_set_for_each_state_of_a_protocol(run):
+    got = []
+
+    def first(stream, data):
+        assert stream.read_cb is first
+        got.append(("first", data))
+        stream.read_cb = second
+        stream.write(b"2")
+
+    def second(stream, data):
+        got.append(("second", data))
+        stream.close()
+        server.close()
+        with pytest.raises(pyasync.SocketClosed):
+            stream.read_cb = first
+
+    with run():
+        server = pyasync.tcp_server("127.0.0.1", 0, lambda stream, data: stream.write(data))
+        others = pyasync.tcp_server("127.0.0.1", 0, nothing)
+        client = pyasync.tcp_connect(*server.address, first, data=b"1")
+        for wrong in (None, "first", 5):
+            with pytest.raises(TypeError, match="read_cb must be callable"):
+                client.read_cb = wrong
+        others.close()
+    assert got == [("first", b"1"), ("second", b"2")]
+
+
+def test_setting_read_cb_leaves_the_other_connections_of_the_server_alone(run):
+    got = []
+
+    def mine(stream, data):
+        got.append(("mine", data))
+
+    def shared(stream, data):
+        got.append(("shared", data))
+        stream.read_cb = mine
+        stream.close()
+        if len(got) == 2:
+            server.close()
+
+    with run():
+        server = pyasync.tcp_server("127.0.0.1", 0, shared)
+        for _ in range(2):
+            pyasync.tcp_connect(*server.address, nothing, data=b"!").close()
+        shared_before = server._options.read_cb
+    assert [name for name, _ in got] == ["shared", "shared"]
+    assert shared_before is shared
+
+
+# Names after the end, and reprs
+
+
+@pytest.mark.parametrize("ending", ["close", "force", "peer", "exit", "error"])
+@pytest.mark.parametrize("how", ["close_cb", "asked"])
+def test_names_can_be_read_after_the_end(run, ending, how):
+    seen, closed = [], []
+
+    def connected(stream):
+        if how == "asked":
+            seen.append((stream.peername, stream.sockname))
+        streams.append(stream)
+        server.close()
+        if ending == "exit":
+            pyasync.exit_event_loop()
+        elif ending in ("close", "force"):
+            stream.close(force=ending == "force")
+
+    def close_cb(stream, error):
+        closed.append((stream.peername, stream.sockname))
+
+    streams = []
+    options = {"close_cb": close_cb} if how == "close_cb" else {}
+    with run():
+        server = pyasync.tcp_server(
+            "127.0.0.1", 0, nothing, connect_cb=connected, event_cb=nothing, **options
+        )
+        sock = socket.create_connection(server.address)
+        expected = (sock.getsockname(), server.address)
+        if ending == "error":
+            reset(sock)
+        elif ending == "peer":
+            sock.close()
+    sock.close()
+    (stream,) = streams
+    assert (stream.peername, stream.sockname) == expected
+    for names in seen + closed:
+        assert names == expected
+    assert f"closed {expected[1][0]}:{expected[1][1]} -> {expected[0][0]}:" in repr(stream)
+
+
+def test_names_are_not_kept_for_those_who_do_not_ask(run):
+    streams = []
+
+    def connected(stream):
+        streams.append(stream)
+        stream.close()
+        server.close()
+
+    with run():
+        server = pyasync.tcp_server("127.0.0.1", 0, nothing, connect_cb=connected)
+        pyasync.tcp_connect(*server.address, nothing).close()
+        socket.create_connection(server.address).close()
+    with pytest.raises(pyasync.EventLoopNotRunning):
+        streams[0].peername  # noqa: B018
+    assert repr(streams[0]) == "<TcpSocket closed>"
+
+
+def test_names_of_pipes_can_be_read_after_the_end(run, tmp_path):
+    with run():
+        server = pyasync.pipe_server(tmp_path / "p", nothing)
+        stream = pyasync.pipe_connect(tmp_path / "p", nothing, close_cb=nothing)
+        pyasync.delay(lambda: (stream.close(), server.close()), time=0.01)
+    assert stream.peername == str(tmp_path / "p")
+    assert stream.sockname == ""
+
+
+def test_reprs_tell_state_descriptor_and_names(run):
+    def connected(stream):
+        port = server.address[1]
+        own = stream.sockname[1]
+        assert repr(stream) == (
+            f"<TcpSocket open fd={stream.fileno()} 127.0.0.1:{own} -> 127.0.0.1:{port}>"
+        )
+        stream.shutdown()
+        assert repr(stream).startswith("<TcpSocket shut down fd=")
+        stream.close()
+        assert repr(stream).startswith("<TcpSocket closing fd=")
+        server.close()
+        assert repr(server) == f"<TcpServer closed 127.0.0.1:{port}>"
+
+    with run():
+        server = pyasync.tcp_server("127.0.0.1", 0, nothing)
+        assert repr(server).startswith(f"<TcpServer listening fd={server.fileno()} 127.0.0.1:")
+        stream = pyasync.init_tcp_socket(nothing)
+        assert repr(stream) == "<TcpSocket unconnected>"
+        stream.close()
+        assert repr(stream) == "<TcpSocket closed>"
+        named = pyasync.tcp_connect("localhost", server.address[1], nothing)
+        assert repr(named) == "<TcpSocket connecting>"
+        named.close()
+        client = pyasync.tcp_connect(*server.address, nothing, connect_cb=connected, stream=True)
+        assert repr(client).startswith("<AsyncStream, 0 bytes wait, of <TcpSocket connecting fd=")
+        assert in_other_thread(repr, client.socket) == "<TcpSocket connecting>"
+        udp = pyasync.udp_socket("127.0.0.1", 0, nothing)
+        assert repr(udp) == f"<UdpSocket open fd={udp.fileno()} 127.0.0.1:{udp.address[1]}>"
+        udp.close()
+        six = pyasync.tcp_server("::1", 0, nothing)
+        assert f"[::1]:{six.address[1]}" in repr(six)
+        six.close()
+        process = pyasync.spawn("true", [], output=pyasync.PIPE)
+        assert repr(process.output) == f"<ProcessPipe open fd={process.output.fileno()}>"
+    assert "closed" in repr(client.socket)
+    assert repr(process.output) == "<ProcessPipe closed>"
