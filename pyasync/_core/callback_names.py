@@ -53,4 +53,5 @@ def name_of(callback: Any) -> str:
         else:
             break
     named = callback if hasattr(callback, "__qualname__") else type(callback)
-    return f"{named.__module__}.{named.__qualname__}"
+    module = getattr(named, "__module__", None)  # a method of a type in C and a coroutine have none
+    return f"{module}.{named.__qualname__}" if module else str(named.__qualname__)

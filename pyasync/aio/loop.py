@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context, copy_context
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 from pyasync._core.clock import monotonic
@@ -299,9 +300,10 @@ class EventLoop(asyncio.SelectorEventLoop):
     def _run_handles(self, count: int) -> None:
         """Run so many of the handles that are ready."""
         popleft = self._ready.popleft
-        if self._debug:
+        if self._debug or self._engine.slow_callback_watchers:
+            run = self._run_in_debug_mode if self._debug else self._run_watched
             for _ in range(count):
-                self._run_in_debug_mode(popleft())
+                run(popleft())
             return
         handle: Any = None
         while count:
@@ -317,6 +319,25 @@ class EventLoop(asyncio.SelectorEventLoop):
             except BaseException as error:
                 self._handle_failed(handle, error)
         handle = callback = None  # an exception's traceback would keep them, and be kept by them
+
+    def _run_watched(self, handle: Any) -> None:
+        """Run a handle as for asyncio, and look at its time: see `watch_slow_callbacks`."""
+        callback = handle._callback
+        if callback is None:
+            return
+        start = perf_counter()
+        try:
+            handle._run()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._handle_failed(handle, error)
+        took = perf_counter() - start
+        if took > self._engine.long_callback_limit:
+            task = getattr(callback, "__self__", None)
+            if isinstance(task, asyncio.Task):
+                callback = task.get_coro()
+            self._engine.note_long_callback(took, callback)
 
     def _run_in_debug_mode(self, handle: Any) -> None:
         if handle._cancelled:
