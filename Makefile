@@ -143,6 +143,10 @@ sanitize: .venv-sanitize/.sanitized ## run the tests on a build with sanitizers 
 	LSAN_OPTIONS=print_suppressions=0:suppressions=$(CURDIR)/tests/faults/lsan.supp \
 	.venv-sanitize/bin/pytest $(TEST_ARGS) $(SANITIZE_ARGS)
 
+.PHONY: portable-test
+portable-test: .venv-portable/.portable ## run the tests without what only Linux has, as on macOS and the BSDs
+	.venv-portable/bin/pytest $(TEST_ARGS)
+
 .PHONY: faults
 faults: $(VENV)/.built-test ## let each system call fail in turn; FAULTS_ARGS='--scenario spawn' for some
 	$(VENV)/bin/python tests/faults/run.py $(FAULTS_ARGS)
@@ -226,6 +230,11 @@ always:
 %/.sanitized: %/.created %/.environment $(BUILT_FROM) $(MODULES)
 	@tools/need --optional $(TEST_NEEDS)
 	PYASYNC_SANITIZE=1 $(pip) install '.[test]'
+	@touch $@
+
+%/.portable: %/.created %/.environment $(BUILT_FROM) $(MODULES)
+	@tools/need --optional $(TEST_NEEDS)
+	PYASYNC_PORTABLE=1 $(pip) install '.[test]'
 	@touch $@
 
 # make would remove the steps in between, as it does with files that no rule names.

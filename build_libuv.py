@@ -7,6 +7,7 @@ PKG_CONFIG              the pkg-config command to ask for libuv
 PYASYNC_LIBUV_PREFIX    a folder whose include/ and lib/ (or lib64/) hold libuv: pkg-config is not
                         asked; a libuv.a that has no shared library beside it is linked statically
 PYASYNC_SANITIZE=1      build with AddressSanitizer and UndefinedBehaviorSanitizer
+PYASYNC_PORTABLE=1      build without what only Linux has, to test on Linux what other systems have
 PYASYNC_WERROR=1        build with -Wall -Wextra -Werror
 CFLAGS, LDFLAGS         where they speak of optimization or hardening, ours are left out
 """
@@ -151,6 +152,9 @@ def our_flags():
         hardening = hardening_flags()
         compile_flags += hardening[0]
         link_flags += hardening[1]
+    if os.environ.get("PYASYNC_PORTABLE") == "1":
+        # Like the BSDs' FIONWRITE, and macOS's SO_NWRITE, TIOCOUTQ counts what is not acknowledged.
+        compile_flags += ["-DPA_PORTABLE", "-DFIONWRITE=TIOCOUTQ"]
     if os.environ.get("PYASYNC_WERROR") == "1":
         compile_flags += ["-Wall", "-Wextra", "-Werror"]
     return compile_flags, link_flags

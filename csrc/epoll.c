@@ -3,7 +3,7 @@
  * are the same, and as many. */
 #include "pyasync.h"
 
-#ifdef __linux__
+#ifdef PA_LINUX
 #include <errno.h>
 #include <sys/epoll.h>
 

@@ -6,7 +6,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __linux__
+#ifdef PA_LINUX
 #include <sys/sendfile.h>
 #include <sys/syscall.h>
 #endif
@@ -221,7 +221,7 @@ int64_t pa_fs_read(pa_loop *loop, int fd, size_t size, int64_t offset) {
  * poll(2) for a peer that does not read, although the descriptor does not
  * block: it would hold a thread of the pool without end. */
 
-#ifdef __linux__
+#ifdef PA_LINUX
 /* This is tried first, because file systems can share blocks in place of
  * copying them. By its number, because glibc knows the name since 2.27 only. */
 static ssize_t copy_range(pa_fs *fs, off_t offset, size_t size) {
@@ -272,7 +272,7 @@ static ssize_t read_and_write(pa_fs *fs, off_t offset, size_t size) {
 /* Each is tried when those before it cannot do it. The last works with all
  * kinds of descriptors. */
 static ssize_t (*const ways[])(pa_fs *, off_t, size_t) = {
-#ifdef __linux__
+#ifdef PA_LINUX
     copy_range,
     kernel_sendfile,
 #endif

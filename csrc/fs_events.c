@@ -15,17 +15,18 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#ifdef __linux__
+#ifdef PA_LINUX
 #include <sys/inotify.h>
 #endif
 
 typedef struct pa_monitor {
-#ifdef __linux__
+#ifdef PA_LINUX
   uv_timer_t handle;        /* never fires: it keeps the loop running */
   int wd;                   /* watch descriptor; -1: nothing is watched */
   struct pa_monitor *next;  /* in a list of pa_loop.monitors */
 #else
   uv_fs_event_t handle;
+  int is_directory;
 #endif
   dev_t device;        /* with inode: the file that is watched; see watch */
   ino_t inode;
@@ -200,7 +201,7 @@ static void changed(pa_loop *loop, pa_monitor *monitor, int first,
   }
 }
 
-#ifdef __linux__
+#ifdef PA_LINUX
 
 #define CHANGES (IN_ATTRIB | IN_MODIFY)
 #define RENAMES (IN_CREATE | IN_DELETE | IN_DELETE_SELF | IN_MOVE_SELF | \
@@ -359,15 +360,24 @@ static void begin(pa_monitor *monitor) {
 
 #else
 
+static int is_last_part(const char *name, const char *path, size_t length) {
+  size_t size = strlen(name);
+
+  while (length > 1 && path[length - 1] == '/')
+    length--;
+  return size <= length && memcmp(path + length - size, name, size) == 0 &&
+         (size == length || path[length - size - 1] == '/');
+}
+
 static void on_event(uv_fs_event_t *handle, const char *name, int events,
                      int status) {
   pa_monitor *monitor = (pa_monitor *) handle;
   pa_loop *loop = pa_loop_of(handle);
-  /* An event of the watched file itself, and not of an entry in a directory.
-   * Its name is no help: libuv takes it from handle->path. So a name inside
-   * handle->path is the sign of such an event. */
-  int own = name == NULL || (name >= handle->path &&
-                             name <= handle->path + strlen(handle->path));
+  /* An event of what is watched itself, and not of an entry in it. libuv gives
+   * such an event the last part of the path as its name, and a file has no
+   * entries. An entry with the name of its directory is taken for that. */
+  int own = name == NULL || !monitor->is_directory ||
+            is_last_part(name, monitor->path, monitor->watched);
 
   pa_awake(loop);
   if (status != 0)
@@ -376,7 +386,11 @@ static void on_event(uv_fs_event_t *handle, const char *name, int events,
 }
 
 static int start(pa_loop *loop, pa_monitor *monitor) {
+  struct stat found;
+
   (void) loop;
+  monitor->is_directory =
+      stat(monitor->path, &found) == 0 && S_ISDIR(found.st_mode);
   return uv_fs_event_start(&monitor->handle, on_event, monitor->path, 0);
 }
 

@@ -291,6 +291,15 @@ pa_times pa_read_times(const pa_counters *counters, int running) {
   return times;
 }
 
+void pa_copy_counters(const pa_counters *counters, pa_counters *copy) {
+  const uint64_t *from = (const uint64_t *) counters;
+  uint64_t *to = (uint64_t *) copy;
+  size_t index;
+
+  for (index = 0; index < sizeof(*copy) / sizeof(*to); index++)
+    to[index] = __atomic_load_n(&from[index], __ATOMIC_RELAXED);
+}
+
 /* Waking up */
 
 /* uv_stop, because no record is pushed that would end the poll's sleep: Python
@@ -397,7 +406,7 @@ int pa_pipe(int *ends) {
 
   if (error != 0)
     return error;
-#ifdef __linux__
+#ifdef PA_LINUX
   if (pipe2(ends, O_CLOEXEC) != 0)
     return uv_translate_sys_error(errno);
 #else

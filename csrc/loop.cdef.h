@@ -116,6 +116,8 @@ typedef struct {
   int32_t closing;
 } pa_handle_status;
 
+/* For any thread: each counter is one atomic load. */
+void pa_copy_counters(const pa_counters *counters, pa_counters *copy);
 /* For any thread. running: a loop's thread may be changing idle_ns now. In the
  * child of a fork there is none, and a change that the fork has cut off would
  * never end. */

@@ -18,7 +18,7 @@
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#ifdef __linux__
+#ifdef PA_LINUX
 #include <sys/syscall.h>
 #endif
 

@@ -23,6 +23,12 @@
 #include "fs.cdef.h"
 #include "fs_events.cdef.h"
 
+/* Not with PYASYNC_PORTABLE=1, which builds what other systems have, to be
+ * tested on Linux. */
+#if defined(__linux__) && !defined(PA_PORTABLE)
+#define PA_LINUX
+#endif
+
 /* The arena holds all data that one iteration reads. It is only address space
  * at first: the kernel gives it a page when the page is first written to, so
  * that its size costs nothing where little is read. The size is for 10,000

@@ -9,7 +9,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
-#ifdef __linux__
+#ifdef PA_LINUX
 #include <linux/sockios.h>
 #endif
 
@@ -532,8 +532,14 @@ void pa_write_flush_all(pa_loop *loop) {
   loop->part_count = 0;
 }
 
+#if defined(SIOCOUTQNSD) || defined(SO_NWRITE) || defined(FIONWRITE)
+#define TELLS_UNSENT 1
+#else
+#define TELLS_UNSENT 0
+#endif
+
 /* Bytes that the kernel has taken, and has not sent yet, because the peer or
- * the network has no room for them. */
+ * the network has no room for them. 0 where the system does not tell. */
 static size_t unsent_size(uv_os_fd_t fd) {
 #if defined(SIOCOUTQNSD)
   int size = 0;
@@ -606,7 +612,7 @@ static int must_discard(pa_loop *loop, uv_stream_t *stream) {
     return 0;
   if (ioctl(fd, FIONREAD, &size) == 0 && size > 0)
     return 1;
-  return (entry->flags & PA_LARGE) && unsent_size(fd) > 0;
+  return (entry->flags & PA_LARGE) && (!TELLS_UNSENT || unsent_size(fd) > 0);
 }
 
 /* The peer waits for an end that does not come, as a rule because it has reset

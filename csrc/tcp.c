@@ -15,7 +15,8 @@
 #include <unistd.h>
 
 /* At once: between socket() and fcntl() another thread may fork. */
-#ifndef SOCK_CLOEXEC
+#if !defined(SOCK_CLOEXEC) || defined(PA_PORTABLE)
+#undef SOCK_CLOEXEC
 #define SOCK_CLOEXEC 0
 #endif
 
@@ -36,7 +37,7 @@ static int accept_fd(int listening, struct sockaddr_storage *peer) {
   socklen_t size = sizeof(*peer);
 
   peer->ss_family = AF_UNSPEC;
-#if defined(__linux__) || defined(__FreeBSD__) || defined(__OpenBSD__) || \
+#if defined(PA_LINUX) || defined(__FreeBSD__) || defined(__OpenBSD__) || \
     defined(__NetBSD__)
   return accept4(listening, (struct sockaddr *) peer, &size,
                  SOCK_NONBLOCK | SOCK_CLOEXEC);

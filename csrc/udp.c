@@ -60,7 +60,7 @@ static void on_receive(uv_udp_t *udp, ssize_t size, const uv_buf_t *buffer,
   pa_readable((uv_handle_t *) udp);
 }
 
-#ifdef __linux__
+#ifdef PA_LINUX
 typedef struct mmsghdr pa_datagram;
 
 static int receive_batch(int fd, pa_datagram *batch, unsigned count) {
@@ -165,6 +165,8 @@ static void read_start(uv_handle_t *handle) {
 
 int pa_udp_open(pa_loop *loop, int fd) {
   pa_udp *udp = pa_handle_new(loop, sizeof(*udp));
+  socklen_t size = sizeof(int);
+  int shared = 0;
   int error;
 
   loop->counters->crossings++;
@@ -174,6 +176,7 @@ int pa_udp_open(pa_loop *loop, int fd) {
   }
   udp->received = 0;
   udp->errors = 0;
+  getsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &shared, &size);
   uv_udp_init(&loop->uv, &udp->udp);
   error = uv_udp_open(&udp->udp, fd);
   if (error != 0)
@@ -184,9 +187,11 @@ int pa_udp_open(pa_loop *loop, int fd) {
     uv_close((uv_handle_t *) &udp->udp, pa_free_unstarted);
     return error;
   }
-  /* uv_udp_open sets SO_REUSEADDR. With it others could bind to the same port,
-   * and the kernel would give them our datagrams. */
+  /* uv_udp_open sets SO_REUSEADDR, or on the BSDs and macOS SO_REUSEPORT. With
+   * it others could bind to the same port, and the kernel would give them our
+   * datagrams. */
   setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){0}, sizeof(int));
+  setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &shared, sizeof(int));
   return pa_slot_new(loop, (uv_handle_t *) &udp->udp, PA_UDP, PA_READING);
 }
 
@@ -286,7 +291,7 @@ static void send_part(pa_loop *loop, int slot, const pa_write_part *part) {
 /* Sends some of the parts from index on with one system call. Returns 1 + the
  * index of the first that it has not sent; 0: it has sent them all. */
 static uint32_t send_batch(pa_loop *loop, uv_udp_t *udp, uint32_t index) {
-#ifdef __linux__
+#ifdef PA_LINUX
   struct sockaddr_storage addresses[BATCH_MAX];
   struct iovec data[BATCH_MAX];
   struct mmsghdr messages[BATCH_MAX];

@@ -47,14 +47,14 @@ from collections import deque
 from collections.abc import Callable, Collection
 from struct import Struct, pack
 from threading import current_thread, get_ident, main_thread
-from time import monotonic_ns, perf_counter, sleep
+from time import perf_counter, sleep
 from typing import Any
 
 from pyasync._core.addresses import PACKED_MAX, unpack_address
 from pyasync._core.arguments import require_callable
 from pyasync._core.callback_names import name_of, record_callback
 from pyasync._core.deadlines import Deadlines, due_in
-from pyasync._core.wakeup import SignalWakeup, Wakeup, open_engines
+from pyasync._core.wakeup import SignalWakeup, Wakeup, forget, remember
 from pyasync._ffi import ffi, lib
 from pyasync.counters import Stats
 from pyasync.errors import EventLoopNotRunning, message
@@ -243,7 +243,7 @@ class Engine:
         self.counters = ffi.new("pa_counters *")
         self._place = ffi.new("pa_loop **")
         self._records: Any = b""
-        self._started = monotonic_ns()
+        self._started = lib.uv_hrtime()
         self._ended: int | None = None
 
     # Beginning and end
@@ -251,7 +251,7 @@ class Engine:
     def open(self) -> None:
         """Make libuv's loop. Call it in a try statement with `close`, as Ctrl-C may come inside."""
         # First: pa_loop_new makes an epoll set, which the child of a fork must not touch.
-        open_engines.add(self)
+        remember(self)
         # C stores the loop by itself: Ctrl-C between its result and an assignment would lose it.
         error = lib.pa_loop_new(self.counters, self._place)
         if error == -errno.EBADF:
@@ -317,8 +317,8 @@ class Engine:
         self._wakeup.holds.clear()
         self.deadlines = Deadlines()
         self._records, self._batch, self._write_calls = b"", None, None  # C's memory is gone
-        open_engines.discard(self)
-        self._ended = monotonic_ns()
+        forget(id(self))
+        self._ended = lib.uv_hrtime()
 
     def forget_after_fork(self) -> None:
         """In the child of a fork: never touch the loop again.
@@ -347,8 +347,9 @@ class Engine:
 
     def stats(self) -> Stats:
         """Return a snapshot of the counters; from any thread, also after the loop has ended."""
-        counters = self.counters
-        times = lib.pa_read_times(counters, not (self._ended or self.forked))
+        times = lib.pa_read_times(self.counters, not (self._ended or self.forked))
+        counters = ffi.new("pa_counters *")
+        lib.pa_copy_counters(self.counters, counters)
         # The loop may end between the two lines, or have ended after the first look: the earlier of
         # the two times is the one that belongs to the idle time.
         now = times.now if self._ended is None else min(times.now, self._ended)
@@ -647,7 +648,8 @@ class Engine:
             due = deadlines.first()
             # Cleared before the queues are checked: a later call wakes the loop, and none is
             # missed.
-            wakeup.woken = False
+            if wakeup.woken:
+                wakeup.clear()
             # Last, because what runs in between, such as a __del__, may ask for something.
             wait = not (
                 self.ready

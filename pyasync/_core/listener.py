@@ -6,9 +6,9 @@ C accepts by itself, because ``uv_listen`` hides the errors of accept(2): see do
 from __future__ import annotations
 
 import socket as sockets
-from time import monotonic
 from typing import Any
 
+from pyasync._core.clock import monotonic
 from pyasync._core.deadlines import Timer
 from pyasync._core.handles import CHandle, ClosedHandle
 from pyasync._core.sockets import SocketHandle, name_text

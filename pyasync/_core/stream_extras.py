@@ -8,9 +8,9 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from pyasync._core.clock import monotonic
 from pyasync._core.deadlines import Timer, background_timer
 from pyasync._core.engine import FAILED
 from pyasync.errors import SocketTimeout
@@ -136,7 +136,7 @@ class ReadTimeout:
     def __init__(self, stream: Stream, timeout: float) -> None:
         self._stream = stream
         self._timeout = timeout
-        #: The time of the last read, in seconds of time.monotonic(). The stream sets it.
+        #: The time of the last read, in seconds of `monotonic`. The stream sets it.
         self.read_at = monotonic()
         self._timer = background_timer(stream._loop, self._fired, timeout)
 

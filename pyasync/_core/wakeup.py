@@ -54,6 +54,11 @@ class Wakeup:
                 finally:  # Ctrl-C in between would leave it set, and no later call would wake
                     lib.pa_wakeup(engine.c)
 
+    def clear(self) -> None:
+        """Let later calls wake the loop. The lock keeps the order on a Python without a GIL too."""
+        with self._lock:
+            self.woken = False
+
     def close(self, engine: Engine) -> None:
         """Let no thread wake the loop any more, because its memory is about to be freed.
 
@@ -138,14 +143,28 @@ class SignalWakeup:
 
 
 #: Loops that are not closed. The child of a fork must not touch them: it shares their epoll sets
-#: with the parent, so that a change in one process would change the other's.
-open_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+#: with the parent, so that a change in one process would change the other's. A dict, because each
+#: of its operations is atomic, for threads and for signal handlers: a WeakSet's are not.
+open_engines: dict[int, weakref.ref[Engine]] = {}
+
+
+def remember(engine: Engine) -> None:
+    """Add a loop to those that are not closed, for as long as it exists."""
+    number = id(engine)
+    open_engines[number] = weakref.ref(engine, lambda ref: forget(number))
+
+
+def forget(number: int) -> None:
+    """Take the loop with this `id` out again. May be called twice."""
+    open_engines.pop(number, None)
 
 
 def _after_fork_in_child() -> None:
     try:
-        for engine in list(open_engines):
-            engine.forget_after_fork()
+        for ref in list(open_engines.values()):
+            engine = ref()
+            if engine is not None:
+                engine.forget_after_fork()
         open_engines.clear()
     finally:
         lib.pa_signals_after_fork(True)  # last, because it lets signals come again

@@ -146,9 +146,7 @@ class EventLoop(asyncio.SelectorEventLoop):
         pass
 
     def _write_to_self(self) -> None:
-        wakeup = self._engine._wakeup
-        if not wakeup.woken:
-            wakeup.wake(self._engine)
+        self._engine._wakeup.wake(self._engine)
 
     def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:
         if coroutines.iscoroutine(callback) or coroutines.iscoroutinefunction(callback):

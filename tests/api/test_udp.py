@@ -664,11 +664,12 @@ def test_an_address_in_use_is_an_error_at_the_call(in_loop, address):
         open_socket(address, udp.address[1]).close()
 
 
-def test_nobody_takes_what_comes_to_a_socket_by_binding_to_its_port(in_loop):
+@pytest.mark.parametrize("option", [socket.SO_REUSEADDR, socket.SO_REUSEPORT])
+def test_nobody_takes_what_comes_to_a_socket_by_binding_to_its_port(in_loop, option):
     with in_loop() as open_socket:
         udp = open_socket()
         with socket.socket(V4, socket.SOCK_DGRAM) as thief:
-            thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            thief.setsockopt(socket.SOL_SOCKET, option, 1)
             with pytest.raises(OSError, match="use"):
                 thief.bind(udp.address)
         udp.close()

@@ -1,6 +1,7 @@
 """Who may import whom: the core stands by itself, and nothing needs asyncio."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,13 @@ def test_the_asyncio_loop_stands_beside_the_callback_api(path):
         assert others <= ALLOWED | {"pyasync.loop"}
     else:
         assert not any(name.startswith("pyasync.aio") for name in imported)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_time_comes_from_libuvs_clock(path):
+    """By which timers fire: on macOS Python's own stands still while the machine sleeps."""
+    if path.name != "clock.py":
+        assert not re.search(r"from time import .*monotonic|time\.monotonic\w*\(", path.read_text())
 
 
 def test_the_callback_api_does_without_asyncio():
