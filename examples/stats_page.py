@@ -71,7 +71,8 @@ class StatsPage:
         self.loop = pyasync.current_loop()
         self.viewers = {}  # sockets, and whether each keeps up
         self.history = deque(maxlen=HISTORY)
-        self.first = self.last = self.loop.stats()
+        self.last = self.loop.stats()
+        self.latest = None  # the frame of the last tick
         self.server = pyasync.tcp_server(
             host,
             port,
@@ -133,9 +134,9 @@ class StatsPage:
         stats = self.loop.stats()
         interval = stats - self.last
         self.last = stats
-        frame = self.frame(stats, interval)
-        self.history.append(frame["row"])
-        event = server_sent("frame", frame)
+        self.latest = self.frame(stats, interval)
+        self.history.append(self.latest["row"])
+        event = server_sent("frame", self.latest)
         for socket, keeps_up in list(self.viewers.items()):
             if keeps_up:
                 socket.write(event)
@@ -226,7 +227,7 @@ class StatsPage:
             f" {platform.python_implementation()} {platform.python_version()}",
             "period": PERIOD,
             "rows": list(self.history),
-            "frame": self.frame(self.last, self.last - self.first),
+            "frame": self.latest,
         }
 
     def frame(self, stats, interval):

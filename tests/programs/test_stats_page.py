@@ -5,13 +5,14 @@ import http.client
 import importlib.util
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
 
 import browser
 import pytest
-from example_programs import EXAMPLES, serving
+from example_programs import EXAMPLES, Server, serving
 from peers import PATIENCE, read_all
 
 import pyasync
@@ -367,8 +368,9 @@ def test_a_browser_shows_the_load_live(width, scheme):
         page.open(url, width=width, scheme=scheme)
         page.wait_for("document.getElementById('state').textContent === 'live'")
         page.wait_for("rows.length > 4")
-        first = page.evaluate("frame.accepted")
-        assert page.wait_for(f"frame.accepted > {first} && frame.accepted") > first
+        accepted = "frames.get(rows[rows.length - 1][0]).accepted"
+        first = page.evaluate(accepted)
+        assert page.wait_for(f"{accepted} > {first} && {accepted}") > first
         page.wait_for("parseFloat(document.getElementById('rate').textContent) > 50")
         page.wait_for("parseFloat(document.getElementById('open').textContent) > 5")
         assert "tcp-server" in page.evaluate("document.getElementById('handles').textContent")
@@ -388,8 +390,52 @@ def test_a_browser_shows_the_load_live(width, scheme):
         page.wait_for("document.getElementById('busy').textContent.endsWith('ago')")
         page.point(1, 1)
         page.wait_for("document.getElementById('busy').textContent.endsWith('busy')")
+        # Of a moment before the page was opened only the charts tell something: a dash is shown
+        # where the figure of another moment would mislead.
+        page.open(url, width=width, scheme=scheme)
+        page.wait_for("rows.filter(row => !frames.has(row[0])).length > 2")
+        page.evaluate("pointed = rows.find(row => !frames.has(row[0]))[0]; refresh()")
+        page.wait_for("document.getElementById('accepted').textContent === '\\u2013'")
+        assert page.evaluate("document.getElementById('handles').textContent") == ""
+        page.evaluate("pointed = null; refresh()")
+        page.wait_for("document.getElementById('accepted').textContent !== '\\u2013'")
+        # A chart's figures have the unit of its axis.
+        for chart, figure in UNITS:
+            unit = f"chart('{chart}').unit(limitOf(chart('{chart}')))[1]"
+            shown = f"document.querySelector('#{figure} small')?.textContent ?? ''"
+            assert page.evaluate(f"{unit} === ({shown})"), figure
         assert page.screenshot().startswith(b"\x89PNG")
         assert page.complaints == []
+
+
+#: What a chart is about, and its figures.
+UNITS = [
+    ("load", "utilization"),
+    ("open", "open"),
+    ("rate", "rate"),
+    ("bytes", "in"),
+    ("bytes", "out"),
+]
+
+
+@needs_chromium
+@pytest.mark.slow
+@pytest.mark.parametrize("signo", [signal.SIGKILL, signal.SIGSTOP], ids=["gone", "silent"])
+def test_figures_of_a_server_that_is_gone_do_not_look_live(signo):
+    server = Server("stats_page.py")
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.end, signal.SIGKILL)
+        page = stack.enter_context(browser.page())
+        page.open("http://{}:{}/".format(*server.address))
+        page.wait_for("document.getElementById('busy').textContent.endsWith('busy')")
+        color = "getComputedStyle(document.getElementById('utilization')).color"
+        live = page.evaluate(color)
+        server.process.send_signal(signo)
+        page.wait_for("document.getElementById('busy').textContent.startsWith('when last seen')")
+        assert page.evaluate(color) != live
+        assert page.evaluate("document.getElementById('state').textContent").startswith("gone for")
+        # It goes on: the last row moves away from the edge that is the present.
+        page.wait_for("now() - rows[rows.length - 1][0] > 4")
 
 
 @needs_chromium
