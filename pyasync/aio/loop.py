@@ -18,11 +18,10 @@ from contextlib import suppress
 from contextvars import Context, copy_context
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 from pyasync._core.clock import monotonic
-from pyasync._core.handles import CHandle
-from pyasync._ffi import lib
+from pyasync.aio.descriptors import DescriptorLoop, Descriptors
 from pyasync.aio.handles import (
     DebugTimerHandle,
     Handle,
@@ -33,7 +32,6 @@ from pyasync.aio.handles import (
 from pyasync.aio.transports import FORCED, Listener, SocketTransport
 from pyasync.aio.versions import ssl_protocol
 from pyasync.counters import Stats
-from pyasync.errors import check
 from pyasync.loop import Loop
 
 #: Handles that may run before the next crossing, where handles keep adding others. So a chain of
@@ -97,40 +95,25 @@ class AioEngine(Loop):
         self._tell_owner(error, owner)
 
 
-class _SelectorPoller(CHandle):
-    """Runs asyncio's selector when its descriptor is readable."""
-
-    __slots__ = ("_run",)
-
-    def __init__(self, engine: AioEngine, fd: int, run: Callable[[], None]) -> None:
-        self._run = run
-        super().__init__(engine, check(lib.pa_poll_start(engine.c, fd, lib.UV_READABLE)), None)
-
-    def _on_event(self, kind: int, value: int, data: int) -> None:
-        if self._slot >= 0:
-            self._run()
-
-
-class EventLoop(asyncio.SelectorEventLoop):
+class EventLoop(DescriptorLoop):
     """An asyncio event loop on pyasync's core. All methods are those of asyncio's loops."""
 
     _closed = True  # until asyncio's __init__: its __del__ asks, also when ours has failed before
 
     def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
         """Make a loop. ``selector`` is as of `asyncio.SelectorEventLoop`; it needs a ``fileno``."""
-        if selector is None or not hasattr(selector, "fileno"):
-            selector = selectors.DefaultSelector()
+        if not hasattr(selector, "fileno"):
+            selector = None
         self._engine = AioEngine(self)
         self._listeners: dict[sockets.socket, Listener] = {}
         try:
             self._engine.open()
-            super().__init__(selector)
-            self._engine.pending = self._ready
+            self._descriptors = Descriptors(self._engine, selector)
+            super().__init__(cast(selectors.BaseSelector, self._descriptors))
+            self._engine.pending = self._descriptors.ready = self._ready
             self._deadlines = self._engine.deadlines = HandleDeadlines(self._ready)
-            self._poller = _SelectorPoller(self._engine, selector.fileno(), self._select)
         except BaseException:
             self._engine.close()
-            selector.close()
             raise
 
     def stats(self) -> Stats:
@@ -377,9 +360,6 @@ class EventLoop(asyncio.SelectorEventLoop):
         if handle._source_traceback:
             context["source_traceback"] = handle._source_traceback
         self.call_exception_handler(context)
-
-    def _select(self) -> None:
-        self._process_events(self._selector.select(0))
 
     def close(self) -> None:
         if self.is_running():
