@@ -37,8 +37,8 @@ IN = 1
 OUT = 4
 ONESHOT = 1 << 30
 
-#: How much of the data `sock_sendall` gives to the kernel at a time. On PyPy that is copied, because
-#: of a view it takes 1 s for a MiB.
+#: How much of the data `sock_sendall` gives to the kernel at a time. On PyPy that is copied,
+#: because of a view it takes 1 s for a MiB.
 SEND_MAX = 1 << 18 if PYPY else sys.maxsize
 
 #: Events that are taken at a time, at most.

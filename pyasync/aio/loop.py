@@ -1,8 +1,8 @@
 """The asyncio event loop: asyncio's own Unix loop, of which the costly parts are replaced.
 
-Replaced are the iteration (one crossing, as in the callback API), handles and timers, sockets with a
-connection (`pyasync.aio.transports`), and what waits for descriptors (`pyasync.aio.descriptors`). The
-rest is asyncio's own code: pipes, child watchers, datagrams, creating connections.
+Replaced are the iteration (one crossing, as in the callback API), handles and timers, sockets with
+a connection (`pyasync.aio.transports`), and what waits for descriptors (`pyasync.aio.descriptors`).
+The rest is asyncio's own code: pipes, child watchers, datagrams, creating connections.
 """
 
 from __future__ import annotations
