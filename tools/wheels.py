@@ -181,7 +181,7 @@ if __name__ == "__main__":
     parser.add_argument("source", metavar="LIBUV_SOURCE", type=Path)
     parser.add_argument("targets", metavar="TARGET", nargs="*")
     parser.add_argument("--pypy", metavar="PYTHON")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if not (options.source / "include" / "uv.h").is_file():
         parser.error(f"{options.source} has no libuv")
     main(options.source.resolve(), options.targets, options.pypy)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -228,10 +229,9 @@ def test_a_source_distribution_needs_neither_libuv_nor_a_compiler(project):
     assert {"csrc/loop.c", "csrc/exports.map", "build_libuv.py", "setup.py"} <= names
 
 
-def test_another_prefix_builds_anew_and_the_users_flags_are_kept(project, tmp_path):
-    """With a compiler that only writes down how it is called."""
-    log = tmp_path / "log"
-    compiler = tmp_path / "cc"
+def make_compiler(folder, log="/dev/null"):
+    """Return a compiler that only writes down how it is called."""
+    compiler = folder / "cc"
     compiler.write_text(
         f"""#!/bin/sh
 echo "$*" >> {log}
@@ -239,6 +239,54 @@ while [ $# -gt 1 ]; do [ "$1" = -o ] && touch "$2"; shift; done
 """
     )
     compiler.chmod(0o755)
+    return compiler
+
+
+def test_an_older_python_is_refused_by_the_first_line_that_it_reads(project):
+    program = "import sys; sys.version_info, sys.version = (3, 8, 18), '3.8.18'; import setup"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=project, capture_output=True, text=True, timeout=50
+    )
+    assert done.stderr == "pyasync needs Python 3.9 or newer; this is Python 3.8.18\n"
+    assert done.returncode == 1
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare") or os.geteuid() != 0, reason="mounts, as root alone may"
+)
+def test_a_tree_that_cannot_be_written_to_is_built_elsewhere(project, tmp_path):
+    """As pip does it: no build folder, and no egg-info, beside the sources."""
+    prefix = make_prefix(tmp_path, "1.44")
+    compiler = make_compiler(tmp_path)
+    setup = [sys.executable, "setup.py", "--quiet", "bdist_wheel", "--dist-dir", str(tmp_path)]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-eu", "-c", """
+            mount --bind . .
+            mount -o remount,bind,ro .
+            cd "$PWD"
+            ! touch setup.py 2>/dev/null || exit 77
+            "$@"
+        """, "sh", *setup],
+        cwd=project,
+        env={
+            **os.environ,
+            "PYASYNC_LIBUV_PREFIX": prefix,
+            "CC": str(compiler),
+            "LDSHARED": f"{compiler} -shared",
+        },
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        assert any(name.startswith("pyasync/_libuv.") for name in files.namelist())
+
+
+def test_another_prefix_builds_anew_and_the_users_flags_are_kept(project, tmp_path):
+    log = tmp_path / "log"
+    compiler = make_compiler(tmp_path, log)
     for name, version in [("one", "1.44"), ("other", "1.52")]:
         (tmp_path / name).mkdir()
         prefix = make_prefix(tmp_path / name, version)
