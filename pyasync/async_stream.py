@@ -15,6 +15,7 @@ from operator import index
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from pyasync._core.arguments import wrong_type
 from pyasync._core.stream_extras import LOW_WATERMARK
 from pyasync.errors import EventError, IncompleteReadError, LimitOverrunError
 
@@ -80,7 +81,10 @@ class AsyncStream(io.BufferedIOBase):
 
     def __init__(self, socket: Any) -> None:
         self._socket = socket
-        self._loop = socket._loop
+        try:
+            self._loop = socket._loop
+        except AttributeError:
+            raise wrong_type("socket", "a socket of pyasync", socket) from None
         self._closed = False
         self._ended = False
         #: Called when little data waits again; set while the socket has stopped reading.
@@ -152,7 +156,7 @@ class AsyncStream(io.BufferedIOBase):
 
         With a ``size`` of 0 or less, return up to `io.DEFAULT_BUFFER_SIZE` bytes.
         """
-        count = self._available(size if index(size) > 0 else io.DEFAULT_BUFFER_SIZE)
+        count = self._available(size if _integer(size) > 0 else io.DEFAULT_BUFFER_SIZE)
         return self._next(count) if count or self.ended else None
 
     def readexactly(self, n: int) -> bytes | None:
@@ -393,7 +397,10 @@ class AsyncStream(io.BufferedIOBase):
         self._check_thread()
         self._check_open()
         waiting = self._fed - self._position
-        return waiting if size is None or index(size) < 0 else min(index(size), waiting)
+        if size is None:
+            return waiting
+        number = _integer(size)
+        return waiting if number < 0 else min(number, waiting)
 
     def _take(self, count: int) -> bytes:
         """Remove and return the next ``count`` bytes; the caller knows that as many wait."""
@@ -460,3 +467,10 @@ class AsyncStream(io.BufferedIOBase):
                 break
             start = 0
         return most
+
+
+def _integer(size: int) -> int:
+    try:
+        return index(size)
+    except TypeError:
+        raise wrong_type("size", "an integer, or None", size) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyasync._core.arguments import require_instance
 from pyasync.fs_events import FsMonitor
 from pyasync.processes import Process
 from pyasync.threads import Notifier
@@ -13,49 +14,59 @@ from pyasync.watchers import Idler, Poller
 
 def free_notifier(notifier: Notifier) -> None:
     """Free the notifier. Freeing twice does nothing."""
+    require_instance("notifier", notifier, Notifier)
     notifier.free()
 
 
 def trigger_notifier(notifier: Notifier) -> None:
     """Let the notifier's callback run in its loop; from any thread: see `Notifier.trigger`."""
+    require_instance("notifier", notifier, Notifier)
     notifier.trigger()
 
 
 def free_idler(idler: Idler) -> None:
     """Close the idler. Closing twice does nothing."""
+    require_instance("idler", idler, Idler)
     idler.close()
 
 
 def free_poller(poller: Poller) -> None:
     """Close the poller. Closing twice does nothing."""
+    require_instance("poller", poller, Poller)
     poller.close()
 
 
 def process_kill(process: Process, signo: int) -> bool:
     """Return ``process.kill(signo)``."""
+    require_instance("process", process, Process)
     return process.kill(signo)
 
 
 def process_input(process: Process) -> Any:
     """Return ``process.input``."""
+    require_instance("process", process, Process)
     return process.input
 
 
 def process_output(process: Process) -> Any:
     """Return ``process.output``."""
+    require_instance("process", process, Process)
     return process.output
 
 
 def process_error_output(process: Process) -> Any:
     """Return ``process.error_output``."""
+    require_instance("process", process, Process)
     return process.error_output
 
 
 def remove_interval(interval: Interval) -> None:
     """Cancel the interval."""
+    require_instance("interval", interval, Interval)
     interval.close()
 
 
 def fs_monitor_close(monitor: FsMonitor) -> None:
     """Close the monitor: the same as `fs_unwatch`."""
+    require_instance("monitor", monitor, FsMonitor)
     monitor.close()

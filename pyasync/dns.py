@@ -10,7 +10,13 @@ import socket as sockets
 from collections.abc import Callable
 
 from pyasync._core.addresses import numeric_address
-from pyasync._core.arguments import optional_callable, require_callable, require_host
+from pyasync._core.arguments import (
+    optional_callable,
+    require_callable,
+    require_host,
+    wrong_type,
+    wrong_value,
+)
 from pyasync._core.pool_requests import FoundCallback
 from pyasync._core.pool_requests import Lookup as CoreLookup
 from pyasync._core.pool_requests import ReverseLookup as CoreReverseLookup
@@ -113,11 +119,10 @@ def reverse_dns_lookup(
     numeric address, or its zone no interface; `TypeError` if it is no string; and
     `EventLoopNotRunning`.
     """
-    require_host("ip", ip)
     require_callable("resolve_cb", resolve_cb)
     optional_callable("event_cb", event_cb)
-    if numeric_address(ip) is None:
-        raise ValueError(f"ip must be a numeric address, not {ip!r}")
+    if numeric_address(ip, "ip") is None:
+        raise wrong_value("ip", "a numeric address", ip)
     return ReverseLookup(get_loop(), ip, resolve_cb, event_cb)
 
 
@@ -131,6 +136,7 @@ def _look_up(
     require_host("host", host)
     require_callable("resolve_cb", resolve_cb)
     optional_callable("event_cb", event_cb)
-    if family not in FAMILIES:
-        raise ValueError(f"family must be AF_INET, AF_INET6 or AF_UNSPEC, not {family!r}")
+    if not isinstance(family, int) or family not in FAMILIES:
+        error = wrong_value if isinstance(family, int) else wrong_type
+        raise error("family", "AF_INET, AF_INET6 or AF_UNSPEC", family)
     return Lookup(get_loop(), host, family, found_cb, event_cb)

@@ -23,10 +23,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from operator import index
 from typing import Any, NamedTuple
 
-from pyasync._core.arguments import StrOrBytesPath, c_string, optional_callable, require_callable
+from pyasync._core.arguments import (
+    MAX_FD,
+    Descriptor,
+    StrOrBytesPath,
+    c_string,
+    optional_callable,
+    require_callable,
+    require_descriptor,
+    require_integer,
+    wrong_value,
+)
 from pyasync._core.engine import PYPY
 from pyasync._core.pool_requests import Request
 from pyasync._core.stream import as_buffer_slice
@@ -174,27 +183,22 @@ def _path(value: StrOrBytesPath, name: str = "path") -> tuple[str | bytes, bytes
     return os.fspath(value), encoded
 
 
-def _integer(value: Any, name: str, highest: int) -> int:
-    number = index(value)
-    if not 0 <= number <= highest:
-        raise ValueError(f"{name} must be from 0 to {highest}, not {number}")
-    return number
-
-
-def _fd(value: int, name: str = "fd") -> int:
-    return _integer(value, name, 2**31 - 1)
+def _fd(value: Descriptor, name: str = "fd") -> int:
+    return require_descriptor(name, value)
 
 
 def _size(value: int, name: str) -> int:
-    return _integer(value, name, 2**63 - 1)
+    return require_integer(name, value, 0, 2**63 - 1)
 
 
 def _offset(value: int | None) -> int:
-    return -1 if value is None else _size(value, "offset")
+    if value is None:
+        return -1
+    return require_integer("offset", value, 0, 2**63 - 1, ", or None")
 
 
 def _mode(value: int) -> int:
-    return _integer(value, "mode", 0o7777)
+    return require_integer("mode", value, 0, 0o7777)
 
 
 # Files
@@ -231,7 +235,7 @@ def lstat(
 
 
 def fstat(
-    fd: int,
+    fd: Descriptor,
     callback: Callable[[os.stat_result], object],
     *,
     event_cb: EventCallback | None = None,
@@ -255,7 +259,7 @@ def open(
     ``mode`` is that of a new file, less the process's umask.
     """
     name, encoded = _path(path)
-    flags = _integer(flags, "flags", 2**31 - 1) | os.O_CLOEXEC
+    flags = require_integer("flags", flags, 0, 2**31 - 1) | os.O_CLOEXEC
     return FsRequest(
         callback,
         event_cb,
@@ -269,7 +273,7 @@ def open(
 
 
 def read(
-    fd: int,
+    fd: Descriptor,
     size: int,
     callback: Callable[[bytes], object],
     *,
@@ -287,7 +291,7 @@ def read(
 
 
 def write(
-    fd: int,
+    fd: Descriptor,
     data: Any,
     callback: Callable[[int], object],
     *,
@@ -308,8 +312,8 @@ def write(
 
 
 def sendfile(
-    out_fd: int,
-    in_fd: int,
+    out_fd: Descriptor,
+    in_fd: Descriptor,
     offset: int,
     count: int,
     callback: Callable[[int], object],
@@ -353,7 +357,9 @@ def close(
     It is closed in any case: also if the request is closed, or if the loop ends before a thread has
     begun it.
     """
-    return CloseRequest(callback, event_cb, _nothing, lib.pa_fs_close, _fd(fd))
+    # A number only: an object would close its descriptor again, when that is another file's.
+    number = require_integer("fd", fd, 0, MAX_FD)
+    return CloseRequest(callback, event_cb, _nothing, lib.pa_fs_close, number)
 
 
 # Directories and names
@@ -472,7 +478,7 @@ def mkdtemp(
     """
     name, encoded = _path(template, "template")
     if not encoded.endswith(b"XXXXXX"):
-        raise ValueError(f"template must end in XXXXXX: {name!r}")
+        raise wrong_value("template", "a path that ends in XXXXXX", name)
     decode = _decoder(name)
 
     def made(address: int, outcome: Any) -> tuple[str | bytes]:

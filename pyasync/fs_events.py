@@ -6,7 +6,13 @@ import errno
 import os
 from collections.abc import Callable
 
-from pyasync._core.arguments import StrOrBytesPath, c_string, optional_callable, require_callable
+from pyasync._core.arguments import (
+    StrOrBytesPath,
+    c_string,
+    optional_callable,
+    require_callable,
+    require_instance,
+)
 from pyasync._core.handles import CHandle
 from pyasync._ffi import ffi, lib
 from pyasync.errors import FilesystemError, filesystem_error
@@ -132,6 +138,7 @@ def fs_watch(
 
 def fs_unwatch(monitor: FsMonitor) -> None:
     """Close the monitor. Closing twice does nothing."""
+    require_instance("monitor", monitor, FsMonitor)
     monitor.close()
 
 

@@ -9,7 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, Union
 
-from pyasync._core.arguments import require_callable, require_timeout
+from pyasync._core.arguments import (
+    require_callable,
+    require_flag,
+    require_timeout,
+    wrong_type,
+)
 from pyasync._core.engine import HANDLE_KINDS, Engine
 from pyasync._ffi import ffi, lib
 from pyasync.counters import Stats
@@ -53,7 +58,10 @@ class Loop(Engine):
         "watched",
     )
 
-    def __init__(
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        raise TypeError("a Loop is made by start_event_loop or event_loop, and not by hand")
+
+    def _set_up(
         self,
         *,
         catch_app_errors: ErrorPolicy = False,
@@ -62,11 +70,14 @@ class Loop(Engine):
         slow_callback_threshold: float | None = None,
     ) -> None:
         require_timeout("slow_callback_threshold", slow_callback_threshold)
-        if not isinstance(catch_app_errors, bool) and not callable(catch_app_errors):
-            raise TypeError("catch_app_errors must be a bool or a function of one exception")
-        super().__init__(buffer_writes=buffer_writes)
+        if not isinstance(catch_app_errors, bool):
+            allowed = "True, False or a function of one exception"
+            require_callable("catch_app_errors", catch_app_errors, allowed)
+        super().__init__(buffer_writes=require_flag("buffer_writes", buffer_writes))
         self._catch_app_errors = catch_app_errors
-        self._send_errors_to_event_cb = send_errors_to_event_cb
+        self._send_errors_to_event_cb = require_flag(
+            "send_errors_to_event_cb", send_errors_to_event_cb
+        )
         if slow_callback_threshold is not None:
             self.watch_slow_callbacks(slow_callback_threshold, Loop._report_slow_callback)
         self.exit_callbacks: list[Callable[[], object]] = []
@@ -235,7 +246,8 @@ def start_event_loop(
     later
     """
     require_callable("start_fn", start_fn)
-    loop = Loop(
+    loop = Loop.__new__(Loop)
+    loop._set_up(
         catch_app_errors=catch_app_errors,
         send_errors_to_event_cb=send_errors_to_event_cb,
         buffer_writes=buffer_writes,
@@ -274,7 +286,8 @@ def event_loop(
     ...     _ = pyasync.delay(lambda: print("later"), time=0.01)
     later
     """
-    loop = Loop(
+    loop = Loop.__new__(Loop)
+    loop._set_up(
         catch_app_errors=catch_app_errors,
         send_errors_to_event_cb=send_errors_to_event_cb,
         buffer_writes=buffer_writes,
@@ -368,8 +381,10 @@ def dump_event_loop_status(file: TextIO | None = None) -> None:
     Raises `EventLoopNotRunning`.
     """
     loop = get_loop()
+    file = sys.stdout if file is None else file
+    if not hasattr(file, "write"):
+        raise wrong_type("file", "a text file that can be written to, or None", file)
     loop.submit()
-    file = file or sys.stdout
     size = sum(loop.counters.handles)
     statuses = ffi.new("pa_handle_status[]", max(size, 1))
     # No more than there was room for: a __del__ may have opened one meanwhile.

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pyasync._core.arguments import optional_callable, require_callable, require_timeout
-from pyasync._core.deadlines import MAX_TIME
+from pyasync._core.arguments import (
+    optional_callable,
+    require_callable,
+    require_flag,
+    require_time,
+    require_timeout,
+)
 from pyasync.loop import EventCallback, Loop
 
 
@@ -56,19 +61,19 @@ class StreamOptions:
         optional_callable("connect_cb", connect_cb)
         optional_callable("pressure_cb", pressure_cb)
         optional_callable("close_cb", close_cb)
-        if linger is not None and not 0 <= linger <= MAX_TIME:
-            raise ValueError(f"linger must be from 0 to {MAX_TIME:g} seconds, not {linger!r}")
+        if linger is not None:
+            require_time("linger", linger, or_none=", or None")
         self.loop = loop
         self.read_cb = read_cb
         self.event_cb = event_cb
         self.connect_cb = connect_cb
         self.pressure_cb = pressure_cb
         self.close_cb = close_cb
-        self.allow_half_open = allow_half_open
+        self.allow_half_open = require_flag("allow_half_open", allow_half_open)
         self.linger = linger
         self.read_timeout = require_timeout("read_timeout", read_timeout)
         self.write_timeout = require_timeout("write_timeout", write_timeout)
-        self.stream = bool(stream)
+        self.stream = require_flag("stream", stream)
         #: The server that accepts the connections, or None.
         self.server: Any = None
         #: Of a client: the host and port to connect to.

@@ -10,10 +10,17 @@ import sys
 from collections.abc import Callable
 from typing import Any, Union
 
-from pyasync._core.arguments import optional_callable, require_timeout
+from pyasync._core.arguments import (
+    optional_callable,
+    require_descriptor,
+    require_flag,
+    require_timeout,
+    wrong_type,
+    wrong_value,
+)
 from pyasync._core.connecting import Socket
 from pyasync._core.deadlines import Timer
-from pyasync._core.sockets import adopt, listen, new_socket, require_max_connections
+from pyasync._core.sockets import adopt, listen, new_socket, require_limits
 from pyasync._core.stream import UNCONNECTED, Data, WriteCallback
 from pyasync._ffi import lib
 from pyasync.errors import PipeNotFound, SocketAddressInUse, SocketError, check, socket_error
@@ -42,6 +49,10 @@ class PipeSocket(Stream, Socket):
     """A connection over a pipe, accepted by a `PipeServer` or made by `pipe_connect`."""
 
     __slots__ = ()
+
+    def _target(self) -> str:
+        connector = self._need_extras().connector
+        return "a pipe" if connector is None else repr(connector.path)
 
 
 class PipeServer(Server):
@@ -132,7 +143,7 @@ def pipe_server(
     (a name that is too long, among others), `TypeError`, and `EventLoopNotRunning`.
     """
     loop = get_loop()
-    require_max_connections(max_connections)
+    require_limits(max_connections, backlog)
     options = StreamOptions(
         loop,
         read_cb,
@@ -149,12 +160,13 @@ def pipe_server(
     loop.submit()  # the pending close of another server may free the name
     if fd is None:
         if name is None:
-            raise TypeError("a name is needed, or a descriptor")
+            raise TypeError("name must be a path, not None, or there must be an fd")
         sock = _new_socket(_path(name))
     elif name is None:
         sock = adopt(fd, (sockets.AF_UNIX,))
     else:
-        raise ValueError("with fd, name must be None")
+        fd = require_descriptor("fd", fd)
+        raise ValueError(f"fd must be None where a name says where to listen, not {fd}")
     file = None
     with sock:
         try:
@@ -172,16 +184,18 @@ def pipe_server(
 
 
 def _path(name: Name) -> str | bytes:
-    path = os.fspath(name)
-    if not path:
-        raise ValueError("the name of a pipe must not be empty")
+    allowed = f"a path of 1 to {LONGEST} bytes without zero bytes"
+    if LINUX:
+        allowed += ", or an abstract name"
+    try:
+        path = os.fspath(name)
+    except TypeError:
+        raise wrong_type("name", allowed, name) from None
     encoded = os.fsencode(path)
-    if len(encoded) > LONGEST:
-        raise ValueError(f"the name of a pipe must have {LONGEST} bytes at most: {path!r}")
-    if encoded[0] == 0 and not LINUX:
-        raise ValueError(f"abstract names are Linux's: {path!r}")
-    if encoded[0] != 0 and 0 in encoded:  # for the kernel the path would end there
-        raise ValueError(f"a path must not have zero bytes: {path!r}")
+    abstract = LINUX and encoded[:1] == b"\0"
+    # For the kernel a path would end at a zero byte.
+    if not 0 < len(encoded) <= LONGEST or (0 in encoded and not abstract):
+        raise wrong_value("name", allowed, name)
     return path
 
 
@@ -272,7 +286,7 @@ def pipe_connect(
         read_timeout=read_timeout,
         write_timeout=write_timeout,
     )
-    options.drain_read_buffer = drain_read_buffer
+    options.drain_read_buffer = require_flag("drain_read_buffer", drain_read_buffer)
     require_timeout("connect_timeout", connect_timeout)
     socket = PipeSocket(options, -1, UNCONNECTED)
     if data is not None:
@@ -296,7 +310,7 @@ class _PipeConnector:
 
     def __init__(self, socket: PipeSocket, path: str | bytes) -> None:
         self._socket = socket
-        self._path = path
+        self.path = path
         self._timer = Timer(socket._loop, self._connect)
         self._timer.start()
 
@@ -308,12 +322,12 @@ class _PipeConnector:
         try:
             with new_socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as sock:
                 sock.setblocking(False)
-                sock.connect(self._path)
+                sock.connect(self.path)
                 slot = check(lib.pa_open(loop.c, sock.detach(), lib.PA_PIPE, True))
         except BlockingIOError:
             self._timer.start(CONNECT_RETRY)
         except OSError as error:
-            self._socket._fail_with(_pipe_error(error, self._path))
+            self._socket._fail_with(_pipe_error(error, self.path))
         else:
             self._socket._on_slot(slot)
             self._socket._begin_connected()

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from pyasync._core.arguments import optional_callable
+from pyasync._core.arguments import optional_callable, require_descriptor
 from pyasync._core.children import Argument, ChildProcess, NewChild
 from pyasync._core.stream import ENDED, SHUT, Data, WriteCallback, as_buffer_slice
 from pyasync.loop import EventCallback, Loop, get_loop
@@ -284,17 +284,14 @@ def _require_stdio(name: str, value: Any) -> StdioPipe | Stdio | int:
         return StdioStream()
     if isinstance(value, (Stdio, StdioPipe)):
         if name != "input" and isinstance(value, StdioPipe) and value._data is not None:
-            raise ValueError(f"data cannot be written to {name}")
+            raise ValueError(f"{name} must have no data: only to input can be written")
         return value
-    fd = value if isinstance(value, int) else getattr(value, "fileno", lambda: None)()
-    if not isinstance(fd, int) or isinstance(fd, bool):
-        raise TypeError(
-            f"{name} must be IGNORE, INHERIT, PIPE, STREAM, a StdioPipe, a StdioStream, "
-            f"a descriptor or an open file, not {value!r}"
-        )
-    if not 0 <= fd < 2**31:
-        raise ValueError(f"{name}: no such descriptor: {fd}")
-    return fd
+    return require_descriptor(
+        name,
+        value,
+        "IGNORE, INHERIT, PIPE, STREAM, a StdioPipe, a StdioStream, a descriptor (an integer from "
+        "0) or an open file",
+    )
 
 
 def _descriptors(wanted: Iterable[StdioPipe | Stdio | int]) -> dict[int, int]:

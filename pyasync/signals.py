@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 
-from pyasync._core.arguments import optional_callable, require_callable
+from pyasync._core.arguments import optional_callable, require_callable, require_integer
 from pyasync._core.handles import CHandle
 from pyasync._ffi import lib
 from pyasync.errors import message
@@ -58,19 +59,23 @@ def signal_handler(
     """
     require_callable("callback", callback)
     optional_callable("event_cb", event_cb)
-    if not isinstance(signo, int):
-        raise TypeError(f"signo must be an integer, not {type(signo).__name__}")
+    require_integer("signo", signo, 1, signal.NSIG - 1)
     loop = get_loop()
-    slot = lib.pa_signal_start(loop.c, signo) if 0 < signo < 2**31 else -1
-    if slot < 0:
-        reason = message(slot) if slot != -1 else "no such signal"
-        raise ValueError(f"signal {signo} cannot be handled: {reason}")
+    slot = lib.pa_signal_start(loop.c, signo)
+    if slot < 0:  # such as SIGKILL
+        raise ValueError(
+            f"signo must be a signal that can be handled, not {signo!r}: {message(slot)}"
+        )
     free_signal_handler(signo)  # the first one, after the second has begun: no signal is missed
     return SignalHandler(loop, slot, signo, callback, event_cb)
 
 
 def free_signal_handler(signo: int) -> None:
-    """Close this loop's handler for the signal, if there is one. Raises `EventLoopNotRunning`."""
+    """Close this loop's handler for the signal, if there is one.
+
+    Raises `TypeError` and `ValueError` for what is no signal's number, and `EventLoopNotRunning`.
+    """
+    require_integer("signo", signo, 1, signal.NSIG - 1)
     for handler in _handlers(get_loop()):
         if handler.signo == signo:
             handler.close()

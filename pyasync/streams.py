@@ -83,8 +83,8 @@ class Stream(CoreStream):
         from now on.
 
         Raises `SocketClosed`, `SocketBrokenPipe` after `shutdown`, `EventLoopNotRunning` after
-        the end of the loop, `ValueError` unless 0 <= ``start`` <= ``end``, and `TypeError` for data
-        that is not bytes-like.
+        the end of the loop, `ValueError` unless ``start`` is in the data and ``end`` not before
+        it, and `TypeError` for data that is not bytes-like.
         """
         loop = self._options.loop
         if self._state & CANNOT_WRITE or loop.thread != get_ident():
@@ -136,7 +136,7 @@ class Stream(CoreStream):
         fd = require_descriptor("file", file)
         require_integer("offset", offset, 0, 2**63 - 1)
         if count is not None:
-            require_integer("count", count, 0, 2**63 - 1)
+            require_integer("count", count, 0, 2**63 - 1, ", or None")
         optional_callable("write_cb", write_cb)
         self._send_file(File(fd, offset, count, write_cb))
 
@@ -150,6 +150,7 @@ class Stream(CoreStream):
             self._options.event_cb = event_cb
 
     def disable(self, *, read: bool = False, write: bool = False) -> None:
+        self._require_flags(read, write)
         if read and self._state & STREAMING:
             # The application pauses by itself now: the stream must not enable reading behind it.
             self._need_extras().stream._resume = None

@@ -9,13 +9,19 @@ from typing import Any, Union
 from pyasync._core.addresses import numeric_address
 from pyasync._core.arguments import (
     optional_callable,
-    require_host,
+    require_descriptor,
+    require_flag,
+    require_instance,
     require_integer,
     require_port,
+    require_time,
     require_timeout,
+    shown,
+    wrong_type,
+    wrong_value,
 )
 from pyasync._core.connecting import Connector, Socket, connect
-from pyasync._core.sockets import adopt, bind, bind_error, listen, require_max_connections
+from pyasync._core.sockets import adopt, bind, bind_error, listen, require_limits
 from pyasync._core.stream import UNCONNECTED, Data, WriteCallback
 from pyasync._ffi import lib
 from pyasync.async_stream import AsyncStream
@@ -44,7 +50,8 @@ class TcpSocket(Stream, Socket):
 
     @nodelay.setter
     def nodelay(self, on: bool) -> None:
-        self.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, bool(on))
+        require_flag("nodelay", on)
+        self.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, on)
 
     def keepalive(
         self, delay: float | None, *, interval: float | None = None, count: int | None = None
@@ -59,11 +66,12 @@ class TcpSocket(Stream, Socket):
         Times are rounded up to whole seconds. Raises `SocketClosed`, `ValueError` for a time that
         is not over 0, or over 32,767, or a count that is not from 1 to 127 (the kernel's limits).
         """
+        idle = _whole_seconds("delay", delay)
         if interval is None and delay is not None:
             interval = min(delay, _KEEPALIVE_INTERVAL)
+        between = _whole_seconds("interval", interval)
         if count is not None:
-            require_integer("count", count, 1, 127)
-        idle, between = _whole_seconds("delay", delay), _whole_seconds("interval", interval)
+            require_integer("count", count, 1, 127, ", or None")
         self.setsockopt(sockets.SOL_SOCKET, sockets.SO_KEEPALIVE, delay is not None)
         for option, value in [
             (_KEEPALIVE_DELAY, idle),
@@ -82,11 +90,9 @@ _KEEPALIVE_INTERVAL = 75
 
 
 def _whole_seconds(name: str, seconds: float | None) -> int | None:
-    require_timeout(name, seconds)
     if seconds is None:
         return None
-    if seconds > 32767:
-        raise ValueError(f"{name} must be 32767 seconds at most, not {seconds!r}")
+    require_time(name, seconds, most=32767, over=True, or_none=", or None")
     return -int(-seconds // 1)  # rounded up, because the kernel refuses 0
 
 
@@ -183,14 +189,18 @@ def make_server(
     max_connections: int | None,
 ) -> TcpServer:
     """Return a server of the kind: see `tcp_server` for the arguments."""
-    require_max_connections(max_connections)
+    require_limits(max_connections, backlog)
+    require_flag("reuse_port", reuse_port)
     options.loop.submit()  # the pending close of another server may free the address
     if fd is None:
-        require_port(port)
+        port = require_port(port)
         sock = bind(bind_address, port, reuse_port)
     else:
+        fd = require_descriptor("fd", fd)
         if bind_address is not None or port != 0:
-            raise ValueError("with fd, bind_address must be None and port 0")
+            raise ValueError(
+                f"fd must be None where bind_address and port say where to listen, not {fd}"
+            )
         sock = adopt(fd, (sockets.AF_INET, sockets.AF_INET6))
     with sock:
         # Accepted connections inherit it, which saves a system call for each.
@@ -325,7 +335,7 @@ def make_client(
     optional_callable("write_cb", write_cb)
     options.connect_timeout = require_timeout("connect_timeout", connect_timeout)
     options.local_address = _local_address(local_address)
-    options.drain_read_buffer = drain_read_buffer
+    options.drain_read_buffer = require_flag("drain_read_buffer", drain_read_buffer)
     socket = kind(options, -1, UNCONNECTED)
     if data is not None:
         socket.write(data, write_cb=write_cb)
@@ -336,7 +346,7 @@ def make_client(
             sock.getpeername()  # ENOTCONN
         except OSError:
             sock.close()
-            raise ValueError(f"descriptor {fd} is a socket that is not connected") from None
+            raise ValueError(f"fd must be a connected socket's, not {shown(fd)}") from None
         socket._on_slot(check(lib.pa_adopt(options.loop.c, sock.detach())))
     socket._begin()  # last, because no close_cb may follow an error of this call
     return socket._subject
@@ -344,12 +354,13 @@ def make_client(
 
 def _local_address(given: LocalAddress) -> tuple[str | None, int]:
     host, port = given if isinstance(given, tuple) and len(given) == 2 else (given, 0)
-    if host is not None and not isinstance(host, str):
-        raise TypeError(f"local_address must be an address, or one and a port, not {given!r}")
-    if host is not None and numeric_address(host) is None:
-        raise ValueError(f"local_address must be a numeric address, not {host!r}")
-    require_port(port)
-    return host, port
+    allowed = "a numeric address, or a tuple of one and a port"
+    if host is not None:
+        if not isinstance(host, str):
+            raise wrong_type("local_address", allowed, given)
+        if numeric_address(host, "local_address") is None:
+            raise wrong_value("local_address", allowed, given)
+    return host, require_port(port, "port in local_address")
 
 
 def connect_new(subject: Any, host: str, port: int) -> Any:
@@ -374,19 +385,20 @@ def connect_tcp_socket(
     subject = socket
     if isinstance(socket, AsyncStream):
         socket = socket.socket
-    require_host("host", host)
-    require_port(port)
+    require_instance("socket", socket, TcpSocket, AsyncStream)
+    numeric = numeric_address(host) is not None
+    port = require_port(port)
+    optional_callable("event_cb", event_cb)
     loop = socket._loop
     socket._open_slot()
     options = socket._options
     if not socket._state & UNCONNECTED or options.remote is not None:
-        raise ValueError("the socket is connected, or was told to connect, already")
+        raise ValueError("socket must not be connected: it is, or was told to connect, already")
     if event_cb is not None:
-        optional_callable("event_cb", event_cb)
         options.event_cb = event_cb
     socket._before_connecting(host)  # before anything is opened: TLS may refuse its options
     loop.submit()  # a pending close may free a descriptor, or the local address
-    if numeric_address(host) is not None:
+    if numeric:
         socket._on_slot(check(connect(loop, host, port, options.local_address)))
         connector = None
     else:

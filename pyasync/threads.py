@@ -8,7 +8,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
-from pyasync._core.arguments import optional_callable, require_callable
+from pyasync._core.arguments import (
+    optional_callable,
+    require_callable,
+    require_flag,
+    require_integer,
+)
 from pyasync._core.handles import PythonHandle
 from pyasync.errors import EventLoopNotRunning, NotifierFreed
 from pyasync.loop import EventCallback, Loop, get_loop, logger
@@ -17,6 +22,9 @@ Result = TypeVar("Result")
 
 #: The end of a loop waits this long for functions that run in threads, in seconds.
 CLOSE_WAIT = 1.0
+
+#: The most threads that a loop may be told to use: Linux's limit of pid_max, proc(5).
+MAX_WORKERS = 1 << 22
 
 
 class Work(PythonHandle):
@@ -200,12 +208,9 @@ def set_max_workers(number: int) -> None:
     The default is that of `concurrent.futures.ThreadPoolExecutor`: the number of processors and 4,
     32 at most. Work that waits for a thread is given to the new ones, in its order; running work
     ends in its old thread, which counts no more. Raises `TypeError`, `ValueError` unless the number
-    is 1 or more, and `EventLoopNotRunning`.
+    is from 1 to 4,194,304 (no Linux has more threads, proc(5)), and `EventLoopNotRunning`.
     """
-    if not isinstance(number, int):
-        raise TypeError(f"number must be an integer, not {type(number).__name__}")
-    if number < 1:
-        raise ValueError(f"number must be 1 or more, not {number}")
+    number = require_integer("number", number, 1, MAX_WORKERS)
     loop = get_loop()
     _pool(loop).resize(number)
     # A copy, because a signal handler may close some, or begin others.
@@ -305,4 +310,4 @@ def make_notifier(
     """
     require_callable("callback", callback)
     optional_callable("event_cb", event_cb)
-    return Notifier(get_loop(), callback, event_cb, bool(single_shot))
+    return Notifier(get_loop(), callback, event_cb, require_flag("single_shot", single_shot))

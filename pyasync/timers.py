@@ -10,9 +10,15 @@ from collections.abc import Callable
 from threading import get_ident
 from typing import Any
 
-from pyasync._core.arguments import require_callable
+from pyasync._core.arguments import (
+    MAX_TIME,
+    optional_callable,
+    require_callable,
+    require_time,
+    time_error,
+)
 from pyasync._core.clock import monotonic
-from pyasync._core.deadlines import MAX_TIME, Bucket, due_in
+from pyasync._core.deadlines import Bucket, due_in
 from pyasync.errors import EventFreed
 from pyasync.loop import EventCallback, Loop, current, get_loop
 
@@ -35,10 +41,8 @@ class Event:
     def __init__(
         self, loop: Loop, callback: Callback, event_cb: EventCallback | None = None
     ) -> None:
-        if not callable(callback):
-            require_callable("callback", callback)
-        if event_cb is not None:
-            require_callable("event_cb", event_cb)
+        require_callable("callback", callback)
+        optional_callable("event_cb", event_cb)
         self._loop = loop
         self._on_due: Callback | None = callback
         self._bucket: Bucket | None = None
@@ -134,8 +138,7 @@ class Interval:
 
     def __init__(self, loop: Loop, callback: Callback, time: float, event_cb: Any) -> None:
         require_callable("callback", callback)
-        if not time >= MIN_INTERVAL:
-            raise ValueError(f"time must be {MIN_INTERVAL:g} seconds or more, not {time!r}")
+        require_time("time", time, MIN_INTERVAL)
         self._callback = callback
         self._time = time
         self._event = Event(loop, self._run, event_cb)
@@ -194,6 +197,7 @@ def delay(
     """
     # The same as get_loop() and due_in(time), without the calls: programs make very many delays.
     loop = current.loop or get_loop()
+    # An async function is refused when the timer fires: to look for it here costs a tenth.
     if event_cb is None and callable(callback):
         event = _new_event(Event)  # without __init__, for the same reason
         event._loop = loop
@@ -201,12 +205,15 @@ def delay(
         event._bucket = event._options = None
     else:
         event = Event(loop, callback, event_cb)
-    if time is None:
-        due = 0
-    elif 0 <= time <= MAX_TIME:
-        due = int((monotonic() + time) * 1000) + 1
-    else:
-        due = due_in(time)
+    try:
+        if time is None:
+            due = 0
+        elif 0 <= time <= MAX_TIME:
+            due = int((monotonic() + time) * 1000) + 1
+        else:
+            raise time_error("time", time)
+    except TypeError:
+        raise time_error("time", time) from None
     loop.deadlines.arm(event, due)
     return event
 
@@ -227,6 +234,8 @@ def with_delay(
     """
     if seconds is not None:
         time = _one_of(time, "seconds", seconds)
+    if time is not None:  # now, because ``@with_delay`` without a call would decorate nothing
+        require_time("time", time)
     return lambda callback: delay(callback, time=time)
 
 
@@ -260,9 +269,7 @@ def with_interval(
     """
     if seconds is not None:
         time = _one_of(time, "seconds", seconds)
-    if time is None:
-        raise TypeError("with_interval needs a time, in seconds")
-    every = time
+    every = require_time("time", time, MIN_INTERVAL)
     return lambda callback: interval(callback, time=every)
 
 

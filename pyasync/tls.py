@@ -11,9 +11,13 @@ from typing import Any, Union
 
 from pyasync._core.arguments import (
     StrOrBytesPath,
+    c_string,
     optional_callable,
+    require_flag,
     require_host,
+    require_instance,
     require_timeout,
+    wrong_type,
 )
 from pyasync._core.stream import (
     CONNECTING,
@@ -111,15 +115,9 @@ def tcp_ssl_server(
     for a wrong certificate, key, password or context.
     """
     if ssl_context is None:
-        if certificate is None:
-            raise TypeError("an ssl_context is needed, or a certificate")
-        ssl_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        # As strings or bytes: PyPy takes no other paths.
-        ssl_context.load_cert_chain(
-            os.fspath(certificate), None if key is None else os.fspath(key), password
-        )
+        ssl_context = _context_with(certificate, key, password)
     elif (certificate, key, password) != (None, None, None):
-        raise TypeError("with an ssl_context there must be no certificate, key or password")
+        raise TypeError("certificate, key and password must be None where there is an ssl_context")
     options = StreamOptions(
         get_loop(),
         read_cb,
@@ -301,31 +299,36 @@ def start_tls(
     subject = socket
     if isinstance(socket, AsyncStream):
         socket = socket.socket
-    if not isinstance(socket, TcpSocket):
-        raise TypeError(f"socket must be a TcpSocket, not {type(socket).__name__}")
+    require_instance("socket", socket, TcpSocket, AsyncStream)
+    require_flag("server_side", server_side)
     for name, callback in [("read_cb", read_cb), ("connect_cb", connect_cb)]:
         optional_callable(name, callback)
     optional_callable("event_cb", event_cb)
-    socket._open_slot()
-    state = socket._state
-    if state & ENCRYPTED:
-        raise ValueError("the socket speaks TLS already")
-    if state & (CONNECTING | UNCONNECTED | ENDED):
-        raise ValueError("the socket is not connected, or the peer has ended the stream")
-    if state & SHUT:
-        raise socket_error(-errno.EPIPE, socket)
-    if state & SENDING_FILE:
-        raise ValueError("a file is being sent: wait for its write_cb")
     if server_side and ssl_context is None:
-        raise TypeError("an ssl_context is needed, which has the certificate")
+        raise TypeError("ssl_context must be a server's ssl.SSLContext, not None")
     tls_options = _tls_options(
         ssl_context, server_side, server_hostname, session, handshake_timeout, shutdown_timeout
     )
+    try:
+        view = memoryview(received)
+    except TypeError:
+        raise wrong_type("received", "bytes-like", received) from None
+    with view:
+        belongs_to_tls = [bytes(view)]
+    socket._open_slot()
+    state = socket._state
+    if state & ENCRYPTED:
+        raise ValueError("socket must have no TLS: it speaks TLS already")
+    if state & (CONNECTING | UNCONNECTED | ENDED):
+        raise ValueError(
+            "socket must be connected: it is not connected, or the peer has ended the stream"
+        )
+    if state & SHUT:
+        raise socket_error(-errno.EPIPE, socket)
+    if state & SENDING_FILE:
+        raise ValueError("socket must send no file: wait for its write_cb")
     remote = socket._options.remote
     tls = TlsState(tls_options, remote[0] if remote is not None else None)
-    with memoryview(received) as view:
-        belongs_to_tls = [bytes(view)]
-
     # Nothing raises from here on: a socket that is neither plain nor TLS would be of no use.
     options = socket._options = socket._options.copy()
     options.tls = tls_options
@@ -336,6 +339,52 @@ def start_tls(
         belongs_to_tls.append(socket._extras.stream._take_all())
     start_tls_on(socket, SslSocket, tls, belongs_to_tls)
     return subject
+
+
+def _context_with(
+    certificate: StrOrBytesPath | None, key: StrOrBytesPath | None, password: Password
+) -> ssl.SSLContext:
+    """Return a server's context with this certificate."""
+    if certificate is None:
+        raise TypeError(
+            "ssl_context must be a server's ssl.SSLContext, not None, or there must be "
+            "a certificate"
+        )
+    files = [("certificate", certificate)]
+    if key is not None:
+        files.append(("key", key))
+    for name, path in files:
+        c_string(name, path)
+    if not (
+        password is None or isinstance(password, (str, bytes, bytearray)) or callable(password)
+    ):
+        # A secret may be in it: its value is not shown.
+        raise TypeError(
+            f"password must be a str, bytes, bytearray or a function, not {type(password).__name__}"
+        )
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    # As strings or bytes: PyPy takes no other paths.
+    paths = [os.fspath(path) for _, path in files]
+    try:
+        context.load_cert_chain(paths[0], paths[1] if key is not None else None, password)
+    except ssl.SSLError as error:  # which says "PEM lib", and no more
+        error.strerror = f"{error.strerror}: {' and '.join(map(os.fsdecode, paths))}"
+        raise
+    except OSError as error:
+        error.filename = _unreadable(paths)
+        raise
+    return context
+
+
+def _unreadable(paths: list[Any]) -> Any:
+    """Return the first file that cannot be opened, or None."""
+    for path in paths:
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError:
+            return path
+    return None
 
 
 @cache
@@ -354,12 +403,15 @@ def _tls_options(
     if context is None:
         context = _default_context()
     if not isinstance(context, ssl.SSLContext):
-        raise TypeError(f"ssl_context must be an ssl.SSLContext, not {type(context).__name__}")
+        raise wrong_type("ssl_context", "an ssl.SSLContext, or None", context)
     wrong = ssl.PROTOCOL_TLS_CLIENT if server_side else ssl.PROTOCOL_TLS_SERVER
     if context.protocol == wrong:  # not every version of Python checks it
-        raise ValueError(f"ssl_context is for the other side: {context.protocol!r}")
+        side = "server" if server_side else "client"
+        raise ValueError(f"ssl_context must be for the {side}'s side, not {context.protocol!r}")
     if server_hostname is not None:
         require_host("server_hostname", server_hostname)
+    if session is not None and not isinstance(session, ssl.SSLSession):
+        raise wrong_type("session", "an ssl.SSLSession, or None", session)
     return TlsOptions(
         context,
         server_side=server_side,

@@ -6,7 +6,7 @@ import socket as sockets
 from collections.abc import Callable
 from typing import Any
 
-from pyasync._core.arguments import optional_callable, require_port
+from pyasync._core.arguments import optional_callable, require_flag, require_port
 from pyasync._core.datagrams import DatagramSocket
 from pyasync._core.sockets import bind
 from pyasync.errors import EventError
@@ -73,6 +73,8 @@ def udp_socket(
     optional_callable("read_cb", read_cb)
     optional_callable("event_cb", event_cb)
     require_port(port)
+    require_flag("reuse_port", reuse_port)
+    require_flag("broadcast", broadcast)
     loop.submit()  # the pending close of another socket may free the address
     sock = bind(bind_address, port, reuse_port, sockets.SOCK_DGRAM)
     with sock:

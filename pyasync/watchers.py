@@ -6,7 +6,12 @@ import errno
 from collections.abc import Callable
 from typing import Any
 
-from pyasync._core.arguments import optional_callable, require_callable, require_descriptor
+from pyasync._core.arguments import (
+    optional_callable,
+    require_callable,
+    require_descriptor,
+    require_flag,
+)
 from pyasync._core.handles import CHandle
 from pyasync._ffi import lib
 from pyasync.errors import check, socket_error
@@ -49,11 +54,11 @@ class Poller(CHandle):
         `HandleClosed`.
         """
         slot = self._open_slot()
-        if readable is None:
-            readable = bool(self._events & READABLE)
-        if writable is None:
-            writable = bool(self._events & WRITABLE)
-        self._events = _events(readable, writable)
+        was_readable, was_writable = self._events & READABLE != 0, self._events & WRITABLE != 0
+        self._events = _events(
+            was_readable if readable is None else require_flag("readable", readable),
+            was_writable if writable is None else require_flag("writable", writable),
+        )
         lib.pa_poll_modify(self._loop.c, slot, self._events)
 
     @property
@@ -129,13 +134,13 @@ def poll(
     require_callable("callback", callback)
     optional_callable("event_cb", event_cb)
     number = require_descriptor("fd", fd)
+    events = _events(require_flag("readable", readable), require_flag("writable", writable))
     loop = get_loop()
-    events = _events(readable, writable)
     slot = lib.pa_poll_start(loop.c, number, events)
     if slot == -errno.EPERM:
         raise ValueError(
-            f"descriptor {number} cannot be polled: like any regular file or directory "
-            "it can always be read and written"
+            f"fd must be a descriptor that can be polled, not {number}: like any regular file or "
+            "directory it can always be read and written"
         )
     if slot < 0:
         raise socket_error(slot, detail=f"descriptor {number}")

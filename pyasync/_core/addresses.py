@@ -14,7 +14,7 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Any, Union
 
-from pyasync._core.arguments import require_host, require_integer
+from pyasync._core.arguments import require_host, require_integer, wrong_type, wrong_value
 from pyasync._ffi import ffi, lib
 from pyasync.errors import check
 
@@ -39,16 +39,14 @@ _IN6 = Struct("=H2s4s16sI")
 PACKED_MAX = _IN6.size
 
 
-def numeric_address(host: str) -> NumericAddress | None:
+def numeric_address(host: str, name: str = "host") -> NumericAddress | None:
     """Return the family and the address in its usual form; None if the host is a name.
 
     An address of IPv6 may have a zone after a percent sign (RFC 4007, section 11): the name of an
-    interface, or its number. Raises `ValueError` if there is no such interface.
+    interface, or its number. Raises `ValueError` if there is no such interface, and the errors of
+    `require_host` for the argument ``name``.
     """
-    if "\0" in host:  # C would read the part before it, which is another host
-        raise ValueError(f"a host must not have zero bytes: {host!r}")
-    if not host.isascii():
-        host.encode()  # raises for a lone surrogate, as inet_pton does, but for PyPy's
+    require_host(name, host)
     address, percent, zone = host.partition("%")
     try:
         if not percent:
@@ -60,7 +58,7 @@ def numeric_address(host: str) -> NumericAddress | None:
     except OSError:
         return None
     if percent:
-        zone_number(zone)
+        zone_number(zone, name)
     return V6, sockets.inet_ntop(V6, packed) + percent + zone
 
 
@@ -91,17 +89,20 @@ def _idna_encoder() -> Callable[[str], bytes]:
     return functools.partial(idna.encode, uts46=True)
 
 
-def zone_number(zone: str) -> int:
-    """Return the number of the interface that a zone names, or raise `ValueError`."""
+def zone_number(zone: str, name: str = "host") -> int:
+    """Return the number of the interface that a zone of the argument ``name`` has.
+
+    Raises `ValueError` if there is none.
+    """
     # By name first: an interface may have a number for a name.
     number: int = lib.if_nametoindex(os.fsencode(zone))
     if number:
         return number
     if zone.isascii() and zone.isdecimal() and 0 < int(zone) < 1 << 32:
-        name = ffi.new("char[]", lib.IF_NAMESIZE)
-        if lib.if_indextoname(int(zone), name):
+        text = ffi.new("char[]", lib.IF_NAMESIZE)
+        if lib.if_indextoname(int(zone), text):
             return int(zone)
-    raise ValueError(f"there is no interface {zone!r}")
+    raise ValueError(f"{name} must name an interface of this host: there is no interface {zone!r}")
 
 
 def pack_address(host: str, port: int, flowinfo: int = 0, scope: int = 0) -> bytes:
@@ -152,35 +153,34 @@ class AddressFormat:
         #: Bytes of a packed address.
         self.size = (_IN6 if sock.family == V6 else _IN).size
 
-    def numeric(self, host: str) -> str:
+    def numeric(self, host: str, name: str) -> str:
         """Return the host as an address of the socket's family, or raise `ValueError`.
 
         An IPv4 address becomes an IPv4-mapped one for a socket of both families.
         """
-        found = numeric_address(host)
+        found = numeric_address(host, name)
         if found is None:
-            raise ValueError(f"the host must be a numeric address, not {host!r}: see dns_lookup")
+            raise wrong_value(name, "a numeric address (see dns_lookup)", host)
         family, text = found
         if family == self.family:
             return text
         if self.dual:
             return MAPPED + text
-        raise ValueError(f"a socket of {self.name} cannot send to {host!r}")
+        raise wrong_value(name, f"an address that a socket at {self.name} can send to", host)
 
     def pack(self, address: Any) -> bytes:
         """Pack an address of the `socket` module, or raise `ValueError` or `TypeError`."""
+        allowed = "a tuple (host, port)" + ("" if self.family == V4 else ", as of socket.AF_INET6")
         if not isinstance(address, tuple):
-            raise TypeError(f"address must be a tuple, not {type(address).__name__}")
+            raise wrong_type("address", allowed, address)
         if not 2 <= len(address) <= (2 if self.family == V4 else 4):
-            raise ValueError(f"address must be (host, port), not {address!r}")
+            raise wrong_value("address", allowed, address)
         host, port, flowinfo, scope = (*address, 0, 0)[:4]
-        require_target(host, port)
-        if not isinstance(flowinfo, int) or not isinstance(scope, int):
-            raise TypeError(f"flowinfo and scope_id must be integers: {address!r}")
+        require_target(host, port, " in address")
         # A flow label has 20 bits (RFC 8200, section 6), and sin6_scope_id 32.
-        if not (0 <= flowinfo < 1 << 20 and 0 <= scope < 1 << 32):
-            raise ValueError(f"flowinfo or scope_id is out of range: {address!r}")
-        return pack_address(self.numeric(host), port, flowinfo, scope)
+        require_integer("flowinfo in address", flowinfo, 0, (1 << 20) - 1)
+        require_integer("scope_id in address", scope, 0, (1 << 32) - 1)
+        return pack_address(self.numeric(host, "host in address"), port, flowinfo, scope)
 
 
 def is_mapped(header: bytes) -> bool:
@@ -194,25 +194,27 @@ def interface_number(interface: str, *families: int) -> int:
     The address must be of one of ``families``. ``0.0.0.0`` and ``::`` give 0, the system's choice.
     Raises `ValueError` and `TypeError`.
     """
-    require_host("interface", interface)
-    found = numeric_address(interface)
+    found = numeric_address(interface, "interface")
     if found is None:
-        return zone_number(interface)
+        return zone_number(interface, "interface")
     family, text = found
     address, _, zone = text.partition("%")
     if family in families:
         if zone:
-            return zone_number(zone)
+            return zone_number(zone, "interface")
         if address in ("0.0.0.0", "::"):
             return 0
         number = check(lib.pa_interface_with(pack_address(address, 0)))
         if number:
             return number
-    raise ValueError(f"interface must be the name or an address of one, not {interface!r}")
+    raise wrong_value("interface", "the name or an address of one", interface)
 
 
-def require_target(host: Any, port: Any) -> None:
-    """Raise `TypeError` or `ValueError` unless the types are right and the port is not 0."""
-    require_host("host", host)
+def require_target(host: Any, port: Any, where: str = "") -> None:
+    """Raise `TypeError` or `ValueError` unless the types are right and the port is not 0.
+
+    ``where`` comes after their names in the message.
+    """
+    require_host(f"host{where}", host)
     # 0 means "any" to bind(2), and is no destination (RFC 768).
-    require_integer("port", port, 1, 65535)
+    require_integer(f"port{where}", port, 1, 65535)

@@ -8,7 +8,14 @@ import signal
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pyasync._core.arguments import StrOrBytesPath, c_string, require_integer
+from pyasync._core.arguments import (
+    StrOrBytesPath,
+    c_string,
+    require_flag,
+    require_integer,
+    wrong_type,
+    wrong_value,
+)
 from pyasync._core.engine import CLOSED, FAILED, Engine
 from pyasync._core.handles import CHandle, ClosedHandle
 from pyasync._ffi import ffi, lib
@@ -42,10 +49,7 @@ class ChildProcess(CHandle):
         `ValueError` if there is no such signal, `HandleClosed` if the process was closed before it
         exited, and `FilesystemPermission` if the child has become another user's.
         """
-        if not isinstance(signo, int):
-            raise TypeError(f"signo must be an integer, not {type(signo).__name__}")
-        if not 0 <= signo < signal.NSIG:
-            raise ValueError(f"no such signal: {signo}")
+        require_integer("signo", signo, 0, signal.NSIG - 1)
         if self.exit_status is not None:
             return False
         slot = self._open_slot()
@@ -89,23 +93,23 @@ class NewChild:
         gid: int | None,
         detached: bool,
     ) -> None:
-        if isinstance(args, (str, bytes)):
-            raise TypeError("args must be a list of arguments, not one")
+        if isinstance(args, (str, bytes)) or not isinstance(args, Iterable):
+            raise wrong_type("args", "a list of arguments", args)
         self._loop = loop
         self._path = path
         self._directory = working_directory
         file = c_string("path", path)
-        argv = _c_strings([file, *(c_string("an argument", arg) for arg in args)])
+        argv = _c_strings([file, *(c_string(f"args[{i}]", arg) for i, arg in enumerate(args))])
         environ = ffi.NULL if env is None else _c_strings(_environment(env))
         directory = (
             ffi.NULL
             if working_directory is None
             else ffi.new("char[]", c_string("working_directory", working_directory))
         )
-        flags = lib.PA_DETACHED if detached else 0
+        flags = lib.PA_DETACHED if require_flag("detached", detached) else 0
         for name, value, flag in [("uid", uid, lib.PA_SETUID), ("gid", gid, lib.PA_SETGID)]:
             if value is not None:
-                require_integer(name, value, 0, MAX_ID)
+                require_integer(name, value, 0, MAX_ID, ", or None")
                 flags |= flag
         #: The arguments of pa_spawn, and what they point to.
         self._arguments = (
@@ -165,12 +169,12 @@ def _c_strings(strings: list[bytes]) -> tuple[Any, list[Any]]:
 
 def _environment(env: Mapping[Any, Any]) -> list[bytes]:
     if not isinstance(env, Mapping):
-        raise TypeError(f"env must be a mapping, not {type(env).__name__}")
-    items = [(c_string("a name in env", key), c_string("env", env[key])) for key in env]
+        raise wrong_type("env", "a mapping", env)
+    items = [(c_string("a name in env", key), c_string(f"env[{key!r}]", env[key])) for key in env]
     # environ(7): "name=value", so that a "=" in a name would move the border.
     for key, _ in items:
         if not key or b"=" in key:
-            raise ValueError(f"no name of an environment variable: {key!r}")
+            raise wrong_value("a name in env", "an environment variable's, without =", key)
     return [b"%s=%s" % item for item in items]
 
 

@@ -55,7 +55,18 @@ class Socket(PeerHandle, Stream):
         extras = self._need_extras()
         extras.connector = connector
         if timeout is not None:
-            extras.connect_timer = background_timer(self._loop, self._connect_timer_fired, timeout)
+
+            def fired() -> None:
+                reason = f"connecting to {self._target()} took longer than {timeout:g} seconds"
+                report_timeout(self, reason, force=True)
+
+            extras.connect_timer = background_timer(self._loop, fired, timeout)
+
+    def _target(self) -> str:
+        """Return what is connected to, for a message."""
+        assert self._options.remote is not None
+        host, port = self._options.remote
+        return f"{host} port {port}"
 
     def ref(self) -> None:
         """Let the socket keep the loop running while it is open, as it does from the start."""
@@ -139,9 +150,7 @@ class Socket(PeerHandle, Stream):
         if self._state & CLOSED and (status == 0 or not self._state & SENDING_FILE):
             return
         if status != 0:
-            assert self._options.remote is not None
-            host, port = self._options.remote
-            self._fail_with(socket_error(status, detail=f"{host} port {port}"))
+            self._fail_with(socket_error(status, detail=self._target()))
             return
         self._established()
 
@@ -166,9 +175,6 @@ class Socket(PeerHandle, Stream):
             self._on_connected(0)
         except Exception as error:
             self._loop.on_error(error, self)
-
-    def _connect_timer_fired(self) -> None:
-        report_timeout(self, "connecting took too long", force=True)
 
 
 def interleave(addresses: list[NumericAddress]) -> list[NumericAddress]:

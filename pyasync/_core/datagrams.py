@@ -31,7 +31,12 @@ from pyasync._core.addresses import (
     unpack_address,
     zone_number,
 )
-from pyasync._core.arguments import optional_callable, require_host, require_integer
+from pyasync._core.arguments import (
+    optional_callable,
+    require_flag,
+    require_integer,
+    wrong_value,
+)
 from pyasync._core.deadlines import Timer, background_timer
 from pyasync._core.engine import Engine
 from pyasync._core.handles import CHandle
@@ -138,14 +143,17 @@ class DatagramSocket(PeerHandle, CHandle):
         loop = self._loop
         if self._slot < 0 or loop.thread != get_ident():
             self._open_slot()
-        target = self._targets.get(address)
+        try:
+            target = self._targets.get(address)
+        except TypeError:  # it has no hash, and so it is no tuple
+            target = None
         if target is None:
             target = self._target(address)
         if type(data) is not bytes:
             data = bytes(as_buffer_slice(data))  # to be joined with the header
         if len(data) > MAX_SIZE[V4]:
             self._check_size(len(data), target)
-        if write_cb is not None:
+        if write_cb is not None and not callable(write_cb):
             optional_callable("write_cb", write_cb)
         datagram = target + data
         size = len(datagram)
@@ -159,7 +167,7 @@ class DatagramSocket(PeerHandle, CHandle):
     def _check_size(self, size: int, target: bytes) -> None:
         limit = MAX_SIZE[V4] if is_mapped(target) else self._max_size
         if size > limit:
-            raise ValueError(f"a datagram must have {limit} bytes at most, not {size}")
+            raise ValueError(f"data must have {limit} bytes at most (a datagram's), not {size}")
 
     def _target(self, address: Any) -> bytes:
         """Return the header for an address, and cache it."""
@@ -191,7 +199,7 @@ class DatagramSocket(PeerHandle, CHandle):
         slot = self._open_slot()
         require_target(host, port)
         where = (host, port) if numeric_address(host) else self._look_up(host, port)
-        target = self._format.pack(where)
+        target = pack_address(self._format.numeric(where[0], "host"), *where[1:])
         self._loop.submit()  # earlier datagrams go to their own addresses
         status = lib.pa_udp_connect(self._loop.c, slot, target)
         if status != 0:
@@ -272,11 +280,11 @@ class DatagramSocket(PeerHandle, CHandle):
         # 224.0.0.0/4 (RFC 5771) and ff00::/8 (RFC 4291, 2.7).
         first = sockets.inet_pton(family, address)[0]
         if not (224 <= first < 240 if family == V4 else first == 0xFF):
-            raise ValueError(f"group must be a multicast address, not {group!r}")
+            raise wrong_value("group", "a multicast address", group)
         if source is not None and self._own("source", source)[0] != family:
-            raise ValueError(f"source must be an address of the group's family, not {source!r}")
+            raise wrong_value("source", "an address of the group's family", source)
         number = 0 if interface is None else interface_number(interface, family)
-        of_group = zone_number(zone) if zone else number
+        of_group = zone_number(zone, "group") if zone else number
         if number not in (0, of_group):
             raise ValueError(f"group {group!r} is on another interface than {interface!r}")
         whom = ffi.NULL if source is None else pack_address(source, 0)
@@ -305,10 +313,9 @@ class DatagramSocket(PeerHandle, CHandle):
             self.setsockopt(sockets.IPPROTO_IP, sockets.IP_MULTICAST_IF, request)
 
     def _own(self, name: str, host: str) -> tuple[int, str]:
-        require_host(name, host)
-        found = numeric_address(host)
+        found = numeric_address(host, name)
         if found is None or not (found[0] == self._format.family or self._format.dual):
-            raise ValueError(f"{name} must be a numeric address of the socket's, not {host!r}")
+            raise wrong_value(name, "a numeric address of the socket's family", host)
         return found
 
     @property
@@ -334,7 +341,8 @@ class DatagramSocket(PeerHandle, CHandle):
 
     @multicast_loop.setter
     def multicast_loop(self, on: bool) -> None:
-        self._set_option(sockets.IP_MULTICAST_LOOP, sockets.IPV6_MULTICAST_LOOP, bool(on))
+        require_flag("multicast_loop", on)
+        self._set_option(sockets.IP_MULTICAST_LOOP, sockets.IPV6_MULTICAST_LOOP, on)
 
     @property
     def ttl(self) -> int:
@@ -357,7 +365,8 @@ class DatagramSocket(PeerHandle, CHandle):
 
     @broadcast.setter
     def broadcast(self, on: bool) -> None:
-        self.setsockopt(sockets.SOL_SOCKET, sockets.SO_BROADCAST, bool(on))
+        require_flag("broadcast", on)
+        self.setsockopt(sockets.SOL_SOCKET, sockets.SO_BROADCAST, on)
 
     def _option(self, of_v4: int, of_v6: int) -> int:
         if self._format.family == V4:

@@ -19,6 +19,7 @@ from heapq import heappop, heappush
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pyasync._core.arguments import MAX_TIME, refuse_coroutine, time_error
 from pyasync._core.clock import monotonic
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 #: A deadline in milliseconds of libuv's clock, then timers in the order in which they were armed.
 Bucket = list[Any]
-
-#: The longest time, in seconds: some 300 years. In milliseconds it fits into C's int64_t.
-MAX_TIME = 1e10
 
 #: This many stale entries may stay in any case, or a few timers would be compacted all the time.
 SLACK = 1024
@@ -250,8 +248,10 @@ class Deadlines:
                             self._catch_up()
                         left -= 1
                         callback = timer._on_due
-                        if callback is not None:  # a postponed change may have stopped it
-                            callback()
+                        # None: a postponed change may have stopped it.
+                        if callback is not None and (result := callback()) is not None:
+                            refuse_coroutine("callback", callback, result)
+                            result = None  # it may hold resources
                         time = clock()
                         if time - last > limit:
                             limit = engine.note_long_callback(time - last, callback)
@@ -388,6 +388,9 @@ def due_in(seconds: float) -> int:
     It is computed from the true time, because uv_now() was read some time ago: from that, a timer
     would fire early. See `pyasync._core.clock`.
     """
-    if not 0 <= seconds <= MAX_TIME:
-        raise ValueError(f"a time must be from 0 to {MAX_TIME:g} seconds, not {seconds!r}")
-    return int((monotonic() + seconds) * 1000) + 1
+    try:
+        if 0 <= seconds <= MAX_TIME:
+            return int((monotonic() + seconds) * 1000) + 1
+    except TypeError:
+        pass
+    raise time_error("time", seconds)

@@ -15,7 +15,7 @@ from pyasync._core.addresses import (
     unpack_address,
     unpack_name,
 )
-from pyasync._core.arguments import require_host, require_integer
+from pyasync._core.arguments import require_descriptor, require_integer, wrong_type
 from pyasync._core.handles import DescriptorHandle
 from pyasync._ffi import ffi, lib
 from pyasync.errors import (
@@ -28,6 +28,8 @@ from pyasync.errors import (
 
 #: The size of C's int, in bytes.
 _INT_SIZE = 4
+#: The least and the greatest value of C's int.
+_C_INT = (-(1 << 31), (1 << 31) - 1)
 
 
 def bind(
@@ -41,10 +43,7 @@ def bind(
     A name is looked up at once, in a blocking call. Raises `TcpServerBindError`, or
     `SocketAddressInUse`, which is one.
     """
-    numeric = None
-    if address is not None:
-        require_host("bind_address", address)
-        numeric = numeric_address(address)
+    numeric = None if address is None else numeric_address(address, "bind_address")
     where: Any
     try:
         if numeric is not None:
@@ -83,19 +82,21 @@ def new_socket(family: int, kind: int) -> sockets.socket:
 def bind_error(error: OSError, address: str | None, port: int) -> TcpServerBindError:
     """Return the exception for an error of `bind` or `listen`."""
     kind = SocketAddressInUse if error.errno == errno.EADDRINUSE else TcpServerBindError
-    result = kind(error.errno, f"{error.strerror}: {address or '*'} port {port}")
+    # Python's own errors, such as of a wrong family, have no errno.
+    result = kind(error.errno, f"{error.strerror or error}: {address or '*'} port {port}")
     result.address = address
     result.port = port
     result._errcode = libuv_number(error)  # errno may be a number of getaddrinfo(3), not -errcode
     return result
 
 
-def adopt(fd: int, families: tuple[int, ...]) -> sockets.socket:
+def adopt(fd: Any, families: tuple[int, ...]) -> sockets.socket:
     """Return a stream socket on a duplicate of the descriptor; the caller keeps its own.
 
-    Raises `ValueError` if it is no stream socket of one of the families, and `OSError` if it is
-    not open.
+    ``fd`` may be an object with a ``fileno()``. Raises `ValueError` if it is no stream socket of
+    one of the families, and `OSError` if it is not open.
     """
+    fd = require_descriptor("fd", fd)
     # A duplicate: if we closed the caller's number, it could be another file's by then.
     check(lib.pa_open_standard_streams())
     duplicate = os.dup(fd)
@@ -103,26 +104,23 @@ def adopt(fd: int, families: tuple[int, ...]) -> sockets.socket:
         sock = sockets.socket(fileno=duplicate)
     except OSError:
         os.close(duplicate)
-        raise ValueError(f"descriptor {fd} is not a socket") from None
+        raise ValueError(f"fd must be a stream socket's, not {fd}: it is no socket") from None
     if sock.type != sockets.SOCK_STREAM or sock.family not in families:
         sock.close()
-        raise ValueError(f"descriptor {fd} is a socket of the wrong kind: {sock!r}")
+        raise ValueError(f"fd must be a stream socket's of a kind that fits, not {fd}: {sock!r}")
     return sock
 
 
-def require_max_connections(number: int | None) -> None:
-    """Raise `ValueError` unless the number is over 0, or None."""
-    if number is not None and not 0 < number < 2**31:
-        raise ValueError(f"max_connections must be over 0, or None, not {number!r}")
+def require_limits(max_connections: int | None, backlog: int | None) -> None:
+    """Raise unless both arguments of a server are integers that C's int can be, or None."""
+    for name, value, least in [("max_connections", max_connections, 1), ("backlog", backlog, 0)]:
+        if value is not None:
+            require_integer(name, value, least, 2**31 - 1, ", or None")
 
 
 def listen(sock: sockets.socket, backlog: int | None) -> None:
     """Let the socket listen. ``backlog`` None: the longest that the system allows (listen(2))."""
-    if backlog is None:
-        backlog = sockets.SOMAXCONN
-    elif not 0 <= backlog < 2**31:
-        raise ValueError(f"backlog must be 0 or more, or None, not {backlog!r}")
-    sock.listen(backlog)
+    sock.listen(sockets.SOMAXCONN if backlog is None else backlog)
 
 
 class SocketHandle(DescriptorHandle):
@@ -137,6 +135,8 @@ class SocketHandle(DescriptorHandle):
         The value is an integer; with ``buflen``, 1 to 1024, it is bytes, of this size at most.
         Raises `SocketError` if the system refuses, and `SocketClosed`.
         """
+        require_integer("level", level, *_C_INT)
+        require_integer("option", option, *_C_INT)
         require_integer("buflen", buflen, 0, 1024)
         value = ffi.new("char[]", buflen or _INT_SIZE)
         size = self._ask(lib.pa_getsockopt, level, option, value, len(value))
@@ -152,10 +152,15 @@ class SocketHandle(DescriptorHandle):
         `TypeError` and `SocketClosed`.
         """
         if isinstance(value, int):
-            require_integer("value", value, -(1 << 31), (1 << 32) - 1)
+            value = require_integer("value", int(value), -(1 << 31), (1 << 32) - 1)
             value = (value & 0xFFFFFFFF).to_bytes(_INT_SIZE, sys.byteorder)
         else:
-            value = bytes(memoryview(value))
+            try:
+                value = bytes(memoryview(value))
+            except TypeError:
+                raise wrong_type("value", "an integer or bytes-like", value) from None
+        require_integer("level", level, *_C_INT)
+        require_integer("option", option, *_C_INT)
         self._handle_slot()  # raises in a wrong thread, before operations are performed
         self._loop.submit()
         self._ask(lib.pa_setsockopt, level, option, value, len(value))

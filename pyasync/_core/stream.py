@@ -15,12 +15,19 @@ everything.
 from __future__ import annotations
 
 import errno
+import sys
 from collections import deque
 from collections.abc import Callable
 from threading import get_ident
 from typing import Any, Protocol, Union
 
-from pyasync._core.arguments import require_timeout
+from pyasync._core.arguments import (
+    require_flag,
+    require_integer,
+    require_timeout,
+    wrong_type,
+    wrong_value,
+)
 from pyasync._core.engine import CLOSED, FAILED, PYPY, Engine
 from pyasync._core.file_sending import File, FileQueue
 from pyasync._core.handles import DescriptorHandle
@@ -258,10 +265,8 @@ class Stream(DescriptorHandle):
         `ValueError` unless 0 <= ``low`` <= ``high``.
         """
         self._open_slot()
-        high = HIGH_WATERMARK if high is None else high
-        low = high // 4 if low is None else low
-        if not 0 <= low <= high:
-            raise ValueError(f"watermarks must be 0 <= low <= high, not {low!r} and {high!r}")
+        high = HIGH_WATERMARK if high is None else require_integer("high", high, 0, 2**63 - 1)
+        low = high // 4 if low is None else require_integer("low", low, 0, high)
         extras = self._need_extras()
         extras.high, extras.low = high, low
         self._check_pressure()
@@ -375,7 +380,7 @@ class Stream(DescriptorHandle):
         writing is disabled writes are deferred, and their ``write_cb`` with them, until `enable`,
         `shutdown` or `close`. Raises `SocketClosed`.
         """
-        self._open_slot()
+        self._require_flags(read, write)
         if read and not self._state & READ_DISABLED:
             self._state |= READ_DISABLED
             self._stop_reading()
@@ -388,7 +393,7 @@ class Stream(DescriptorHandle):
 
         Raises `SocketClosed`.
         """
-        self._open_slot()
+        self._require_flags(read, write)
         if read and self._state & READ_DISABLED:
             extras = self._need_extras()
             if extras.paused_input:  # not now, because its callbacks must not run inside this call
@@ -403,6 +408,12 @@ class Stream(DescriptorHandle):
                 self._stop_deferring(WRITE_DISABLED)
             else:
                 self._state &= ~WRITE_DISABLED
+
+    def _require_flags(self, read: bool, write: bool) -> None:
+        """Check the arguments of `disable` and `enable`, before anything is changed."""
+        self._open_slot()
+        require_flag("read", read)
+        require_flag("write", write)
 
     def _stop_reading(self) -> None:
         if self._slot >= 0:
@@ -467,10 +478,11 @@ class Stream(DescriptorHandle):
         `SocketClosed`, and `ValueError` for a time that is not over 0.
         """
         self._open_slot()
+        require_timeout("read", read)
+        require_timeout("write", write)
         if self._options.read_timeout != read or self._options.write_timeout != write:
             options = self._options.copy()  # the server's other connections share the original
-            options.read_timeout = require_timeout("read", read)
-            options.write_timeout = require_timeout("write", write)
+            options.read_timeout, options.write_timeout = read, write
             self._options = options
         self._stop_read_timeout()
         self._start_read_timeout()
@@ -695,23 +707,28 @@ def call_blocked_callback(handle: Any, callbacks: deque[Any]) -> None:
 def as_buffer_slice(data: Data, start: int = 0, end: int | None = None) -> bytes | memoryview:
     """Return the part of the data to send: bytes, or a contiguous view of them.
 
-    ``start`` and ``end`` are in bytes. Raises `TypeError` and `ValueError`.
+    ``start`` and ``end`` are in bytes. Raises `TypeError`, and `ValueError` unless ``start`` is in
+    the data, and ``end`` not before it.
     """
     if isinstance(data, str):
-        data = data.encode()
+        try:
+            data = data.encode()
+        except UnicodeEncodeError:
+            raise wrong_value("data", "a string without lone surrogates", data) from None
     elif type(data) is not bytes:  # a subclass of bytes may define a len() of its own
         try:
             view = memoryview(data)
         except TypeError:
-            raise TypeError(
-                f"data must be bytes-like or a string, not {type(data).__name__}"
-            ) from None
+            raise wrong_type("data", "bytes-like or a string", data) from None
         if PYPY or not view.c_contiguous:
             # On PyPy a view would lock the application's buffer until the garbage collector runs.
             with view:
                 data = view.tobytes()
         else:
             data = view.cast("B")  # in bytes: the len() of a view is the number of its items
-    if start < 0 or (end is not None and end < start):
-        raise ValueError(f"start and end must be 0 <= start <= end, not {start!r} and {end!r}")
-    return data if start == 0 and end is None else memoryview(data)[start:end]
+    if start == 0 and end is None:
+        return data
+    start = require_integer("start", start, 0, len(data))
+    if end is not None:  # it may be behind the data, as in a slice
+        end = require_integer("end", end, start, sys.maxsize, ", or None")
+    return memoryview(data)[start:end]

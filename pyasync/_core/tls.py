@@ -6,6 +6,7 @@ import ssl
 from typing import Any
 
 from pyasync._core.addresses import ascii_host
+from pyasync._core.arguments import wrong_value
 from pyasync._core.engine import PYPY
 from pyasync._ffi import ffi
 from pyasync.errors import TcpSslError
@@ -103,18 +104,23 @@ class TlsState:
         name = options.server_hostname
         if name is None:
             name = host
-        if name is not None:
-            # Without the zone, which means something on this host only (RFC 6874, section 1), and
-            # without the dot at the end of an absolute name (RFC 6066, section 3).
-            name = ascii_host(name.partition("%")[0])
-            name = name[:-1] if name.endswith(".") else name
-        self.object = options.context.wrap_bio(
-            self.incoming,
-            self.outgoing,
-            server_side=options.server_side,
-            server_hostname=None if options.server_side else name,
-            session=options.session,
-        )
+        try:
+            if name is not None:
+                # Without the zone, which means something on this host only (RFC 6874, section 1),
+                # and without the dot at the end of an absolute name (RFC 6066, section 3).
+                name = ascii_host(name.partition("%")[0])
+                name = name[:-1] if name.endswith(".") else name
+            self.object = options.context.wrap_bio(
+                self.incoming,
+                self.outgoing,
+                server_side=options.server_side,
+                server_hostname=None if options.server_side else name,
+                session=options.session,
+            )
+        except UnicodeError:  # such as of an empty label
+            argument = "host" if options.server_hostname is None else "server_hostname"
+            given = options.server_hostname or host
+            raise wrong_value(argument, "a host's name", given) from None
         self.phase = HANDSHAKE
         #: The peer's close_notify has arrived.
         self.ended = False

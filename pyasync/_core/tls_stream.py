@@ -110,14 +110,14 @@ class TlsStream(TlsPump, Socket):
             self._encrypt_soon()
 
     def disable(self, *, read: bool = False, write: bool = False) -> None:
-        self._open_slot()
+        self._require_flags(read, write)
         if write and not self._state & (WRITE_DISABLED | SHUT):
             # Writes before the barrier are still sent, as on a plain stream.
             self._extras.deferred.append(BARRIER)
         super().disable(read=read, write=write)
 
     def enable(self, *, read: bool = False, write: bool = False) -> None:
-        self._open_slot()
+        self._require_flags(read, write)
         if write:
             self._lift_barrier()
         super().enable(read=read, write=write)

@@ -19,6 +19,7 @@ from functools import partial
 from time import perf_counter
 from typing import Any, cast
 
+from pyasync._core.arguments import require_instance
 from pyasync._core.clock import monotonic
 from pyasync.aio.descriptors import DescriptorLoop, Descriptors
 from pyasync.aio.handles import (
@@ -48,7 +49,7 @@ class AioEngine(Loop):
     __slots__ = ("aio",)
 
     def __init__(self, aio: EventLoop) -> None:
-        super().__init__()
+        self._set_up()
         #: The asyncio loop.
         self.aio = aio
         self.queue = self._queue_at_once
@@ -100,7 +101,12 @@ class EventLoop(DescriptorLoop):
     _closed = True  # until asyncio's __init__: its __del__ asks, also when ours has failed before
 
     def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
-        """Make a loop. ``selector`` is as of `asyncio.SelectorEventLoop`; it needs a ``fileno``."""
+        """Make a loop. ``selector`` is as of `asyncio.SelectorEventLoop`; it needs a ``fileno``.
+
+        One that has none, such as a `selectors.PollSelector`, is replaced by the default.
+        """
+        if selector is not None:
+            require_instance("selector", selector, selectors.BaseSelector)
         if not hasattr(selector, "fileno"):
             selector = None
         self._engine = AioEngine(self)

@@ -19,12 +19,13 @@ from peers import nothing, reset
 
 import pyasync
 from pyasync import AsyncStream
+from pyasync._core.engine import Engine
 
 
 class Socket:
     """What a stream needs of its socket as long as it is only read from: here its loop is over."""
 
-    _loop = pyasync.Loop()
+    _loop = Engine()
 
     def __init__(self, closed=False):
         self.closed = closed

@@ -339,6 +339,7 @@ def test_connecting_has_a_time_limit(run, names, host, delay):
         client, told = connect(run, host, port, connect_timeout=0.1)
         assert 0.1 <= time.monotonic() - started < 5
     assert [type(error) for error in told] == [pyasync.SocketTimeout]
+    assert f"connecting to {host} port {port} took longer than 0.1 seconds" in str(told[0])
     assert told[0].socket is client
 
 
@@ -592,7 +593,7 @@ def test_a_descriptor_of_the_wrong_kind_is_refused(run, listener, tmp_path):
 
         def start():
             for file in wrong:
-                with pytest.raises(ValueError, match=rf"descriptor {file.fileno()} is "):
+                with pytest.raises(ValueError, match=rf"fd must be .*, not {file.fileno()}"):
                     pyasync.init_tcp_socket(nothing, fd=file.fileno())
             closed = os.dup(0)
             os.close(closed)
@@ -653,27 +654,6 @@ def test_keepalive_sets_the_probes_in_whole_seconds_rounded_up(
     connect(run, "127.0.0.1", port_of(listener), connect_cb=connect_cb)
     assert seen[0][0] == seen[2][0] == 0
     assert seen[1] == (1, idle, interval, count)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"delay": 0}, "delay must be over 0"),
-        ({"delay": -1}, "delay must be over 0"),
-        ({"delay": 32768}, "delay must be 32767"),
-        ({"delay": 5, "interval": 0}, "interval must be over 0"),
-        ({"delay": 5, "interval": 32768}, "interval must be 32767"),
-        ({"delay": 5, "count": 0}, "count must be from 1 to 127"),
-        ({"delay": 5, "count": 128}, "count must be from 1 to 127"),
-    ],
-)
-def test_keepalive_refuses_what_the_kernel_would(run, listener, arguments, message):
-    def connect_cb(client):
-        with pytest.raises(ValueError, match=message):
-            client.keepalive(**arguments)
-        client.close()
-
-    connect(run, "127.0.0.1", port_of(listener), connect_cb=connect_cb)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

@@ -108,7 +108,7 @@ def test_loops_in_several_threads_are_independent(run):
 
 @pytest.mark.parametrize("wrong", [None, 1, "start"])
 def test_a_start_function_that_cannot_be_called_is_refused(wrong):
-    with pytest.raises(TypeError, match="start_fn must be callable"):
+    with pytest.raises(TypeError, match="start_fn must be a function"):
         pyasync.start_event_loop(wrong)
     assert pyasync.current_loop() is None
 

@@ -501,9 +501,9 @@ def test_a_loop_in_another_thread_leaves_the_wakeup_descriptor_alone(run):
 def test_a_refused_handler_leaves_the_one_there_is(run):
     with run():
         handler = pyasync.signal_handler(signal.SIGUSR1, lambda signo: handler.close())
-        with pytest.raises(TypeError, match="callback must be callable"):
+        with pytest.raises(TypeError, match="callback must be a function"):
             pyasync.signal_handler(signal.SIGUSR1, None)
-        with pytest.raises(TypeError, match="event_cb must be callable"):
+        with pytest.raises(TypeError, match="event_cb must be a function"):
             pyasync.signal_handler(signal.SIGUSR1, nothing, event_cb=1)
         kill_self(signal.SIGUSR1)
 
