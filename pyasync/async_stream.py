@@ -9,13 +9,14 @@ for any size of pieces and lines.
 from __future__ import annotations
 
 import io
+import sys
 from collections import deque
 from collections.abc import Callable
 from operator import index
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from pyasync._core.arguments import wrong_type
+from pyasync._core.arguments import require_integer, wrong_type, wrong_value
 from pyasync._core.stream_extras import LOW_WATERMARK
 from pyasync.errors import EventError, IncompleteReadError, LimitOverrunError
 
@@ -165,13 +166,13 @@ class AsyncStream(io.BufferedIOBase):
         When the end has come first, raises `IncompleteReadError`, whose ``partial`` is the rest: it
         is taken from the stream.
         """
-        if index(n) < 0:
-            raise ValueError(f"n must be 0 or more, not {n}")
+        if type(n) is not int or not 0 <= n <= sys.maxsize:
+            n = require_integer("n", n, 0, sys.maxsize)
         count = self._available(n)
         if count == n:
             return self._take(count)
         if self.ended:
-            raise self._incomplete(index(n))
+            raise self._incomplete(n)
         self._read_on()
         return None
 
@@ -192,10 +193,12 @@ class AsyncStream(io.BufferedIOBase):
         ...     pyasync.tcp_connect(*server.address, print, data=b"a: b\r\n\r\n").close()
         b'a: b\r\n\r\n'
         """
-        with memoryview(separator) as view:
-            wanted = view.tobytes()
+        try:
+            wanted = memoryview(separator).tobytes()
+        except TypeError:
+            raise wrong_type("separator", "bytes-like", separator) from None
         if not wanted:
-            raise ValueError("separator must not be empty")
+            raise wrong_value("separator", "bytes-like and not empty", separator)
         data = self._until(wanted, limit)
         if data is None and self.ended:
             raise self._incomplete(None)
@@ -332,15 +335,15 @@ class AsyncStream(io.BufferedIOBase):
     # Reading up to a separator
 
     def _limited_line(self, size: int | None, limit: int) -> bytes | None:
-        if size is not None and index(size) >= 0:
-            raise ValueError("with a limit, size must be -1 or None")
+        if size is not None and _integer(size) >= 0:
+            raise wrong_value("size", "-1 or None where there is a limit", size)
         line = self._until(b"\n", limit)
         return self._take(self._available(-1)) if line is None and self.ended else line
 
     def _until(self, separator: bytes, limit: int | None) -> bytes | None:
         """Take the data up to the separator; return None if that has not arrived."""
-        if limit is not None and index(limit) < 0:
-            raise ValueError(f"limit must be 0 or more, or None, not {limit}")
+        if limit is not None and (type(limit) is not int or not 0 <= limit <= sys.maxsize):
+            limit = require_integer("limit", limit, 0, sys.maxsize, ", or None")
         waiting = self._available(-1)
         found = self._find(separator)
         size = found - self._position if found >= 0 else waiting - len(separator) + 1

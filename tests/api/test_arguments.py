@@ -169,6 +169,8 @@ KINDS = {
                     Kind(["PIPE", True, 1.5, [], Odd()], [-1, 2**31, HUGE])),
     "signo": integer(1, signal.NSIG - 1), "number": integer(1, 1 << 22),
     "flags": integer(0, 2**31 - 1), "mode": integer(0, 0o7777),
+    "n": integer(0, 2**63 - 1), "limit": Kind(NOT_AN_INTEGER, [-1, HUGE], none=True),
+    "separator": Kind([5, "text", []], [b"", bytearray()]),
     "size": OFFSET, "offset": OFFSET, "count": OFFSET,
     "start": Kind(["1", 1.5, True], [-1, 5, HUGE], none=True), "end": integer(0, 2**63 - 1),
     "high": integer(0, 2**63 - 1), "low": integer(0, 65536),
@@ -278,6 +280,9 @@ CALLS = [
     (pyasync.AsyncStream.read, {"self": partial(a_client, stream=True)}),
     (pyasync.AsyncStream.peek, {"self": partial(a_client, stream=True)}),
     (pyasync.AsyncStream.readline, {"self": partial(a_client, stream=True)}),
+    (pyasync.AsyncStream.readexactly, {"self": partial(a_client, stream=True)}),
+    (pyasync.AsyncStream.readuntil, {"self": partial(a_client, stream=True), "separator": b";"}),
+    (setting(pyasync.TcpSocket, "read_cb"), {"self": a_client}),
     # TLS
     (with_tls(pyasync.tcp_ssl_server, SERVER), LISTEN),
     (with_tls(pyasync.tcp_ssl_connect, CLIENT), CONNECT),
