@@ -79,6 +79,10 @@ programs-test: .venv-programs/.built-programs ## run uvicorn, aiohttp, Dask and 
 	@tools/need --optional 'command -v redis-server' redis-server 'command -v wrk' wrk
 	.venv-programs/bin/pytest -p no:asyncio tests/aio/test_programs.py
 
+.PHONY: peers-test
+peers-test: .venv-peers/.built-peers ## run the test suites of aiohttp, anyio and uvicorn on pyasync.aio; PEERS_ARGS='anyio'
+	.venv-peers/bin/python tests/aio/peer_suites.py $(PEERS_ARGS)
+
 .PHONY: test-sid
 test-sid: ## run the tests in a root of Debian sid (as root): the newest libuv, CPythons and PyPy
 	@tools/need 'command -v debootstrap' debootstrap
@@ -211,6 +215,10 @@ always:
 
 %/.built-programs: %/.built
 	$(pip) install 'pyasync[test,programs]'
+	@touch $@
+
+%/.built-peers: %/.built tests/aio/peers.txt
+	$(pip) install --requirement tests/aio/peers.txt
 	@touch $@
 
 %/.built-bench: %/.built

@@ -149,7 +149,9 @@ class HandleDeadlines(Deadlines):
             fired, self.fired = self.fired, []
             # Within a millisecond the core fires in the order in which timers were armed.
             fired.sort(key=_when)
-            self._ready.extend(fired)
+            # To the front: in asyncio too a timer that is due runs before the handles that are
+            # made ready in its iteration. The handles from before the poll have run already.
+            self._ready.extendleft(reversed(fired))
 
 
 _when: Callable[[Any], float] = attrgetter("_when")

@@ -30,7 +30,7 @@ from pyasync.aio.handles import (
     milliseconds,
 )
 from pyasync.aio.transports import FORCED, Listener, SocketTransport
-from pyasync.aio.versions import ssl_protocol
+from pyasync.aio.versions import ThreadSafeHandle, ssl_protocol
 from pyasync.counters import Stats
 from pyasync.loop import Loop
 
@@ -111,6 +111,8 @@ class EventLoop(DescriptorLoop):
             selector = None
         self._engine = AioEngine(self)
         self._listeners: dict[sockets.socket, Listener] = {}
+        #: For handles that enter a context of their own.
+        self._outside = Context()
         try:
             self._engine.open()
             self._descriptors = Descriptors(self._engine, selector)
@@ -197,11 +199,15 @@ class EventLoop(DescriptorLoop):
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> events.Handle:
         self._check_closed()
+        handle: events.Handle
         if self._debug:
             self._check_callback(callback, "call_soon_threadsafe")
-            handle = self._call_soon(callback, args, context)
+        if self._debug or ThreadSafeHandle is not events.Handle:
+            handle = ThreadSafeHandle(callback, args, self, context)
             if handle._source_traceback:
                 del handle._source_traceback[-1]
+            # Its `_run` holds the lock for which `cancel` waits.
+            self._ready.append(handle if self._debug else Handle(handle._run, (), self._outside))
         else:
             handle = Handle(callback, args, copy_context() if context is None else context)
             self._ready.append(handle)
@@ -261,9 +267,10 @@ class EventLoop(DescriptorLoop):
 
         In an iteration: cross once, which polls; run the handles that were ready before the poll;
         then what the poll has found; then the handles that this has made ready, and those that they
-        add, until `READY_BUDGET` or until there are operations for C.
+        add, until `READY_BUDGET` or until there are operations for C or a timer without a delay,
+        which is due in the next iteration.
         """
-        engine, ready = self._engine, self._ready
+        engine, ready, deadlines = self._engine, self._ready, self._deadlines
         while True:
             if self._stopping:
                 engine.poll(0)
@@ -278,7 +285,7 @@ class EventLoop(DescriptorLoop):
             while ready:
                 budget -= len(ready)
                 self._run_handles(len(ready))
-                if budget <= 0 or engine.operations or self._stopping:
+                if budget <= 0 or engine.operations or self._stopping or 0 in deadlines.buckets:
                     break
             if self._stopping:
                 return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from asyncio import base_events, sslproto, unix_events
+from asyncio import base_events, events, sslproto, unix_events
 from typing import Any
 
 
@@ -17,6 +17,9 @@ ATTACH_TAKES_TRANSPORT = len(_parameters(base_events.Server._attach)) > 1
 
 #: Since 3.11 SSLProtocol has a time limit for closing; it is a BufferedProtocol since then.
 HAS_SHUTDOWN_TIMEOUT = "ssl_shutdown_timeout" in _parameters(sslproto.SSLProtocol.__init__)
+
+#: Since 3.14 `cancel` of what call_soon_threadsafe returns waits while the call is being made.
+ThreadSafeHandle: Any = getattr(events, "_ThreadSafeHandle", events.Handle)
 
 
 def attach(server: Any, transport: Any) -> None:

@@ -11,13 +11,14 @@ in libpython3-testsuite. Each module runs in a process of its own.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import importlib.util
 import re
 import subprocess
 import sys
 import time
 import unittest
+
+from on_pyasync import use_pyasync
 
 #: Modules that make event loops. Others test what has no loop (queues, locks by mocks, Windows).
 MODULES = [
@@ -30,6 +31,7 @@ MODULES = [
     "test_free_threading",
     "test_futures",
     "test_futures2",
+    "test_graph",
     "test_locks",
     "test_pep492",
     "test_protocols",
@@ -58,17 +60,6 @@ NOT_RUN = {
     "test_unix_events.SelectorEventLoopSignalTests": "replaces asyncio's module `signal` by a mock",
     "EventLoopTests.test_internal_fds": "counts the sockets of asyncio's own way to wake itself up",
 }
-
-
-def use_pyasync() -> None:
-    """Let every loop that a test makes be pyasync's, also after set_event_loop_policy(None)."""
-    import pyasync.aio
-
-    asyncio.SelectorEventLoop = asyncio.DefaultEventLoop = pyasync.aio.EventLoop  # type: ignore
-    asyncio.unix_events._UnixDefaultEventLoopPolicy._loop_factory = pyasync.aio.EventLoop
-    for name in ("SelectorEventLoop", "EventLoop"):
-        if hasattr(asyncio, name):
-            setattr(asyncio, name, pyasync.aio.EventLoop)
 
 
 def selected(suite, pattern=None):

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -459,6 +460,46 @@ def test_no_delay_costs_no_millisecond(loop):
     loop.run_forever()
     short = sum(after - before < 0.0005 for before, after in zip(calls, calls[1:]))
     assert short > 100
+
+
+def test_a_timer_without_a_delay_runs_in_the_next_iteration(loop):
+    """Before what a chain of other handles adds then."""
+
+    async def main():
+        ran = []
+        loop.call_later(0, ran.append, "timer")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return ran
+
+    assert loop.run_until_complete(main()) == ["timer"]
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="cancel does not wait there")
+def test_cancel_of_a_threads_call_waits_until_it_has_ended(loop, debug):
+    loop.set_debug(debug)
+    begun, ended = threading.Event(), []
+
+    def call():
+        begun.set()
+        time.sleep(0.3)
+        ended.append(name.get())
+
+    def in_thread():
+        name.set("the thread's")
+        handle = loop.call_soon_threadsafe(call)
+        assert begun.wait(PATIENCE)
+        handle.cancel()
+        ended.append("cancelled")
+        loop.call_soon_threadsafe(loop.stop)
+
+    name = contextvars.ContextVar("name")
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    loop.run_forever()
+    thread.join()
+    assert ended == ["the thread's", "cancelled"]
 
 
 # Ends

@@ -10,8 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import tls_peers
@@ -273,6 +275,117 @@ def test_redis_is_asked(tmp_path):
 
     with program(words, port, cwd=tmp_path):
         run(main())
+
+
+def postgres_programs():
+    """Return the folder of PostgreSQL's programs: Debian keeps them out of PATH."""
+    folders = [Path(path).parent for path in [shutil.which("initdb")] if path]
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name)
+    return next((folder for folder in folders[::-1] if (folder / "initdb").exists()), None)
+
+
+@contextmanager
+def postgres():
+    """Run a PostgreSQL server; give the port, and the folder of its Unix socket."""
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip("no PostgreSQL server")
+    # Not in tmp_path: the server refuses to run as root, and its user cannot go in there.
+    folder = tempfile.mkdtemp(prefix="pyasync-postgres-")
+    user = {"user": "nobody", "group": "nogroup"} if os.geteuid() == 0 else {}
+    try:
+        leaf = tls_peers.certificate()
+        for name in ("certificate", "key"):
+            copy = shutil.copy(getattr(leaf, name), f"{folder}/{name}")
+            os.chmod(copy, 0o600)
+        if user:
+            for path in (folder, f"{folder}/certificate", f"{folder}/key"):
+                shutil.chown(path, "nobody", "nogroup")
+        data = f"{folder}/data"
+        words = ["--username=test", "--auth=trust", "--no-sync", "--encoding=UTF8", data]
+        subprocess.run(
+            [programs / "initdb", *words], check=True, capture_output=True, cwd=folder, **user
+        )
+        port = free_port()
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": port,
+            "unix_socket_directories": folder,
+            "fsync": "off",
+            "ssl": "on",
+            "ssl_cert_file": f"{folder}/certificate",
+            "ssl_key_file": f"{folder}/key",
+        }
+        words = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        with program(
+            [programs / "postgres", "-D", data, *words],
+            port,
+            cwd=folder,
+            stderr=subprocess.DEVNULL,
+            **user,
+        ):
+            # It listens before it is ready.
+            ready = [programs / "pg_isready", "--quiet", "--host=127.0.0.1", f"--port={port}"]
+            wait_until(lambda: subprocess.run(ready).returncode == 0)
+            yield port, folder
+    finally:
+        shutil.rmtree(folder)
+
+
+async def use_postgres(asyncpg, **where):
+    answers = asyncio.Queue()
+    async with asyncpg.create_pool(
+        user="test", database="postgres", min_size=2, max_size=10, **where
+    ) as pool:
+        await pool.execute("create table numbers (n int primary key, square bigint, data bytea)")
+        rows = [(n, n * n, bytes(n)) for n in range(3000)]
+        async with pool.acquire() as connection:
+            await connection.copy_records_to_table("numbers", records=rows)
+
+            def hear(*news):
+                answers.put_nowait(news[-1])
+
+            await connection.add_listener("news", hear)
+            await pool.execute("notify news, 'hello'")
+            assert await asyncio.wait_for(answers.get(), PATIENCE) == "hello"
+            await connection.remove_listener("news", hear)
+            sleeping = connection.execute("select pg_sleep(60)", timeout=0.3)
+            with pytest.raises(asyncio.TimeoutError):  # it is cancelled by another connection
+                await sleeping
+            await connection.execute("insert into numbers values (3000, 1, null)")
+            with pytest.raises(asyncpg.UniqueViolationError):
+                await connection.execute("insert into numbers values (1, 1, null)")
+            await connection.execute("delete from numbers where n = 3000")
+            assert [tuple(row) async for row in cursor(connection)] == rows
+        squares = await asyncio.gather(
+            *(pool.fetchval("select square from numbers where n = $1", n) for n in range(100))
+        )
+        assert squares == [n * n for n in range(100)]
+        copied = []
+
+        async def copy(data):
+            copied.append(data)
+
+        await pool.copy_from_query("select square from numbers order by n", output=copy)
+        assert b"".join(copied).split() == [b"%d" % (n * n) for n in range(3000)]
+        await pool.execute("drop table numbers")
+
+
+async def cursor(connection):
+    async with connection.transaction():
+        async for row in connection.cursor("select * from numbers order by n", prefetch=100):
+            yield row
+
+
+def test_asyncpg_asks_postgres():
+    asyncpg = pytest.importorskip("asyncpg")
+    with postgres() as (port, folder):
+        for where in (
+            {"host": "127.0.0.1", "port": port, "ssl": False},
+            {"host": "localhost", "port": port, "ssl": tls_peers.client_context()},
+            {"host": folder, "port": port},
+        ):
+            run(use_postgres(asyncpg, **where))
 
 
 # Distributed computing
