@@ -61,7 +61,13 @@ enum pa_operation {
   PA_SHUTDOWN,        /* half-close, after all writes */
   PA_READ_START,
   PA_READ_STOP,
-  PA_ACCEPT           /* value: how many more connections to accept, or -1 */
+  PA_ACCEPT           /* value: how many more connections to accept, or one of
+                         enum pa_accepting */
+};
+
+enum pa_accepting {
+  PA_PAUSE_ACCEPTING = -1,
+  PA_RESUME_ACCEPTING = -2
 };
 
 enum pa_handle_kind {

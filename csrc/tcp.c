@@ -29,6 +29,7 @@ typedef struct {
   int fd;         /* uv_close does not close a poll handle's descriptor */
   int kind;       /* of its connections */
   int64_t limit;  /* connections still to be accepted; -1: any number */
+  int paused;     /* by Python, which then counts connections on */
 } pa_listener;
 
 /* Servers */
@@ -175,8 +176,14 @@ static void on_acceptable(uv_poll_t *poll, int status, int events) {
 void pa_server_accept(uv_handle_t *handle, int64_t more) {
   pa_listener *listener = (pa_listener *) handle;
 
-  if (listener->limit >= 0)
+  if (more < 0)
+    listener->paused = more == PA_PAUSE_ACCEPTING;
+  else if (listener->limit >= 0)
     listener->limit += more;
+  if (listener->paused) {
+    uv_poll_stop(&listener->poll);
+    return;
+  }
   /* Not again where it polls: uv_poll_start makes epoll forget the descriptor
    * first. */
   if (listener->limit != 0 && !uv_is_active(handle))
@@ -213,6 +220,7 @@ int pa_listen(pa_loop *loop, int fd, int kind, int limit) {
   listener->fd = fd;
   listener->kind = kind == PA_PIPE_SERVER ? PA_PIPE : PA_TCP;
   listener->limit = limit;
+  listener->paused = 0;
   pa_slot_new(loop, (uv_handle_t *) &listener->poll, kind, 0);
   pa_server_accept((uv_handle_t *) &listener->poll, 0);
   return pa_slot_of(&listener->poll);

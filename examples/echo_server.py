@@ -3,7 +3,8 @@
     python examples/echo_server.py --port 7000
     python examples/tcp_client.py 127.0.0.1 7000 hello
 
-SIGINT (Ctrl-C) and SIGTERM end it.
+SIGTERM ends it when its clients have left, or after half a second. SIGINT (Ctrl-C) ends it at
+once.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import signal
 import sys
 
 import pyasync
+
+GRACE = 0.5  # seconds that clients have to leave, at SIGTERM
 
 
 def on_data(socket, data):
@@ -32,6 +35,11 @@ def on_event(event):
         print("error:", event, file=sys.stderr)
 
 
+def stop(server):
+    # Its handler would keep the loop running, and so exit: all that was written is sent by then.
+    server.shutdown(GRACE, lambda server: pyasync.exit_event_loop())
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -43,8 +51,8 @@ def main():
     options = parser.parse_args()
 
     with pyasync.event_loop():
-        for signo in (signal.SIGINT, signal.SIGTERM):
-            pyasync.signal_handler(signo, lambda signo: pyasync.exit_event_loop())
+        pyasync.signal_handler(signal.SIGINT, lambda signo: pyasync.exit_event_loop())
+        pyasync.signal_handler(signal.SIGTERM, lambda signo: stop(server))
         try:
             server = pyasync.tcp_server(
                 options.host, options.port, on_data, event_cb=on_event, pressure_cb=on_pressure

@@ -6,7 +6,8 @@ What one side sends is passed on to the other, whatever it is. It holds little o
 does not keep up, the proxy stops to read from the other until it does. When a side ends its stream,
 the other is told, and can still answer (half-close). An error on one side closes both.
 
-SIGINT (Ctrl-C) and SIGTERM end it.
+SIGTERM ends it when its clients have left, or after half a second. SIGINT (Ctrl-C) ends it at
+once.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import sys
 import pyasync
 
 CONNECT_TIMEOUT = 10  # seconds
+GRACE = 0.5  # seconds that clients have to leave, at SIGTERM
 
 
 def on_client(client, *, host, port):
@@ -62,6 +64,11 @@ def on_event(event):
         other.close()
 
 
+def stop(server):
+    # Their connections to the target end with the clients.
+    server.shutdown(GRACE, lambda server: pyasync.exit_event_loop())
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -77,8 +84,8 @@ def main():
         parser.error("target_port must be from 1 to 65535")
 
     with pyasync.event_loop():
-        for signo in (signal.SIGINT, signal.SIGTERM):
-            pyasync.signal_handler(signo, lambda signo: pyasync.exit_event_loop())
+        pyasync.signal_handler(signal.SIGINT, lambda signo: pyasync.exit_event_loop())
+        pyasync.signal_handler(signal.SIGTERM, lambda signo: stop(server))
         try:
             server = pyasync.tcp_server(
                 options.host,

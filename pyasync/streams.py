@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket as sockets
 from collections.abc import Callable
 from threading import get_ident
 from typing import Any
@@ -11,7 +12,9 @@ from pyasync._core.arguments import (
     require_callable,
     require_descriptor,
     require_integer,
+    require_time,
 )
+from pyasync._core.deadlines import Timer, background_timer
 from pyasync._core.engine import CLOSED
 from pyasync._core.file_sending import File
 from pyasync._core.listener import Listener
@@ -27,6 +30,7 @@ from pyasync._core.stream import (
 )
 from pyasync._core.stream import Stream as CoreStream
 from pyasync._core.stream_extras import HIGH_WATERMARK
+from pyasync._ffi import lib
 from pyasync.async_stream import AsyncStream
 from pyasync.errors import EventError, SocketEOF
 from pyasync.loop import EventCallback, Loop
@@ -219,6 +223,9 @@ class Stream(CoreStream):
         if self._options.close_cb is not None:
             # Not now: write callbacks of this iteration are still to be called.
             self._loop.ready.append(self._call_close_cb)
+        server = self._options.server
+        if server is not None and server._ending is not None:
+            server._ending.forget(self)  # which calls back behind that close_cb
 
     def _call_close_cb(self) -> None:
         self._loop.call_close_cb(self)
@@ -241,13 +248,154 @@ class Stream(CoreStream):
 class Server(Listener):
     """A listening socket, whose connections are streams of one class, with the same options."""
 
-    __slots__ = ()
+    __slots__ = ("_ending", "_paused", "data")
 
     _connection: type[Stream]
     _loop: Loop
+
+    def __init__(self, options: StreamOptions, sock: sockets.socket, limit: int | None) -> None:
+        #: For the application to use as it likes.
+        self.data: Any = None
+        self._paused = False
+        self._ending: Ending | None = None
+        super().__init__(options, sock, limit)
+
+    def pause(self) -> None:
+        """Accept no more connections, until `resume`.
+
+        They wait in the kernel, as many as the backlog holds. The server keeps its address, and
+        keeps the loop running. What has been accepted in this iteration is still reported. Raises
+        `SocketClosed`; pausing twice does nothing.
+        """
+        slot = self._open_slot()
+        if not self._paused:
+            if self.has_ref:
+                self._loop.keep_alive(self)  # C's handle does not, while it is not polled
+            self._paused = True
+            self._loop.queue((lib.PA_ACCEPT, slot, lib.PA_PAUSE_ACCEPTING, b"", None))
+
+    def resume(self) -> None:
+        """Accept connections again after `pause`. Raises `SocketClosed`."""
+        slot = self._open_slot()
+        if self._paused:
+            self._paused = False
+            self._loop.queue((lib.PA_ACCEPT, slot, lib.PA_RESUME_ACCEPTING, b"", None))
+            self._loop.let_end(self)
+
+    def ref(self) -> None:
+        super().ref()
+        if self._paused:
+            self._loop.keep_alive(self)
+
+    def unref(self) -> None:
+        super().unref()
+        self._loop.let_end(self)
+
+    def close(self) -> None:
+        """Stop accepting, and free the address. Connections stay open. Closing twice is fine."""
+        if self._slot >= 0 and self._loop.may_change():
+            self._loop.let_end(self)
+        super().close()
+
+    @property
+    def connections(self) -> list[Any]:
+        """The open connections that the server has accepted, also in the handshake of TLS.
+
+        A new list, which takes a look at each handle of the loop: no connection pays for it.
+        """
+        self._loop.check_thread()
+        return [stream for stream in self._streams() if not stream._state & CLOSED]
+
+    def _streams(self) -> list[Stream]:
+        """Return the connections that have a handle still, also those that are closing."""
+        return [
+            stream
+            for stream in list(self._loop.objects)
+            if isinstance(stream, Stream) and stream._options.server is self
+        ]
+
+    def shutdown(
+        self, timeout: float | None, callback: Callable[[Any], object] | None = None
+    ) -> None:
+        """Close the server, let its connections end, and call ``callback(server)`` after that.
+
+        Connections that are still open after ``timeout`` seconds are closed by force; None: there
+        is no limit, 0: at once. What ends a connection sooner is the application's: see
+        `connections`. A server that is closed already may be shut down too. A second call sets the
+        time anew, and adds its callback. Raises `ValueError`, `TypeError` and
+        `EventLoopNotRunning`.
+        """
+        self._loop.check_thread()
+        optional_callable("callback", callback)
+        if timeout is not None:
+            require_time("timeout", timeout, or_none=", or None")
+        self.close()
+        if self._ending is None:
+            self._ending = Ending(self)
+        self._ending.limit(timeout, callback)
+
+    def _state_text(self) -> str:
+        return "paused" if self._paused and not self.closed else super()._state_text()
 
     def _make_connection(self, slot: int, address: int) -> Any:
         return self._connection(self._options, slot, self._state_of_new)
 
     def _report_error(self, error: EventError) -> None:
         self._loop.report(self, error, self)
+
+
+class Ending:
+    """The end of a server: it waits for the connections that the server has accepted."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._loop = server._loop
+        self._callbacks: list[Callable[[Any], object]] = []
+        self._timer: Timer | None = None
+        self._left: set[Stream] | None = None
+        # Not now, because this iteration's records may report connections that C has accepted.
+        self._loop.ready.append(self._begin)
+
+    def limit(self, timeout: float | None, callback: Callable[[Any], object] | None) -> None:
+        """Set the time from now at which connections are closed by force, in seconds."""
+        if callback is not None:
+            self._callbacks.append(callback)
+        self._stop_timer()
+        if timeout is not None:
+            self._timer = background_timer(self._loop, self._force, timeout)
+        if self._left is not None and not self._left:  # it has ended before
+            self._loop.ready.append(self._finish)
+
+    def _begin(self) -> None:
+        self._left = set(self._server._streams())
+        for stream in self._left:
+            stream._need_extras()  # or a plain close would not be reported to `forget`
+        self._finish()
+
+    def forget(self, stream: Stream) -> None:
+        """Take note that a connection is over."""
+        if self._left:
+            self._left.discard(stream)
+            if not self._left:
+                # Not now: close_cb of the last one comes first.
+                self._loop.ready.append(self._finish)
+
+    def _force(self) -> None:
+        for stream in self._server._streams():
+            stream.close(force=True)
+
+    def _finish(self) -> None:
+        if self._left:
+            return
+        self._stop_timer()
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            try:
+                callback(self._server)
+            except Exception as error:
+                self._loop.on_error(error, self._server)
+
+    def _stop_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.stop()

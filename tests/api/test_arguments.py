@@ -204,6 +204,7 @@ OTHERS = {
     **dict.fromkeys(["AsyncStream.read.size", "AsyncStream.peek.size",
                      "AsyncStream.readline.size"], Kind(["1", 1.5, []], none=True)),
     "Stream.sendfile.file": FD,
+    "Server.shutdown.timeout": Kind(TIME.types, TIME.values, none=True),
     "delay.callback": PER_MESSAGE,
     "Stream.write.write_cb": PER_MESSAGE, "DatagramSocket.send.write_cb": PER_MESSAGE,
 }
@@ -276,6 +277,7 @@ CALLS = [
     (setting(pyasync.TcpSocket, "nodelay"), {"self": a_client}),
     (pyasync.TcpServer.getsockopt, {"self": SERVER_HANDLE, **OPTION}),
     (pyasync.TcpServer.setsockopt, {"self": SERVER_HANDLE, **OPTION, "value": 1}),
+    (pyasync.TcpServer.shutdown, {"self": SERVER_HANDLE, "timeout": None}),
     (pyasync.AsyncStream, {}),
     (pyasync.AsyncStream.read, {"self": partial(a_client, stream=True)}),
     (pyasync.AsyncStream.peek, {"self": partial(a_client, stream=True)}),

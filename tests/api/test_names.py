@@ -20,7 +20,17 @@ FUNCTIONS = [name for name in pyasync.__all__ if inspect.isfunction(getattr(pyas
 
 #: What every handle has: see the conventions of the API.
 HANDLE = {"close", "closed", "ref", "unref", "has_ref"}
-SERVER = HANDLE | {"address", "fileno", "getsockopt", "setsockopt"}
+SERVER = HANDLE | {
+    "address",
+    "connections",
+    "data",
+    "fileno",
+    "getsockopt",
+    "pause",
+    "resume",
+    "setsockopt",
+    "shutdown",
+}
 STREAM = HANDLE | {
     "data",
     "disable",
