@@ -1,5 +1,6 @@
 """Connections over TLS: echoes, handshakes, and memory. The client is the module ssl of Python."""
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -30,6 +31,7 @@ def serving(contender, options, kind, *words):
         words = (kind, *make_certificate(folder), *words)
         with running(contender, options.server_cores, *words) as (pid, port):
             os.sched_setaffinity(0, options.client_cores)
+            connect.port = port
             try:
                 yield pid, connect
             finally:
@@ -76,6 +78,53 @@ def tls(contender, size, options):
                 receive(sock, size)
 
         return cost(pid, round_trips, options, "message", 10)
+
+
+class Asker(asyncio.Protocol):
+    """Sends data over and over, as soon as all of it has come back; counts how often."""
+
+    def __init__(self, data):
+        self.data, self.left, self.count = data, 0, 0
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.data_received(b"")
+
+    def data_received(self, data):
+        self.left -= len(data)
+        if self.left <= 0:
+            self.count += 1
+            self.left = len(self.data)
+            self.transport.write(self.data)
+
+    def connection_lost(self, error):
+        self.count = float("nan")  # the figures show it
+
+
+@workload(cases=sizes, references=PEERS)
+def tls_many(contender, size, options):
+    """TLS 1.3: echo on 50 connections at once.
+
+    Compare CPU/message, the server's own. The client, an asyncio.Protocol on asyncio's own
+    loop, limits messages/s.
+    """
+
+    async def ask(pid, port):
+        loop, context, askers = asyncio.get_running_loop(), trusting_context(), []
+        for _ in range(50):
+            _, asker = await loop.create_connection(
+                lambda: Asker(bytes(size)), "127.0.0.1", port, ssl=context
+            )
+            askers.append(asker)
+        await asyncio.sleep(options.warm_up)
+        count, began, before = -sum(a.count for a in askers), time.monotonic(), Cpu.of(pid)
+        await asyncio.sleep(options.seconds)
+        count += sum(asker.count for asker in askers)
+        seconds = time.monotonic() - began
+        return {**cpu_figures(pid, count, before, "message"), "messages/s": count / seconds}
+
+    with serving(contender, options, "tls") as (pid, connect):
+        return asyncio.run(ask(pid, connect.port))
 
 
 @workload(cases=lambda options: [Case("in full", False), Case("resumed", True)], references=PEERS)

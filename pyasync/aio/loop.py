@@ -11,6 +11,7 @@ import asyncio
 import selectors
 import signal
 import socket as sockets
+import ssl
 from asyncio import base_events, coroutines, events
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,8 +30,9 @@ from pyasync.aio.handles import (
     TimerHandle,
     milliseconds,
 )
-from pyasync.aio.transports import FORCED, Listener, SocketTransport
-from pyasync.aio.versions import ThreadSafeHandle, ssl_protocol
+from pyasync.aio.tls import SSLTransport
+from pyasync.aio.transports import FORCED, Listener, SocketTransport, StreamTransport
+from pyasync.aio.versions import HAS_SHUTDOWN_TIMEOUT, ThreadSafeHandle, ssl_protocol
 from pyasync.counters import Stats
 from pyasync.loop import Loop
 
@@ -402,7 +404,7 @@ class EventLoop(DescriptorLoop):
         if sslcontext is not None:
 
             def factory() -> Any:
-                return ssl_protocol(
+                return SSLTransport(
                     self,
                     protocol_factory(),
                     sslcontext,
@@ -460,7 +462,8 @@ class EventLoop(DescriptorLoop):
         ssl_handshake_timeout: float | None = None,
         ssl_shutdown_timeout: float | None = None,
     ) -> Any:
-        tls = ssl_protocol(
+        ours = rawsock.family in STREAM_FAMILIES
+        tls: Any = (SSLTransport if ours else ssl_protocol)(
             self,
             protocol,
             sslcontext,
@@ -471,7 +474,57 @@ class EventLoop(DescriptorLoop):
             ssl_shutdown_timeout,
         )
         self._make_socket_transport(rawsock, tls, extra=extra, server=server)
-        return tls._app_transport
+        return tls if ours else tls._app_transport
+
+    async def start_tls(
+        self,
+        transport: Any,
+        protocol: Any,
+        sslcontext: Any,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> Any:
+        if not (isinstance(transport, StreamTransport) and isinstance(sslcontext, ssl.SSLContext)):
+            options: dict[str, Any] = {"ssl_shutdown_timeout": ssl_shutdown_timeout}
+            return await super().start_tls(
+                transport,
+                protocol,
+                sslcontext,
+                server_side=server_side,
+                server_hostname=server_hostname,
+                ssl_handshake_timeout=ssl_handshake_timeout,
+                **(options if HAS_SHUTDOWN_TIMEOUT else {}),
+            )
+        if transport.is_closing():
+            raise ConnectionAbortedError("start_tls() of a transport that is closed")
+        waiter = self.create_future()
+        tls = SSLTransport(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            ssl_handshake_timeout,
+            ssl_shutdown_timeout,
+            call_connection_made=False,
+        )
+        # Later, because what the protocol has made ready must run before.
+        transport.pause_reading()
+        transport.set_protocol(tls)
+        begin = self.call_soon(tls.connection_made, transport, context=transport._run.__self__)
+        resume = self.call_soon(transport.resume_reading)
+        try:
+            await waiter
+        except BaseException:
+            transport.close()
+            begin.cancel()
+            resume.cancel()
+            raise
+        return tls
 
     async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int) -> int:
         if not isinstance(transp, SocketTransport):

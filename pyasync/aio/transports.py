@@ -61,40 +61,220 @@ CLOSE = lib.PA_CLOSE
 _adopted: set[sockets.socket] = set()
 
 
-class SocketTransport(transports._FlowControlMixin, transports.Transport):
-    """A connected stream socket, TCP's or Unix's."""
+class StreamTransport(transports._FlowControlMixin, transports.Transport):
+    """Delivers input to a protocol, whatever the input comes from."""
 
     __slots__ = (
         "__weakref__",
         "_conn_lost",
-        "_empty_waiter",
-        "_engine",
-        "_error",
-        "_own",
         "_paused_input",
-        "_peer",
         "_protocol",
         "_received",
         "_run",
-        "_server",
-        "_slot",
-        "_sock",
         "_state",
     )
 
     _event_cb = None
     _start_tls_compatible = True
+
+    def __init__(self, loop: Any, protocol: Any, high_water: int) -> None:
+        #: As asyncio has it, which reads it in its fallback for sendfile.
+        self._loop = loop
+        self._state = OPEN
+        #: Runs each callback of the protocol in the connection's own context.
+        self._run: Any = None
+        self._paused_input: deque[bytes | None] | None = None  # None in it: the end
+        self._conn_lost = 0
+        self._protocol_paused = False
+        self._high_water = high_water
+        self._low_water = high_water // 4
+        self.set_protocol(protocol)
+
+    def set_protocol(self, protocol: Any) -> None:
+        self._protocol = protocol
+        self._received: Any = getattr(protocol, "data_received", None)
+        if isinstance(protocol, protocols.BufferedProtocol) or self._received is None:
+            self._state |= BUFFERED
+        else:
+            self._state &= ~BUFFERED
+
+    def get_protocol(self) -> Any:
+        return self._protocol
+
+    def _made(self) -> None:
+        try:
+            self._protocol.connection_made(self)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._report("Exception in callback connection_made", error)
+
+    def _report(self, message: str, error: BaseException) -> None:
+        self._loop.call_exception_handler(
+            {
+                "message": message,
+                "exception": error,
+                "transport": self,
+                "protocol": self._protocol,
+            }
+        )
+
+    @property
+    def _paused(self) -> bool:
+        return self._state & PAUSED != 0
+
+    def is_reading(self) -> bool:
+        return not self._state & (PAUSED | CLOSING)
+
+    def _deliver_soon(self) -> None:
+        self._loop.call_soon(self._deliver_paused_input, context=self._run.__self__)
+
+    def _deliver_paused_input(self) -> None:
+        items = self._paused_input
+        try:
+            while items and not self._state & (CLOSING | PAUSED):
+                data = items.popleft()
+                if data is None:
+                    self._report_end()
+                else:
+                    self._deliver(data)
+        finally:
+            if not items:
+                self._state &= ~PAUSED_INPUT
+            elif not self._state & (CLOSING | PAUSED):
+                self._deliver_soon()  # Ctrl-C leaves, and the loop may run again
+
+    def _hold(self, item: bytes | None) -> None:
+        if self._paused_input is None:
+            self._paused_input = deque()
+        self._paused_input.append(item)
+
+    def _deliver(self, data: bytes) -> None:
+        """Deliver data in the connection's context, which the caller has entered."""
+        if self._state & BUFFERED:
+            self._fill_buffers(memoryview(data))
+            return
+        try:
+            self._received(data)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fatal_error(error, "Fatal error: protocol.data_received() call failed.")
+
+    def _fill_buffers(self, view: memoryview) -> None:
+        """Give data to a BufferedProtocol, in as many of its buffers as it takes."""
+        while len(view):
+            # Each call of the protocol may change what comes next.
+            if self._state & CLOSING:
+                return
+            if self._state & PAUSED:
+                if self._paused_input is None:
+                    self._paused_input = deque()
+                self._paused_input.appendleft(bytes(view))
+                return
+            if not self._state & BUFFERED:
+                self._deliver(bytes(view))
+                return
+            protocol = self._protocol
+            doing = "get_buffer"
+            try:
+                buffer = protocol.get_buffer(-1)
+                if not len(buffer):
+                    raise RuntimeError("get_buffer() returned an empty buffer")
+                target = memoryview(buffer).cast("B")
+                size = min(len(view), len(target))
+                target[:size] = view[:size]
+                view = view[size:]
+                doing = "buffer_updated"
+                protocol.buffer_updated(size)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self._fatal_error(error, f"Fatal error: protocol.{doing}() call failed.")
+                return
+
+    def _report_end(self) -> None:
+        if self._state & CLOSING:
+            return
+        try:
+            keep_open = self._run_in_context(self._protocol.eof_received)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fatal_error(error, "Fatal error: protocol.eof_received() call failed.")
+            return
+        self._end_reported(keep_open)
+
+    def _run_in_context(self, function: Any) -> Any:
+        """Call the function in the connection's context, from inside or outside of it."""
+        entered = False
+
+        def call() -> Any:
+            nonlocal entered
+            entered = True
+            return function()
+
+        try:
+            return self._run(call)
+        except RuntimeError:
+            if entered:  # it is the function's own
+                raise
+        return function()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._set_write_buffer_limits(high=high, low=low)
+        if self._protocol is not None:
+            self._maybe_pause_protocol()
+
+    def is_closing(self) -> bool:
+        return self._state & CLOSING != 0
+
+    # For a transport to define
+
+    def _end_reported(self, keep_open: Any) -> None:
+        """Act on what eof_received has returned."""
+        raise NotImplementedError
+
+    def _fatal_error(self, error: BaseException, message: str = "Fatal error on transport") -> None:
+        """End the connection; report the error, unless it is one of the connection's."""
+        if isinstance(error, OSError):
+            if self._loop.get_debug():
+                logger.debug("%r: %s", self, message, exc_info=True)
+        else:
+            self._report(message, error)
+        self._force_close(error)
+
+    def _push(self) -> None:
+        """Give the kernel what was written, and learn what it refuses."""
+        raise NotImplementedError
+
+    def _force_close(self, error: BaseException | None) -> None:
+        """End the connection, drop what it was to send, and give connection_lost the error."""
+        raise NotImplementedError
+
+
+class SocketTransport(StreamTransport):
+    """A connected stream socket, TCP's or Unix's."""
+
+    __slots__ = (
+        "_empty_waiter",
+        "_engine",
+        "_error",
+        "_own",
+        "_peer",
+        "_server",
+        "_slot",
+        "_sock",
+    )
+
     _sendfile_compatible = constants._SendfileMode.TRY_NATIVE
 
     def __init__(
         self, engine: Any, slot: int, protocol: Any, context: Any, extra: Any, server: Any
     ) -> None:
+        super().__init__(engine.aio, protocol, HIGH_WATER)
         self._engine = engine
-        #: As asyncio has it, which reads it in its fallback for sendfile.
-        self._loop = engine.aio
         self._slot = slot
-        self._state = OPEN
-        #: Runs each callback of the protocol in the connection's own context.
         self._run = context.run
         self._extra = extra
         #: The asyncio.Server that counts this transport, or None.
@@ -104,14 +284,8 @@ class SocketTransport(transports._FlowControlMixin, transports.Transport):
         #: The packed addresses of the two ends, or None: they must outlive the connection.
         self._own: bytes | None = None
         self._peer: bytes | None = None
-        self._paused_input: deque[bytes | None] | None = None  # None in it: the end
         self._error: BaseException | None = None
         self._empty_waiter: Any = None
-        self._conn_lost = 0
-        self._protocol_paused = False
-        self._high_water = HIGH_WATER
-        self._low_water = HIGH_WATER // 4
-        self.set_protocol(protocol)
         if server is not None:
             attach(server, self)
 
@@ -190,19 +364,6 @@ class SocketTransport(transports._FlowControlMixin, transports.Transport):
         size = function(self._engine.c, self._slot, name)
         return ffi.buffer(name, size)[:] if size >= 0 else None
 
-    # Protocols
-
-    def set_protocol(self, protocol: Any) -> None:
-        self._protocol = protocol
-        self._received: Any = getattr(protocol, "data_received", None)
-        if isinstance(protocol, protocols.BufferedProtocol) or self._received is None:
-            self._state |= BUFFERED
-        else:
-            self._state &= ~BUFFERED
-
-    def get_protocol(self) -> Any:
-        return self._protocol
-
     def _begin(self, waiter: Any) -> None:
         """Report an adopted connection, and read from it."""
         self._made()
@@ -212,32 +373,7 @@ class SocketTransport(transports._FlowControlMixin, transports.Transport):
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def _made(self) -> None:
-        try:
-            self._protocol.connection_made(self)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            self._report("Exception in callback connection_made", error)
-
-    def _report(self, message: str, error: BaseException) -> None:
-        self._loop.call_exception_handler(
-            {
-                "message": message,
-                "exception": error,
-                "transport": self,
-                "protocol": self._protocol,
-            }
-        )
-
     # Reading
-
-    @property
-    def _paused(self) -> bool:
-        return self._state & PAUSED != 0
-
-    def is_reading(self) -> bool:
-        return not self._state & (PAUSED | CLOSING)
 
     def pause_reading(self) -> None:
         if not self._state & (PAUSED | CLOSING):
@@ -253,24 +389,6 @@ class SocketTransport(transports._FlowControlMixin, transports.Transport):
             self._deliver_soon()
         if not self._state & (STARTING | ENDED):
             self._engine.queue((lib.PA_READ_START, self._slot, 0, b"", None))
-
-    def _deliver_soon(self) -> None:
-        self._loop.call_soon(self._deliver_paused_input, context=self._run.__self__)
-
-    def _deliver_paused_input(self) -> None:
-        items = self._paused_input
-        try:
-            while items and not self._state & (CLOSING | PAUSED):
-                data = items.popleft()
-                if data is None:
-                    self._report_end()
-                else:
-                    self._deliver(data)
-        finally:
-            if not items:
-                self._state &= ~PAUSED_INPUT
-            elif not self._state & (CLOSING | PAUSED):
-                self._deliver_soon()  # Ctrl-C leaves, and the loop may run again
 
     def _on_read(self, arena: Any, start: int, end: int) -> None:
         if self._state & _NOT_PLAIN:
@@ -288,83 +406,9 @@ class SocketTransport(transports._FlowControlMixin, transports.Transport):
         except BaseException as error:
             self._fatal_error(error, "Fatal error: protocol.data_received() call failed.")
 
-    def _hold(self, item: bytes | None) -> None:
-        if self._paused_input is None:
-            self._paused_input = deque()
-        self._paused_input.append(item)
-
-    def _deliver(self, data: bytes) -> None:
-        """Deliver data in the connection's context, which the caller has entered."""
-        if self._state & BUFFERED:
-            self._fill_buffers(memoryview(data))
-            return
-        try:
-            self._received(data)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            self._fatal_error(error, "Fatal error: protocol.data_received() call failed.")
-
-    def _fill_buffers(self, view: memoryview) -> None:
-        """Give data to a BufferedProtocol, in as many of its buffers as it takes."""
-        while len(view):
-            # Each call of the protocol may change what comes next.
-            if self._state & CLOSING:
-                return
-            if self._state & PAUSED:
-                if self._paused_input is None:
-                    self._paused_input = deque()
-                self._paused_input.appendleft(bytes(view))
-                return
-            if not self._state & BUFFERED:
-                self._deliver(bytes(view))
-                return
-            protocol = self._protocol
-            doing = "get_buffer"
-            try:
-                buffer = protocol.get_buffer(-1)
-                if not len(buffer):
-                    raise RuntimeError("get_buffer() returned an empty buffer")
-                target = memoryview(buffer).cast("B")
-                size = min(len(view), len(target))
-                target[:size] = view[:size]
-                view = view[size:]
-                doing = "buffer_updated"
-                protocol.buffer_updated(size)
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as error:
-                self._fatal_error(error, f"Fatal error: protocol.{doing}() call failed.")
-                return
-
-    def _report_end(self) -> None:
-        if self._state & CLOSING:
-            return
-        try:
-            keep_open = self._run_in_context(self._protocol.eof_received)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            self._fatal_error(error, "Fatal error: protocol.eof_received() call failed.")
-            return
+    def _end_reported(self, keep_open: Any) -> None:
         if not keep_open:
             self.close()
-
-    def _run_in_context(self, function: Any) -> Any:
-        """Call the function in the connection's context, from inside or outside of it."""
-        entered = False
-
-        def call() -> Any:
-            nonlocal entered
-            entered = True
-            return function()
-
-        try:
-            return self._run(call)
-        except RuntimeError:
-            if entered:  # it is the function's own
-                raise
-        return function()
 
     # Writing
 
@@ -378,13 +422,13 @@ class SocketTransport(transports._FlowControlMixin, transports.Transport):
         if size <= INLINE_WRITE_LIMIT:
             engine.queue((WRITE, self._slot, size, data, None))
             if len(engine.operations) > PENDING_ITEMS_MAX:
-                self._flush()
+                self._push()
         else:
             blocked = engine.write_now(self._slot, data, None)
             if blocked:
                 self._on_blocked(blocked)
 
-    def _flush(self) -> None:
+    def _push(self) -> None:
         """Perform the pending operations, and learn what the kernel has refused."""
         engine = self._engine
         others = {*engine.operations[1::5]} - {self._slot}
@@ -458,18 +502,13 @@ class SocketTransport(transports._FlowControlMixin, transports.Transport):
         blocked: int = lib.pa_write_queue_size(engine.c, self._slot)
         return pending + blocked
 
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        self._set_write_buffer_limits(high=high, low=low)
-        if self._protocol is not None:
-            self._maybe_pause_protocol()
-
     def _make_empty_waiter(self) -> Any:
         """Refuse writes from now on; return a future that is done when none waits any more."""
         if self._empty_waiter is not None:
             raise RuntimeError("Empty waiter is already set")
         self._empty_waiter = self._loop.create_future()
         self._state |= SENDING_FILE
-        self._flush()
+        self._push()
         if not self._state & BLOCKED:
             self._empty_waiter.set_result(None)
         return self._empty_waiter
@@ -487,9 +526,6 @@ class SocketTransport(transports._FlowControlMixin, transports.Transport):
                 waiter.set_exception(error)
 
     # Ending
-
-    def is_closing(self) -> bool:
-        return self._state & CLOSING != 0
 
     def close(self) -> None:
         if self._state & CLOSING:
@@ -547,14 +583,6 @@ class SocketTransport(transports._FlowControlMixin, transports.Transport):
             self._error = error
         self._close_handle(1)
         self._loop.call_soon(self._lose)
-
-    def _fatal_error(self, error: BaseException, message: str = "Fatal error on transport") -> None:
-        if isinstance(error, OSError):
-            if self._loop.get_debug():
-                logger.debug("%r: %s", self, message, exc_info=True)
-        else:
-            self._report(message, error)
-        self._force_close(error)
 
     def _lose(self) -> None:
         """Call connection_lost, once."""
@@ -618,6 +646,8 @@ class SocketTransport(transports._FlowControlMixin, transports.Transport):
             return
         if not lib.pa_write_queue_size(self._engine.c, self._slot):
             self._state &= ~BLOCKED
+            if self._protocol_paused and self._engine.operations:
+                self._push()  # pending writes count too, and no record may come of them
         if self._protocol_paused:
             self._run(self._maybe_resume_protocol)
         if self._state & BLOCKED:

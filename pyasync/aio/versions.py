@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from asyncio import base_events, events, sslproto, unix_events
+from asyncio import base_events, constants, events, sslproto, unix_events
 from typing import Any
 
 
@@ -17,6 +17,11 @@ ATTACH_TAKES_TRANSPORT = len(_parameters(base_events.Server._attach)) > 1
 
 #: Since 3.11 SSLProtocol has a time limit for closing; it is a BufferedProtocol since then.
 HAS_SHUTDOWN_TIMEOUT = "ssl_shutdown_timeout" in _parameters(sslproto.SSLProtocol.__init__)
+
+#: The default high watermark of a TLS transport, in bytes, and its time limit for closing, in
+#: seconds: asyncio's since 3.11. Before, it had 64 KiB as other transports, and no limit.
+SSL_HIGH_WATER: int = getattr(constants, "FLOW_CONTROL_HIGH_WATER_SSL_WRITE", 64) << 10
+SSL_SHUTDOWN_TIMEOUT: float = getattr(constants, "SSL_SHUTDOWN_TIMEOUT", 30.0)
 
 #: Since 3.14 `cancel` of what call_soon_threadsafe returns waits while the call is being made.
 ThreadSafeHandle: Any = getattr(events, "_ThreadSafeHandle", events.Handle)

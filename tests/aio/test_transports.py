@@ -5,7 +5,6 @@ import contextlib
 import contextvars
 import io
 import os
-import random
 import socket
 import struct
 import subprocess
@@ -14,15 +13,10 @@ import threading
 
 import pytest
 import tls_peers
-from peers import read_all, read_exactly
+from peers import PATIENCE, read_all, read_exactly
+from protocols import Buffered, Recorder, in_thread, random_bytes
 
 import pyasync.aio
-
-PATIENCE = 30
-
-
-def random_bytes(size):
-    return random.Random(size).randbytes(size)
 
 
 @pytest.fixture
@@ -31,52 +25,6 @@ def loop():
     yield loop
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
-
-
-class Recorder(asyncio.Protocol):
-    """Notes what it is told, with the arguments; `lost` is a future of connection_lost."""
-
-    def __init__(self):
-        self.calls = []
-        self.data = bytearray()  # to which much can be added in linear time
-        self.keep_open = False
-        self.lost = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport):
-        self.transport = transport
-        self.calls.append("made")
-
-    def data_received(self, data):
-        self.data += data
-
-    def eof_received(self):
-        self.calls.append("eof")
-        return self.keep_open
-
-    def pause_writing(self):
-        self.calls.append("pause")
-
-    def resume_writing(self):
-        self.calls.append("resume")
-
-    def connection_lost(self, error):
-        self.calls.append("lost")
-        self.lost.set_result(error)
-
-
-class Buffered(Recorder, asyncio.BufferedProtocol):
-    """Gives buffers of a size of its own."""
-
-    size = 1000
-
-    def get_buffer(self, hint):
-        self.buffer = bytearray(self.size)
-        return self.buffer
-
-    def buffer_updated(self, count):
-        Recorder.data_received(self, self.buffer[:count])
-
-    data_received = None
 
 
 async def connected(factory=Recorder):
@@ -109,10 +57,6 @@ def reset(sock):
     """Close a TCP socket so that its peer is sent a reset."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
-
-
-async def in_thread(function, *arguments):
-    return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
 
 
 # Data
