@@ -8,12 +8,14 @@ import socket as sockets
 import stat
 import sys
 from collections.abc import Callable
-from typing import Any, Union
+from struct import Struct
+from typing import Any, NamedTuple, Union
 
 from pyasync._core.arguments import (
     optional_callable,
     require_descriptor,
     require_flag,
+    require_integer,
     require_timeout,
     wrong_type,
     wrong_value,
@@ -45,10 +47,37 @@ LONGEST = 107 if LINUX else 103
 CONNECT_RETRY = 0.01
 
 
+#: Linux's struct ucred: pid_t, uid_t and gid_t.
+_CREDENTIALS = Struct("iII")
+
+
+class PeerCredentials(NamedTuple):
+    """The process at the other end of a pipe, as `PipeSocket.peer_credentials` tells it."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
 class PipeSocket(Stream, Socket):
     """A connection over a pipe, accepted by a `PipeServer` or made by `pipe_connect`."""
 
     __slots__ = ()
+
+    @property
+    def peer_credentials(self) -> PeerCredentials:
+        """The process id, user and group of the peer: ``(pid, uid, gid)``, told by the kernel.
+
+        They are those of the process that has connected, or has begun to listen, at that time
+        (SO_PEERCRED, unix(7)): it may have ended since, or have passed its descriptor on. Linux has
+        them; elsewhere, and for a socket that is not connected, raises `SocketError`, and after the
+        end `SocketClosed`.
+        """
+        option = getattr(sockets, "SO_PEERCRED", None)
+        if option is None:
+            raise socket_error(-errno.ENOTSUP, self)
+        packed = self.getsockopt(sockets.SOL_SOCKET, option, _CREDENTIALS.size)
+        return PeerCredentials._make(_CREDENTIALS.unpack(packed))
 
     def _target(self) -> str:
         connector = self._need_extras().connector
@@ -123,6 +152,7 @@ def pipe_server(
     backlog: int | None = None,
     stream: bool = False,
     fd: int | None = None,
+    mode: int | None = None,
     allow_half_open: bool = False,
     max_connections: int | None = None,
     pressure_cb: PressureCallback | None = None,
@@ -136,8 +166,10 @@ def pipe_server(
     ``name`` is a path, or, on Linux, an abstract name, which begins with a zero byte (unix(7)). The
     file of an earlier server, at which nobody listens any more, is replaced. When the server is
     closed, or its loop ends, it removes its file, unless another server has replaced that. With
-    ``fd``, a descriptor that is bound already, ``name`` is None, and no file is removed. The other
-    keywords are those of `tcp_server`.
+    ``fd``, a descriptor that is bound already, ``name`` is None, and no file is removed. ``mode``
+    is the mode of the file, such as 0o660: who may write to it may connect (unix(7)). It has that
+    mode before anybody can; None: it is what the umask leaves. The other keywords are those of
+    `tcp_server`.
 
     Raises `SocketAddressInUse` or another `SocketError` if it cannot listen there, `ValueError`
     (a name that is too long, among others), `TypeError`, and `EventLoopNotRunning`.
@@ -158,6 +190,10 @@ def pipe_server(
         write_timeout=write_timeout,
     )
     loop.submit()  # the pending close of another server may free the name
+    if mode is not None:
+        require_integer("mode", mode, 0, 0o7777, ", or None")
+        if name is None or _is_abstract(_path(name)):
+            raise wrong_value("mode", "None where there is no file", mode)
     if fd is None:
         if name is None:
             raise TypeError("name must be a path, not None, or there must be an fd")
@@ -172,6 +208,8 @@ def pipe_server(
         try:
             if name is not None:
                 file = _bind(sock, _path(name))
+                if mode is not None:  # before it listens: until then nobody can connect
+                    _change_mode(_path(name), mode)
             try:
                 listen(sock, backlog)
             except OSError as error:
@@ -220,6 +258,13 @@ def _bind(sock: sockets.socket, path: str | bytes) -> _File | None:
     except OSError as error:
         raise _pipe_error(error, path) from None
     return None if _is_abstract(path) else _File(path)
+
+
+def _change_mode(path: str | bytes, mode: int) -> None:
+    try:
+        os.chmod(path, mode)
+    except OSError as error:
+        raise _pipe_error(error, path) from None
 
 
 def _is_abstract(path: str | bytes) -> bool:

@@ -58,7 +58,7 @@ MEMBERS = {
     "Notifier": HANDLE | {"free", "freed", "trigger"},
     "PipeServer": SERVER,
     "Poller": HANDLE | {"disconnected", "modify"},
-    "PipeSocket": SOCKET,
+    "PipeSocket": SOCKET | {"peer_credentials"},
     "SslSocket": SOCKET | {"alpn", "cipher", "keepalive", "nodelay", "session", "ssl_object"},
     "TcpServer": SERVER,
     "TcpSocket": SOCKET | {"keepalive", "nodelay"},

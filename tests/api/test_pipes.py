@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from peers import PATIENCE, Background, echo, exchange, fork_and_check, nothing, when
@@ -587,3 +588,83 @@ def test_a_connected_descriptor_cannot_listen(run):
 
     with one, other, run(), pytest.raises(pyasync.SocketError):
         pyasync.pipe_server(None, nothing, fd=one.fileno())
+
+
+# Who may connect
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o660, 0o777])
+def test_the_file_has_the_mode_that_is_asked_for_before_anybody_can_connect(run, path, mode):
+    seen = []
+    listen = pyasync.pipes.listen
+
+    def look(sock, backlog):
+        seen.append(stat.S_IMODE(os.stat(path).st_mode))
+        listen(sock, backlog)
+
+    umask = os.umask(0o027)
+    try:
+        with run(), mock.patch("pyasync.pipes.listen", look):
+            server = pyasync.pipe_server(path, nothing, mode=mode)
+            assert stat.S_IMODE(os.stat(path).st_mode) == mode
+            server.close()
+    finally:
+        os.umask(umask)
+    assert seen == [mode]
+
+
+def test_without_a_mode_the_umask_decides(run, path):
+    umask = os.umask(0o027)
+    try:
+        with run():
+            server = pyasync.pipe_server(path, nothing)
+            assert stat.S_IMODE(os.stat(path).st_mode) == 0o750
+            server.close()
+    finally:
+        os.umask(umask)
+
+
+def test_a_mode_where_there_is_no_file_is_refused(run, path):
+    with run(), listening(path) as listener:
+        for name, fd in [("\0pyasync-mode", None), (None, listener)]:
+            with pytest.raises(ValueError, match="mode must be None where there is no file"):
+                pyasync.pipe_server(name, nothing, fd=fd, mode=0o600)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs SO_PEERCRED")
+def test_both_ends_know_each_others_process(run, path):
+    seen = []
+
+    def on_connect(socket):
+        seen.append(socket.peer_credentials)
+        socket.close()
+        server.close()
+
+    with run():
+        server = pyasync.pipe_server(path, nothing, connect_cb=on_connect)
+        client = pyasync.pipe_connect(
+            path, nothing, connect_cb=lambda socket: seen.append(socket.peer_credentials)
+        )
+        with pytest.raises(pyasync.SocketError):
+            client.peer_credentials  # noqa: B018
+    assert seen == [(os.getpid(), os.getuid(), os.getgid())] * 2
+    assert seen[0].uid == os.getuid()
+
+
+def test_a_system_without_credentials_says_so(run, path, monkeypatch):
+    monkeypatch.delattr("socket.SO_PEERCRED", raising=False)
+    errors = []
+
+    def on_connect(socket):
+        with pytest.raises(pyasync.SocketError) as caught:
+            socket.peer_credentials  # noqa: B018
+        errors.append(caught.value.errno)
+        socket.close()
+        server.close()
+
+    with run():
+        server = pyasync.pipe_server(path, nothing, connect_cb=on_connect)
+        pyasync.pipe_connect(path, nothing).close()
+        with dial(path):
+            pass
+    assert errors[0] == errno.ENOTSUP
