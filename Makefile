@@ -147,9 +147,18 @@ sanitize: .venv-sanitize/.sanitized ## run the tests on a build with sanitizers 
 	LSAN_OPTIONS=print_suppressions=0:suppressions=$(CURDIR)/tests/faults/lsan.supp \
 	.venv-sanitize/bin/pytest $(TEST_ARGS) $(SANITIZE_ARGS)
 
+# Without the tests of what Linux alone has: inotify, epoll, recvmmsg, SOCK_CLOEXEC, its sendfile.
 .PHONY: portable-test
 portable-test: .venv-portable/.portable ## run the tests without what only Linux has, as on macOS and the BSDs
-	.venv-portable/bin/pytest $(TEST_ARGS)
+	.venv-portable/bin/pytest tests/core tests/api $(TEST_ARGS) \
+	  --ignore=tests/api/test_fs_events.py --ignore=tests/api/test_shortage.py \
+	  --deselect=tests/api/test_connecting.py::test_a_socket_with_a_local_address_is_never_inherited \
+	  --deselect=tests/api/test_fs.py::test_sendfile_to_a_file_that_appends_is_refused \
+	  --deselect=tests/api/test_fs.py::test_sendfile_never_waits_for_a_peer_that_does_not_read \
+	  --deselect=tests/api/test_fs.py::test_a_descriptor_that_is_not_open_is_an_error \
+	  --deselect=tests/api/test_loop.py::test_nothing_of_a_loop_gets_the_number_of_a_standard_stream \
+	  --deselect=tests/api/test_udp.py::test_datagrams_are_received_in_batches_and_the_rest_by_and_by \
+	  --deselect=tests/api/test_udp.py::test_a_datagram_that_is_cut_off_is_an_error_in_its_place
 
 .PHONY: faults
 faults: $(VENV)/.built-test ## let each system call fail in turn; FAULTS_ARGS='--scenario spawn' for some

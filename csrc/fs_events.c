@@ -376,7 +376,7 @@ static void on_event(uv_fs_event_t *handle, const char *name, int events,
   /* An event of what is watched itself, and not of an entry in it. libuv gives
    * such an event the last part of the path as its name, and a file has no
    * entries. An entry with the name of its directory is taken for that. */
-  int own = name == NULL || !monitor->is_directory ||
+  int own = name == NULL || *name == '\0' || !monitor->is_directory ||
             is_last_part(name, monitor->path, monitor->watched);
 
   pa_awake(loop);
