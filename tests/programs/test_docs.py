@@ -4,12 +4,14 @@ import doctest
 import importlib
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+import tls_peers
 
 import pyasync
 
@@ -69,6 +71,51 @@ def headings_of(page):
     """Return the headings of a page, as links name them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def blocks_of(page):
+    """Return the blocks of code of a page: the language of each, and its text."""
+    return re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Give a folder with the files that pages speak of."""
+    folder = tmp_path_factory.mktemp("page")
+    certificate = tls_peers.certificate()
+    shutil.copy(certificate.certificate, folder / "cert.pem")
+    shutil.copy(certificate.key, folder / "key.pem")
+    shutil.copy(tls_peers.authority().certificate, folder / "clients.pem")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if any(language == "python" for language, _ in blocks_of(page))],
+    ids=page_name,
+)
+def test_the_blocks_of_a_page_run(page, folder):
+    needs = {"prometheus_client", "opentelemetry"}
+    for name in needs:
+        if f"import {name}" in page.read_text():
+            pytest.importorskip(name)
+    command = [sys.executable, str(ROOT / "tests" / "run_page.py"), page_name(page)]
+    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_a_block_of_commands_names_what_is_there():
+    makefile = (ROOT / "Makefile").read_text()
+    for page in PAGES:
+        text = "".join(text for language, text in blocks_of(page) if language in ("sh", "console"))
+        for target in re.findall(r"^(?:\$ )?make ([\w-]+)", text, re.MULTILINE):
+            assert f"\n{target}:" in makefile, f"{page_name(page)}: make {target}"
+        for program, options in re.findall(
+            r"python (?:-m cProfile \S+ \S+ )?(\w+/\S+\.py)(.*)", text
+        ):
+            source = (ROOT / program).read_text()
+            for option in re.findall(r"(?<= )--[\w-]+", options.partition("#")[0]):
+                assert option in source or option.replace("--", "") in source, (program, option)
 
 
 def test_the_site_has_each_page():
