@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #ifdef PA_LINUX
 #include <sys/sendfile.h>
 #include <sys/syscall.h>
@@ -27,11 +28,14 @@ typedef struct {
   size_t size;     /* to be written */
   size_t done;     /* so much of that is written */
   char *buffer;    /* a copy of Python's data, or memory for a result */
-  uv_work_t work;  /* of a sendfile, as are those below */
+  uv_work_t work;  /* of a sendfile, as are those below, and of a whole file */
   int in_fd;
   int way;         /* index in ways */
-  int64_t sent;    /* the size that the last step has sent, or its error */
+  int64_t sent;    /* the size that the last step has sent, or an error */
   int owns;        /* fd and in_fd are duplicates, and closed with the request */
+  char *path;      /* of a whole file, as are those below */
+  int flags;
+  int mode;
 } pa_fs;
 
 /* Python may never have taken the result, because the request was cancelled too
@@ -63,6 +67,7 @@ static void release(pa_request *request) {
       close(fs->fd);
   }
   uv_fs_req_cleanup(&fs->uv);
+  free(fs->path);
   free(fs->buffer);
   free(fs);
 }
@@ -152,6 +157,7 @@ static void on_done(uv_fs_t *uv) {
         outcome->result = pack_entries(fs);
         break;
       case UV_FS_READLINK:
+      case UV_FS_REALPATH:
         set_text(outcome, uv->ptr);
         break;
       case UV_FS_MKDTEMP:
@@ -436,6 +442,24 @@ int64_t pa_fs_close(pa_loop *loop, int fd) {
   return begin(fs, uv_fs_close(&loop->uv, &fs->uv, fd, on_done));
 }
 
+int64_t pa_fs_fsync(pa_loop *loop, int fd) {
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
+
+  if (error != 0)
+    return error;
+  return begin(fs, uv_fs_fsync(&loop->uv, &fs->uv, fd, on_done));
+}
+
+int64_t pa_fs_ftruncate(pa_loop *loop, int fd, int64_t size) {
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
+
+  if (error != 0)
+    return error;
+  return begin(fs, uv_fs_ftruncate(&loop->uv, &fs->uv, fd, size, on_done));
+}
+
 /* Directories and names */
 
 int64_t pa_fs_mkdir(pa_loop *loop, const char *path, int mode) {
@@ -499,6 +523,196 @@ int64_t pa_fs_mkdtemp(pa_loop *loop, const char *path) {
   if (error != 0)
     return error;
   return begin(fs, uv_fs_mkdtemp(&loop->uv, &fs->uv, path, on_done));
+}
+
+int64_t pa_fs_symlink(pa_loop *loop, const char *target, const char *path) {
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
+
+  if (error != 0)
+    return error;
+  return begin(fs, uv_fs_symlink(&loop->uv, &fs->uv, target, path, 0, on_done));
+}
+
+int64_t pa_fs_link(pa_loop *loop, const char *path, const char *new_path) {
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
+
+  if (error != 0)
+    return error;
+  return begin(fs, uv_fs_link(&loop->uv, &fs->uv, path, new_path, on_done));
+}
+
+int64_t pa_fs_realpath(pa_loop *loop, const char *path) {
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
+
+  if (error != 0)
+    return error;
+  return begin(fs, uv_fs_realpath(&loop->uv, &fs->uv, path, on_done));
+}
+
+int64_t pa_fs_access(pa_loop *loop, const char *path, int mode) {
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
+
+  if (error != 0)
+    return error;
+  return begin(fs, uv_fs_access(&loop->uv, &fs->uv, path, mode, on_done));
+}
+
+int64_t pa_fs_chmod(pa_loop *loop, const char *path, int mode) {
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
+
+  if (error != 0)
+    return error;
+  return begin(fs, uv_fs_chmod(&loop->uv, &fs->uv, path, mode, on_done));
+}
+
+int64_t pa_fs_utime(pa_loop *loop, const char *path, double atime,
+                    double mtime) {
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
+
+  if (error != 0)
+    return error;
+  return begin(fs, uv_fs_utime(&loop->uv, &fs->uv, path, atime, mtime,
+                               on_done));
+}
+
+int64_t pa_fs_copyfile(pa_loop *loop, const char *path, const char *new_path,
+                       int flags) {
+  pa_fs *fs;
+  int error = fs_new(loop, &fs);
+
+  if (error != 0)
+    return error;
+  return begin(fs, uv_fs_copyfile(&loop->uv, &fs->uv, path, new_path, flags,
+                                  on_done));
+}
+
+/* Whole files, each in one step of a thread */
+
+static int at_once(int64_t result) {
+  return result < 0 ? uv_translate_sys_error(errno) : 0;
+}
+
+/* Reads until there is no more, because the size of a file of /proc is 0, and
+ * another file may grow meanwhile. */
+static int read_all(pa_fs *fs, int fd) {
+  struct stat status;
+  size_t capacity = COPY_SIZE;
+  ssize_t result;
+
+  if (fstat(fd, &status) == 0 && status.st_size > 0)
+    capacity = (size_t) status.st_size + 1;  /* the read of the end needs it */
+  for (;;) {
+    if (fs->buffer == NULL || fs->done == capacity) {
+      char *buffer;
+
+      if (fs->buffer != NULL)
+        capacity *= 2;
+      buffer = realloc(fs->buffer, capacity);
+      if (buffer == NULL)
+        return UV_ENOMEM;
+      fs->buffer = buffer;
+    }
+    result = read(fd, fs->buffer + fs->done, capacity - fs->done);
+    if (result > 0)
+      fs->done += (size_t) result;
+    else if (result == 0 || errno != EINTR)
+      return at_once(result);
+  }
+}
+
+static int write_whole(pa_fs *fs, int fd) {
+  while (fs->done < fs->size) {
+    ssize_t result = write_all(fd, fs->buffer + fs->done, fs->size - fs->done);
+
+    if (result < 0)
+      return at_once(result);
+    fs->done += (size_t) result;
+  }
+  return 0;
+}
+
+static int open_file(const char *path, int flags, int mode) {
+  int fd;
+
+  do
+    fd = open(path, flags | O_CLOEXEC, (mode_t) mode);
+  while (fd < 0 && errno == EINTR);
+  return fd;
+}
+
+/* In a thread of the pool. The loop's thread does not touch fs meanwhile. */
+static void whole_file(uv_work_t *work) {
+  pa_fs *fs = CONTAINER_OF(work, pa_fs, work);
+  int fd = open_file(fs->path, fs->flags, fs->mode);
+  int error = at_once(fd);
+
+  if (error == 0) {
+    if (fs->flags == O_RDONLY)
+      error = read_all(fs, fd);
+    else
+      error = write_whole(fs, fd);
+    /* A network file system may tell only now that it could not write. After
+     * EINTR the descriptor is closed all the same. */
+    if (close(fd) < 0 && errno != EINTR && error == 0 && fs->flags != O_RDONLY)
+      error = at_once(-1);
+  }
+  fs->sent = error;
+}
+
+static void on_whole_file(uv_work_t *work, int status) {
+  pa_fs *fs = CONTAINER_OF(work, pa_fs, work);
+  pa_fs_outcome *outcome = &fs->outcome;
+
+  outcome->result = status == 0 ? fs->sent : status;
+  outcome->data = fs->buffer;
+  outcome->size = fs->done;
+  pa_request_done(&fs->base);
+}
+
+static int64_t begin_whole(pa_loop *loop, pa_fs *fs, const char *path) {
+  int error = UV_ENOMEM;
+
+  fs->path = strdup(path);
+  if (fs->path != NULL)
+    error = uv_queue_work(&loop->uv, &fs->work, whole_file, on_whole_file);
+  return pa_request_begin(&fs->base, (uv_req_t *) &fs->work, error);
+}
+
+int64_t pa_fs_read_file(pa_loop *loop, const char *path) {
+  pa_fs *fs;
+  int error = pa_open_standard_streams();
+
+  if (error == 0)
+    error = fs_new(loop, &fs);
+  if (error != 0)
+    return error;
+  fs->flags = O_RDONLY;
+  return begin_whole(loop, fs, path);
+}
+
+int64_t pa_fs_write_file(pa_loop *loop, const char *path, const char *data,
+                         size_t size, int mode) {
+  pa_fs *fs;
+  int error = pa_open_standard_streams();
+
+  if (error == 0)
+    error = fs_new(loop, &fs);
+  if (error != 0)
+    return error;
+  fs->buffer = malloc(size + 1);
+  if (fs->buffer == NULL)
+    return begin(fs, UV_ENOMEM);
+  memcpy(fs->buffer, data, size);
+  fs->size = size;
+  fs->flags = O_WRONLY | O_CREAT | O_TRUNC;
+  fs->mode = mode;
+  return begin_whole(loop, fs, path);
 }
 
 /* Results of a request that is over */

@@ -3,8 +3,8 @@
  * offset of -1 is the descriptor's own position. */
 typedef struct {
   int64_t result;    /* a descriptor, a size, or an error */
-  const char *data;  /* the data that was read, or the path of a readlink or
-                        mkdtemp; of a scandir, for each entry '0' + its
+  const char *data;  /* the data that was read, or the path of a readlink, realpath
+                        or mkdtemp; of a scandir, for each entry '0' + its
                         uv_dirent_type_t, its name, and a zero byte */
   size_t size;       /* of the data */
 } pa_fs_outcome;
@@ -36,6 +36,22 @@ int64_t pa_fs_unlink(pa_loop *loop, const char *path);
 int64_t pa_fs_scandir(pa_loop *loop, const char *path);
 int64_t pa_fs_readlink(pa_loop *loop, const char *path);
 int64_t pa_fs_mkdtemp(pa_loop *loop, const char *path);
+int64_t pa_fs_fsync(pa_loop *loop, int fd);
+int64_t pa_fs_ftruncate(pa_loop *loop, int fd, int64_t size);
+int64_t pa_fs_symlink(pa_loop *loop, const char *target, const char *path);
+int64_t pa_fs_link(pa_loop *loop, const char *path, const char *new_path);
+int64_t pa_fs_realpath(pa_loop *loop, const char *path);
+int64_t pa_fs_access(pa_loop *loop, const char *path, int mode);
+int64_t pa_fs_chmod(pa_loop *loop, const char *path, int mode);
+int64_t pa_fs_utime(pa_loop *loop, const char *path, double atime,
+                    double mtime);
+/* With the flag UV_FS_COPYFILE_EXCL, or 0. */
+int64_t pa_fs_copyfile(pa_loop *loop, const char *path, const char *new_path,
+                       int flags);
+/* They open the file, read or write all of it, and close it. */
+int64_t pa_fs_read_file(pa_loop *loop, const char *path);
+int64_t pa_fs_write_file(pa_loop *loop, const char *path, const char *data,
+                         size_t size, int mode);
 
 /* Results: good until the request is freed. */
 pa_fs_outcome *pa_fs_result(int64_t request);

@@ -16,6 +16,7 @@ const char *uv_err_name(int err);
 #define UV_EAI_SOCKTYPE ...
 
 enum uv_fs_event { UV_RENAME, UV_CHANGE, ... };
+#define UV_FS_COPYFILE_EXCL ...
 
 typedef struct {
   long tv_sec;

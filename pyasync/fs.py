@@ -27,13 +27,16 @@ from typing import Any, NamedTuple
 
 from pyasync._core.arguments import (
     MAX_FD,
+    MAX_TIME,
     Descriptor,
     StrOrBytesPath,
     c_string,
     optional_callable,
     require_callable,
     require_descriptor,
+    require_flag,
     require_integer,
+    require_time,
     wrong_value,
 )
 from pyasync._core.engine import PYPY
@@ -46,21 +49,32 @@ from pyasync.loop import EventCallback, Loop, get_loop
 __all__ = [
     "Entry",
     "FsRequest",
+    "access",
+    "chmod",
     "close",
+    "copyfile",
     "fstat",
+    "fsync",
+    "ftruncate",
+    "link",
     "lstat",
     "mkdir",
     "mkdtemp",
     "open",
     "read",
+    "read_file",
     "readlink",
+    "realpath",
     "rename",
     "rmdir",
     "scandir",
     "sendfile",
     "stat",
+    "symlink",
     "unlink",
+    "utime",
     "write",
+    "write_file",
 ]
 
 Callback = Callable[..., object]
@@ -155,6 +169,11 @@ def _data(address: int, outcome: Any) -> tuple[bytes]:
 
 def _decoder(like: str | bytes) -> Callable[[bytes], Any]:
     return os.fsdecode if isinstance(like, str) else bytes
+
+
+def _path_like(like: str | bytes) -> Callable[[int, Any], tuple[str | bytes]]:
+    decode = _decoder(like)
+    return lambda address, outcome: (decode(ffi.buffer(outcome.data, outcome.size)[:]),)
 
 
 def _stat_result(address: int, outcome: Any) -> tuple[os.stat_result]:
@@ -362,6 +381,98 @@ def close(
     return CloseRequest(callback, event_cb, _nothing, lib.pa_fs_close, number)
 
 
+def fsync(
+    fd: Descriptor, callback: Callable[[], object], *, event_cb: EventCallback | None = None
+) -> FsRequest:
+    """Let the disk have all that was written to the file, and call ``callback()`` (fsync(2))."""
+    return FsRequest(callback, event_cb, _nothing, lib.pa_fs_fsync, _fd(fd))
+
+
+def ftruncate(
+    fd: Descriptor,
+    size: int,
+    callback: Callable[[], object],
+    *,
+    event_cb: EventCallback | None = None,
+) -> FsRequest:
+    """Cut the file to ``size`` bytes, or fill it up to that with zeros; call ``callback()``."""
+    return FsRequest(
+        callback, event_cb, _nothing, lib.pa_fs_ftruncate, _fd(fd), _size(size, "size")
+    )
+
+
+# Whole files
+
+
+def read_file(
+    path: StrOrBytesPath,
+    callback: Callable[[bytes], object],
+    *,
+    event_cb: EventCallback | None = None,
+) -> FsRequest:
+    """Read a whole file, and call ``callback(data)``.
+
+    One thread opens the file, reads it to its end, and closes it. So the callback gets a file that
+    is written meanwhile as it was at different moments. A file without an end, such as
+    ``/dev/zero``, or a pipe, holds the thread and takes memory as long as it gives data.
+
+    >>> import pyasync
+    >>> with pyasync.event_loop():
+    ...     _ = pyasync.fs.read_file("/dev/null", print)
+    b''
+    """
+    name, encoded = _path(path)
+    return FsRequest(callback, event_cb, _data, lib.pa_fs_read_file, encoded, filenames=(name,))
+
+
+def write_file(
+    path: StrOrBytesPath,
+    data: Any,
+    callback: Callable[[], object],
+    *,
+    mode: int = 0o666,
+    event_cb: EventCallback | None = None,
+) -> FsRequest:
+    """Write a whole file, in place of what it holds, and call ``callback()``.
+
+    ``data`` is bytes-like, or `str`, written as UTF-8; it is copied. ``mode`` is that of a new
+    file, less the process's umask. One thread opens the file, writes it, and closes it. It is
+    written in place: others may see it empty, or its beginning only, and after an error it stays
+    so. Where that matters write another file, `fsync` it, and `rename` it.
+    """
+    name, encoded = _path(path)
+    data = bytes(as_buffer_slice(data))
+    return FsRequest(
+        callback,
+        event_cb,
+        _nothing,
+        lib.pa_fs_write_file,
+        encoded,
+        data,
+        len(data),
+        _mode(mode),
+        filenames=(name,),
+    )
+
+
+def copyfile(
+    path: StrOrBytesPath,
+    new_path: StrOrBytesPath,
+    callback: Callable[[], object],
+    *,
+    exclusive: bool = False,
+    event_cb: EventCallback | None = None,
+) -> FsRequest:
+    """Copy a file's data and mode, in place of a file at ``new_path``; call ``callback()``.
+
+    With ``exclusive`` an existing file is an error (EEXIST). Where the file system can, the two
+    share their blocks until one is changed. After an error there is no file at ``new_path``. An
+    error has both paths: ``filename`` and ``filename2``.
+    """
+    flags = lib.UV_FS_COPYFILE_EXCL if require_flag("exclusive", exclusive) else 0
+    return _on_two("path", path, new_path, callback, event_cb, lib.pa_fs_copyfile, flags)
+
+
 # Directories and names
 
 
@@ -398,16 +509,114 @@ def rename(
 
     An error has both paths: ``filename`` and ``filename2``.
     """
-    name, encoded = _path(path)
-    new_name, new_encoded = _path(new_path, "new_path")
+    return _on_two("path", path, new_path, callback, event_cb, lib.pa_fs_rename)
+
+
+def link(
+    path: StrOrBytesPath,
+    new_path: StrOrBytesPath,
+    callback: Callable[[], object],
+    *,
+    event_cb: EventCallback | None = None,
+) -> FsRequest:
+    """Give a file a second name, a hard link, and call ``callback()`` (link(2)).
+
+    An error has both paths: ``filename`` and ``filename2``.
+    """
+    return _on_two("path", path, new_path, callback, event_cb, lib.pa_fs_link)
+
+
+def symlink(
+    target: StrOrBytesPath,
+    new_path: StrOrBytesPath,
+    callback: Callable[[], object],
+    *,
+    event_cb: EventCallback | None = None,
+) -> FsRequest:
+    """Make a symbolic link that holds the path ``target``, and call ``callback()`` (symlink(2)).
+
+    Nothing need be there. An error has both paths: ``filename`` and ``filename2``.
+    """
+    return _on_two("target", target, new_path, callback, event_cb, lib.pa_fs_symlink)
+
+
+def _on_two(
+    name: str,
+    path: StrOrBytesPath,
+    new_path: StrOrBytesPath,
+    callback: Callable[[], object],
+    event_cb: EventCallback | None,
+    function: Callable[..., int],
+    *arguments: Any,
+) -> FsRequest:
+    """Begin an operation on two paths."""
+    first, encoded = _path(path, name)
+    second, new_encoded = _path(new_path, "new_path")
     return FsRequest(
         callback,
         event_cb,
         _nothing,
-        lib.pa_fs_rename,
+        function,
         encoded,
         new_encoded,
-        filenames=(name, new_name),
+        *arguments,
+        filenames=(first, second),
+    )
+
+
+def access(
+    path: StrOrBytesPath,
+    mode: int,
+    callback: Callable[[], object],
+    *,
+    event_cb: EventCallback | None = None,
+) -> FsRequest:
+    """Call ``callback()`` if this process may use the file so; otherwise it is an error.
+
+    ``mode`` is `os.F_OK` (there is such a file), or a sum of `os.R_OK`, `os.W_OK` and `os.X_OK`.
+    `FilesystemAccess`, `FilesystemNotFound` and others tell why not. The real user and group count
+    (access(2)). Another program may change the file before it is opened: the open tells for sure.
+    """
+    name, encoded = _path(path)
+    number = require_integer("mode", mode, 0, os.R_OK | os.W_OK | os.X_OK)
+    return FsRequest(
+        callback, event_cb, _nothing, lib.pa_fs_access, encoded, number, filenames=(name,)
+    )
+
+
+def chmod(
+    path: StrOrBytesPath,
+    mode: int,
+    callback: Callable[[], object],
+    *,
+    event_cb: EventCallback | None = None,
+) -> FsRequest:
+    """Set the mode of a file, of a link's target, and call ``callback()`` (chmod(2))."""
+    name, encoded = _path(path)
+    return FsRequest(
+        callback, event_cb, _nothing, lib.pa_fs_chmod, encoded, _mode(mode), filenames=(name,)
+    )
+
+
+def utime(
+    path: StrOrBytesPath,
+    atime: float,
+    mtime: float,
+    callback: Callable[[], object],
+    *,
+    event_cb: EventCallback | None = None,
+) -> FsRequest:
+    """Set the times of the last access and the last change of a file; call ``callback()``.
+
+    Both are in seconds since 1970, as `time.time` has them; libuv keeps microseconds.
+    """
+    name, encoded = _path(path)
+    times = [
+        float(require_time(which, time, -MAX_TIME))
+        for which, time in [("atime", atime), ("mtime", mtime)]
+    ]
+    return FsRequest(
+        callback, event_cb, _nothing, lib.pa_fs_utime, encoded, *times, filenames=(name,)
     )
 
 
@@ -448,12 +657,25 @@ def readlink(
 ) -> FsRequest:
     """Call ``callback(target)`` with the path that a symbolic link holds."""
     name, encoded = _path(path)
-    decode = _decoder(name)
+    return FsRequest(
+        callback, event_cb, _path_like(name), lib.pa_fs_readlink, encoded, filenames=(name,)
+    )
 
-    def target(address: int, outcome: Any) -> tuple[str | bytes]:
-        return (decode(ffi.buffer(outcome.data, outcome.size)[:]),)
 
-    return FsRequest(callback, event_cb, target, lib.pa_fs_readlink, encoded, filenames=(name,))
+def realpath(
+    path: StrOrBytesPath,
+    callback: Callable[[Any], object],
+    *,
+    event_cb: EventCallback | None = None,
+) -> FsRequest:
+    """Call ``callback(path)`` with the absolute path without links, ``.`` and ``..`` (realpath(3)).
+
+    Unlike for `os.path.realpath` there must be such a file.
+    """
+    name, encoded = _path(path)
+    return FsRequest(
+        callback, event_cb, _path_like(name), lib.pa_fs_realpath, encoded, filenames=(name,)
+    )
 
 
 def mkdtemp(

@@ -117,6 +117,7 @@ FUNCTION = Kind([5, "echo", an_async_function])
 FLAG = Kind(["no", 1.5, [], 2, -1])
 TIME = Kind(["1", b"1", [], 1j, Decimal(1), nothing],
             [-1, -0.001, NAN, INFINITE, -INFINITE, 1e300, HUGE])
+EPOCH = Kind(TIME.types, [NAN, INFINITE, -INFINITE, 1e300, HUGE])
 LIMIT = Kind(TIME.types, [0, *TIME.values], none=True)
 TEXT = Kind([5, b"text", []], ["a\0b", "\udc80"])
 ADDRESS_TEXT = TEXT.also("name", "127.0.0.1.5", "")
@@ -159,7 +160,8 @@ KINDS = {
                   "a\0b", b"a\0b", "\N{EURO SIGN}" * 36]),  # each has three bytes
     "fd": FD, "in_fd": FD, "out_fd": FD,
     "family": Kind(["AF_INET", 1.5, []], [1, 99, -1, HUGE]),
-    "path": PATH, "new_path": PATH, "working_directory": PATH,
+    "path": PATH, "new_path": PATH, "working_directory": PATH, "target": PATH,
+    "atime": EPOCH, "mtime": EPOCH, "exclusive": FLAG,
     "template": PATH.also("", "name", "XXXXX", "XXXXXXx", b"\0XXXXXX"),
     "args": Kind([5, "-c", b"-c", Part([1], 1), Part(["a", None], None)], [Part(["\0"], "\0")]),
     "env": Kind([5, [("A", "b")], Part({"A": 1}, 1), Part({1: "a"}, 1)],
@@ -205,6 +207,7 @@ OTHERS = {
                      "AsyncStream.readline.size"], Kind(["1", 1.5, []], none=True)),
     "Stream.sendfile.file": FD,
     "Server.shutdown.timeout": Kind(TIME.types, TIME.values, none=True),
+    "access.mode": integer(0, 7),
     "delay.callback": PER_MESSAGE,
     "Stream.write.write_cb": PER_MESSAGE, "DatagramSocket.send.write_cb": PER_MESSAGE,
 }
@@ -334,7 +337,16 @@ CALLS = [
     (pyasync.fs_unwatch, {}),
     (pyasync.fs_monitor_close, {}),
     *[(function, FILE) for function in (
-        fs.stat, fs.lstat, fs.mkdir, fs.rmdir, fs.unlink, fs.scandir, fs.readlink)],
+        fs.stat, fs.lstat, fs.mkdir, fs.rmdir, fs.unlink, fs.scandir, fs.readlink, fs.realpath,
+        fs.read_file)],
+    *[(function, {**FILE, "new_path": "new"}) for function in (fs.link, fs.copyfile)],
+    (fs.symlink, {"target": "a", "new_path": "new", "callback": nothing}),
+    (fs.access, {**FILE, "mode": 0}),
+    (fs.chmod, {**FILE, "mode": 0}),
+    (fs.utime, {**FILE, "atime": 0, "mtime": 0}),
+    (fs.write_file, {**FILE, "data": b""}),
+    (fs.fsync, {"fd": 0, "callback": nothing}),
+    (fs.ftruncate, {"fd": 0, "size": 0, "callback": nothing}),
     (fs.mkdtemp, {"template": "XXXXXX", "callback": nothing}),
     (fs.open, {**FILE, "flags": 0}),
     (fs.rename, {**FILE, "new_path": "new"}),

@@ -267,6 +267,83 @@ def output_of(script, *arguments):
     return done.stdout
 
 
+def test_a_file_is_cut_and_filled_up(outcome, opened, tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    fd = opened(tmp_path / "file", os.O_RDWR)
+    for size, data in [(3, b"123"), (5, b"123\0\0"), (0, b"")]:
+        assert outcome(fs.ftruncate, fd, size) == ()
+        assert (tmp_path / "file").read_bytes() == data
+    assert outcome(fs.ftruncate, fd, 5 * GIB) == ()
+    assert os.fstat(fd).st_size == 5 * GIB
+    assert outcome(fs.fsync, fd) == ()
+
+
+# Whole files
+
+
+@pytest.mark.parametrize("size", [0, 1, 131_071, 131_072, 3_000_000])
+def test_a_whole_file_is_written_and_read(outcome, tmp_path, size):
+    path, data = tmp_path / "file", os.urandom(size)
+    path.write_bytes(b"earlier" * 500_000)
+    assert outcome(fs.write_file, path, data) == ()
+    assert path.read_bytes() == data
+    assert outcome(fs.read_file, path) == data
+
+
+def test_a_new_file_has_the_mode_and_text_is_utf_8(outcome, tmp_path):
+    path = os.fsencode(tmp_path / "file")
+    outcome(fs.write_file, path, "grüße", mode=0o640)
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o640 & ~current_umask()
+    assert outcome(fs.read_file, path) == "grüße".encode()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs /proc")
+def test_a_file_that_is_longer_than_it_says_is_read_to_its_end(outcome, tmp_path):
+    assert os.stat("/proc/self/maps").st_size == 0
+    assert b"\n" in outcome(fs.read_file, "/proc/self/maps")
+
+
+def test_what_a_named_pipe_gives_is_read_to_its_end(outcome, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    data = os.urandom(500_000)
+    writer = Background((tmp_path / "fifo").write_bytes, data)
+    assert outcome(fs.read_file, tmp_path / "fifo") == data
+    writer.result()
+
+
+@pytest.mark.parametrize(("function", "arguments"), [(fs.read_file, ()), (fs.write_file, (b"",))])
+def test_a_directory_is_no_whole_file(outcome, tmp_path, function, arguments):
+    with pytest.raises(pyasync.FilesystemError) as caught:
+        outcome(function, tmp_path, *arguments)
+    assert (caught.value.errno, caught.value.filename) == (errno.EISDIR, str(tmp_path))
+
+
+def test_a_whole_file_that_cannot_be_written_is_an_error(tmp_path):
+    script = """
+import resource, signal, sys, pyasync
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+with pyasync.event_loop():
+    pyasync.fs.write_file(
+        sys.argv[1], bytes(80_000), print, event_cb=lambda error: print(error.errno))
+"""
+    assert output_of(script, tmp_path / "file").split() == [str(errno.EFBIG)]
+    assert (tmp_path / "file").stat().st_size == 50_000
+
+
+def test_a_file_is_copied_with_its_mode(outcome, tmp_path):
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    source.write_bytes(os.urandom(300_000))
+    source.chmod(0o751)
+    copy.write_bytes(b"earlier" * 100_000)
+    assert outcome(fs.copyfile, source, copy) == ()
+    assert copy.read_bytes() == source.read_bytes()
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o751
+    with pytest.raises(pyasync.FilesystemError, match="File exists") as caught:
+        outcome(fs.copyfile, source, copy, exclusive=True)
+    assert (caught.value.filename, caught.value.filename2) == (str(source), str(copy))
+
+
 # sendfile
 
 
@@ -531,6 +608,59 @@ def test_readlink_gives_what_a_link_holds(outcome, tmp_path):
     assert outcome(fs.readlink, os.fsencode(tmp_path / "link")) == b"some/wh\xff"
 
 
+def test_links_are_made(outcome, tmp_path):
+    file, hard, soft = (tmp_path / name for name in ("file", "hard", "soft"))
+    file.write_bytes(b"")
+    assert outcome(fs.link, file, hard) == ()
+    assert hard.stat().st_ino == file.stat().st_ino
+    assert outcome(fs.symlink, "not/there", os.fsencode(soft)) == ()
+    assert os.readlink(soft) == "not/there"
+    for function in (fs.link, fs.symlink):
+        with pytest.raises(pyasync.FilesystemError, match="File exists") as caught:
+            outcome(function, file, hard)
+        assert (caught.value.filename, caught.value.filename2) == (str(file), str(hard))
+
+
+def test_realpath_follows_all_links(outcome, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    path = tmp_path / "link" / ".." / "folder" / "." / ".." / "link"
+    expected = os.path.realpath(path)
+    assert outcome(fs.realpath, path) == expected
+    assert outcome(fs.realpath, os.fsencode(path)) == os.fsencode(expected)
+
+
+def test_access_tells_what_may_be_done(outcome, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"")
+    path.chmod(0o600)
+    for mode in (os.F_OK, os.R_OK, os.W_OK, os.R_OK | os.W_OK):
+        assert outcome(fs.access, path, mode) == ()
+    with pytest.raises(pyasync.FilesystemAccess) as caught:  # root may not either
+        outcome(fs.access, path, os.X_OK)
+    assert caught.value.filename == str(path)
+
+
+def test_the_mode_and_the_times_of_a_file_are_set(outcome, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"")
+    assert outcome(fs.chmod, path, 0o4751) == ()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o4751
+    for times in [(1_111_111_111.25, 2_222_222_222.5), (0, -1.5)]:
+        assert outcome(fs.utime, path, *times) == ()
+        status = path.stat()
+        assert (status.st_atime, status.st_mtime) == pytest.approx(times, abs=1e-5)
+
+
+def test_a_whole_file_that_is_closed_before_it_begins_is_not_made(run, tmp_path, slow_pool):
+    with run():
+        empty = slow_pool()
+        fs.write_file(tmp_path / "new", b"data", unexpected, event_cb=unexpected).close()
+        fs.read_file("/dev/null", unexpected, event_cb=unexpected).close()
+        empty()
+    assert os.listdir(tmp_path) == []
+
+
 def test_mkdtemp_makes_a_directory_of_ones_own(outcome, tmp_path):
     paths = [outcome(pyasync.mkdtemp, f"{tmp_path}/a-XXXXXX") for _ in range(2)]
     assert paths[0] != paths[1]
@@ -555,7 +685,14 @@ def test_mkdtemp_makes_a_directory_of_ones_own(outcome, tmp_path):
         (fs.unlink, ()),
         (fs.scandir, ()),
         (fs.readlink, ()),
+        (fs.realpath, ()),
+        (fs.access, (os.F_OK,)),
+        (fs.chmod, (0o600,)),
+        (fs.utime, (0, 0)),
+        (fs.read_file, ()),
         (fs.rename, ("/new",)),
+        (fs.link, ("/new",)),
+        (fs.copyfile, ("/new",)),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -567,7 +704,7 @@ def test_what_is_not_there_is_filesystem_not_found(outcome, tmp_path, function, 
     assert isinstance(error, FileNotFoundError)
     assert (error.errno, error.filename) == (errno.ENOENT, path)
     assert error.errcode == -errno.ENOENT
-    assert error.filename2 == (arguments[0] if function is fs.rename else None)
+    assert error.filename2 == (arguments[0] if "/new" in arguments else None)
 
 
 @pytest.mark.parametrize("function", [fs.mkdir, pyasync.mkdtemp])
@@ -592,6 +729,8 @@ def test_other_errors_are_filesystem_errors_of_their_number(outcome, tmp_path):
         (fs.read, (1,)),
         (fs.write, (b"x",)),
         (fs.sendfile, (0, 0, 1)),
+        (fs.fsync, ()),
+        (fs.ftruncate, (1,)),
         (fs.close, ()),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -796,8 +935,10 @@ def resident():
 def test_the_names_of_the_module_are_the_documented_ones():
     functions = {name for name in fs.__all__ if inspect.isfunction(getattr(fs, name))}
     assert functions == {
-        *("close", "fstat", "lstat", "mkdir", "mkdtemp", "open", "read", "readlink"),
-        *("rename", "rmdir", "scandir", "sendfile", "stat", "unlink", "write"),
+        *("access", "chmod", "close", "copyfile", "fstat", "fsync", "ftruncate", "link", "lstat"),
+        *("mkdir", "mkdtemp", "open", "read", "read_file", "readlink", "realpath", "rename"),
+        *("rmdir", "scandir", "sendfile", "stat", "symlink", "unlink", "utime", "write"),
+        "write_file",
     }
     for name in functions:
         parameters = list(inspect.signature(getattr(fs, name)).parameters.values())

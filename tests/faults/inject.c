@@ -166,8 +166,9 @@ NEXT(fork) NEXT(waitpid) NEXT(kill) NEXT(open) NEXT(open64) NEXT(stat)
 NEXT(stat64) NEXT(lstat64) NEXT(fstat64) NEXT(scandir64) NEXT(mkdir)
 NEXT(rmdir) NEXT(rename) NEXT(unlink) NEXT(fsync) NEXT(sendfile)
 NEXT(sendfile64) NEXT(copy_file_range)
-NEXT(readlink) NEXT(getifaddrs)
-NULL_NEXT(mkdtemp) NULL_NEXT(opendir)
+NEXT(readlink) NEXT(getifaddrs) NEXT(access) NEXT(chmod) NEXT(link)
+NEXT(symlink) NEXT(utimensat)
+NULL_NEXT(mkdtemp) NULL_NEXT(opendir) NULL_NEXT(realpath)
 CODE_NEXT(pthread_create) CODE_NEXT(getaddrinfo) CODE_NEXT(getnameinfo)
 
 /* Only an addition needs memory, and one of a descriptor that the set has

@@ -326,6 +326,36 @@ def files(case):
     return lambda: steps[2:] == [True, len(DATA), ["b"], "end"]
 
 
+def whole_files(case):
+    steps, options = [], {"event_cb": case.event}
+    path = os.path.join(case.folder, "whole")
+
+    def do(number):
+        """Begin a step, whose callback begins the next."""
+        function, *arguments = calls[number]
+        function(*arguments, lambda *result: done(number, *result), **options)
+
+    def done(number, *result):
+        steps.append(result)
+        if number + 1 < len(calls):
+            do(number + 1)
+
+    calls = [
+        (fs.write_file, path, DATA),
+        (fs.chmod, path, 0o600),
+        (fs.utime, path, 1, 2),
+        (fs.access, path, os.R_OK),
+        (fs.copyfile, path, path + "2"),
+        (fs.link, path, path + "3"),
+        (fs.symlink, "whole", path + "4"),
+        (fs.realpath, path + "4"),
+        (fs.read_file, path + "2"),
+    ]
+    do(0)
+    end = (os.path.realpath(path),), (DATA,)
+    return lambda: (*steps[-2:],) == end and steps[:-2] == [()] * 7
+
+
 def lookups(case):
     found = []
     pyasync.dns_lookup_all("localhost", found.append, event_cb=case.event)
@@ -357,7 +387,8 @@ def pollers(case):
 
 SCENARIOS = [
     first_loop, tcp_accept, pipe_accept, tcp_connect, tcp_connect_from, tcp_connect_by_name,
-    pipe_connect, tls_accept, blocked_write, udp, threads, signals, spawn, files, lookups, watch,
+    pipe_connect, tls_accept, blocked_write, udp, threads, signals, spawn, files, whole_files,
+    lookups, watch,
     pollers,
 ]  # fmt: skip
 
@@ -408,7 +439,8 @@ FAULTS = {
     "waitpid": "EINTR ECHILD",
     "kill": "EPERM ESRCH",
     **dict.fromkeys(["open", "open64"], f"{_DESCRIPTOR} {_PATH} EINTR ENOSPC"),
-    **dict.fromkeys(["stat", "stat64", "lstat64", "fstat64", "readlink"], _PATH),
+    **dict.fromkeys(["stat", "stat64", "lstat64", "fstat64", "readlink", "realpath"], _PATH),
+    **dict.fromkeys(["access", "chmod", "link", "symlink", "utimensat"], f"{_PATH} EROFS"),
     **dict.fromkeys(["scandir64", "opendir"], f"{_PATH} EMFILE"),
     **dict.fromkeys(["mkdir", "mkdtemp"], f"{_PATH} ENOSPC EDQUOT EROFS"),
     **dict.fromkeys(["rmdir", "rename", "unlink"], f"{_PATH} EROFS EBUSY"),
