@@ -76,7 +76,8 @@ asyncio-test: $(VENV)/.built-test ## run CPython's own tests of asyncio on pyasy
 
 .PHONY: programs-test
 programs-test: .venv-programs/.built-programs ## run uvicorn, aiohttp, Dask and others on pyasync.aio
-	@tools/need --optional 'command -v redis-server' redis-server 'command -v wrk' wrk
+	@tools/need --optional 'command -v redis-server' redis-server 'command -v wrk' wrk \
+	  'command -v initdb || ls /usr/lib/postgresql/*/bin/initdb' postgresql
 	.venv-programs/bin/pytest -p no:asyncio tests/aio/test_programs.py
 
 .PHONY: peers-test

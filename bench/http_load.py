@@ -91,15 +91,21 @@ class LoadClient:
 
     def run(self, send):
         """Run the load, and report the tally every second, and at the end with the latencies."""
-        self.send = send
-        self.began = perf_counter()
         with pyasync.event_loop():
             for signo in STOP_SIGNALS:
                 pyasync.signal_handler(signo, self.on_signal).unref()
-            pyasync.interval(self.on_second, time=1).unref()
-            self.ticker = pyasync.interval(self.on_tick, time=TICK)
+            self.start(send)
         self.tally.latencies = self.latencies
         self.report()
+
+    def start(self, send, ended_cb=lambda: None):
+        """Start the load in the loop that runs; it may be an asyncio program's."""
+        self.send, self.ended_cb = send, ended_cb
+        self.began = perf_counter()
+        self.connected_before = pyasync.stats().connected
+        self.seconds = pyasync.interval(self.on_second, time=1)
+        self.seconds.unref()
+        self.ticker = pyasync.interval(self.on_tick, time=TICK)
 
     def report(self):
         self.tally.open = len(self.open)
@@ -146,12 +152,14 @@ class LoadClient:
         for _ in range(self.requests_due(elapsed)):
             self.start_request()
         self.tally.peak = max(self.tally.peak, len(self.open))
-        connected = pyasync.stats().connected
+        connected = pyasync.stats().connected - self.connected_before
         if connected > self.tally.connected:
             self.tally.connected = connected
             self.tally.connecting_seconds = elapsed
         if self.tally.started == self.connections and not self.open:
-            self.ticker.close()  # which ends the loop
+            self.ticker.close()  # which ends a loop of its own
+            self.seconds.close()
+            self.ended_cb()
 
     def requests_due(self, elapsed):
         """How many requests to start now: by the schedule, but never above the concurrency.

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from peers import wait_until
 import pyasync.aio
 
 PATIENCE = 60
+BENCH = Path(__file__).parents[2] / "bench"
 
 
 def run(main):
@@ -72,11 +74,29 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 """
 
+# The dependency is no coroutine, so it runs in a thread of anyio's.
+FASTAPI_APPLICATION = """
+import asyncio, threading
+from fastapi import Depends, FastAPI
+from fastapi.responses import PlainTextResponse
+app = FastAPI()
+
+def thread():
+    return threading.current_thread()
+
+@app.get("/", response_class=PlainTextResponse)
+async def root(other=Depends(thread)):
+    await asyncio.sleep(0.001)
+    assert other is not thread()
+    return type(asyncio.get_running_loop()).__module__
+"""
+
 SERVERS = {
     # Its other loops are classes of asyncio's and uvloop's, which it names itself.
     "uvicorn, httptools": ["uvicorn", "--http", "httptools", "--loop", "none"],
     "uvicorn, h11": ["uvicorn", "--http", "h11", "--loop", "none"],
     "uvicorn, its own option": ["uvicorn", "--loop", "pyasync.aio:new_event_loop"],
+    "uvicorn, FastAPI": ["uvicorn", "--loop", "none"],
     # Workers are processes of their own, in which nobody has changed the loop.
     "hypercorn": ["hypercorn", "--workers", "0"],
 }
@@ -88,7 +108,10 @@ def test_an_asgi_server_answers(tmp_path, name):
     pytest.importorskip(module)
     if "httptools" in options:
         pytest.importorskip("httptools")
-    (tmp_path / "application.py").write_text(APPLICATION)
+    if "FastAPI" in name:
+        pytest.importorskip("fastapi")
+    application = FASTAPI_APPLICATION if "FastAPI" in name else APPLICATION
+    (tmp_path / "application.py").write_text(application)
     port = free_port()
     where = ["--bind", f"127.0.0.1:{port}"] if module == "hypercorn" else ["--port", str(port)]
     words = [sys.executable, "-m", "pyasync.aio", "-m", module, *options, *where, "application:app"]
@@ -422,6 +445,28 @@ def test_dask_computes(tmp_path, processes):
     assert done.stdout == f"{total} {sum(n * n for n in range(100))} pyasync.aio.loop\n", (
         done.stderr
     )
+
+
+def test_dask_workers_share_the_load_of_a_benchmark():
+    pytest.importorskip("distributed")
+    words = ["--json", "--workers", "2", "--num-conns", "100", "--delay", "0.1"]
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "dask_load.py"), *words],
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    workers = [event for event in events if event["event"] == "worker"]
+    assert [worker["replies"] for worker in workers] == [50, 50]
+    assert [worker["loop"] for worker in workers] == ["pyasync.aio.loop.EventLoop"] * 2
+    assert len({worker["pid"] for worker in workers}) == 2
+    assert all(worker["latency_ms"]["min"] >= 100 for worker in workers)
+    (summary,) = (event for event in events if event["event"] == "load-summary")
+    assert (summary["replies"], summary["lost"], summary["workers"]) == (100, 0, 2)
+    assert events[0]["event"] == "cluster"
+    assert any(event["event"] == "load" for event in events)
 
 
 # Plugins of pytest
