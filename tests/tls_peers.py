@@ -4,6 +4,7 @@ import atexit
 import ctypes
 import ctypes.util
 import functools
+import re
 import shutil
 import socket
 import ssl
@@ -36,6 +37,15 @@ def openssl(*arguments, **options):
     )
 
 
+def validity(days):
+    """Return openssl's options for so many days from now; negative: they are over."""
+    version = subprocess.run(["openssl", "version"], capture_output=True, text=True, check=True)
+    if days < 0 and re.match(r"OpenSSL (3\.[4-9]|3\.\d\d|[4-9])", version.stdout):
+        # These refuse an end before the beginning, which older ones have no option for.
+        return ["-not_before", "20200101000000Z", "-not_after", "20200102000000Z"]
+    return ["-days", days]
+
+
 class Certificate:
     """A certificate and its key, in files; signed by an issuer, or by itself."""
 
@@ -56,7 +66,7 @@ class Certificate:
             signer = ["-CA", issuer.certificate, "-CAkey", issuer.key, "-CAcreateserial"]
         openssl(
             "x509", "-req", "-in", request, *signer, "-out", self.certificate,
-            "-days", days, "-extfile", config, "-extensions", "extensions",
+            *validity(days), "-extfile", config, "-extensions", "extensions",
         )  # fmt: skip
 
 

@@ -176,7 +176,8 @@ def test_readinto_fills_any_writable_buffer():
     assert stream.readinto(numbers) == 6
     assert numbers == array.array("H", b"\1\0\2\0\3\0")
     buffer = bytearray(3)
-    assert stream.readinto(memoryview(buffer)[1:]) == 1
+    with memoryview(buffer) as whole, whole[1:] as part:
+        assert stream.readinto(part) == 1
     assert buffer == b"\0\4\0"
     buffer.append(1)  # nothing holds it any more
 

@@ -201,7 +201,7 @@ with pyasync.event_loop() as loop:
         loop.call_threadsafe(interrupts.clear)
     signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=20)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=50)
 
 
 # Calls that only the loop's thread may make

@@ -280,7 +280,7 @@ def test_a_viewer_that_does_not_read_misses_frames_and_holds_up_nobody(run, modu
 def test_a_client_that_asks_on_and_does_not_read_is_not_read_any_more(run, module):
     blocked = []
 
-    with run(limit=40):
+    with run(limit=100):
         page = module.StatsPage("127.0.0.1", 0)
         greedy = socket.create_connection(page.address)
         greedy.setblocking(False)
