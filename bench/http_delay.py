@@ -325,7 +325,8 @@ def parse_options(words=None):
     add("--delay", type=delay_time, default=5.0, help="seconds before the answer (%(default)s)")
     add("--backlog", type=common.between(int, 0, 2**31 - 1), metavar="NUM",
         help="of the listening socket (the system's limit)")  # fmt: skip
-    add("--workers", type=positive_int, default=1, help="processes that share the port")
+    add("--workers", type=common.between(int, 1, 10_000), default=1,
+        help="processes that share the port")  # fmt: skip
     add("--unbuffered", action="store_true", help="a crossing into libuv for each operation")
     add("--tls", action="store_true", help="over TLS, with a certificate made for it")
     add("--busy", action="store_true", help="run a busy Python thread beside the server")

@@ -53,8 +53,8 @@ def main():
     parser.add_argument("--progress", action="store_true", help="show how far it is")
     parser.add_argument("file", nargs="+")
     options = parser.parse_args()
-    if options.workers < 1:
-        parser.error("--workers must be 1 or more")
+    if not 1 <= options.workers <= 1024:
+        parser.error("--workers must be from 1 to 1,024")
     status = 0
 
     def on_hash(path, digest):

@@ -115,6 +115,16 @@ def main():
     add("--write-time", type=float, default=10.0,
         help="seconds in which a client takes nothing of its answers (%(default)s)")  # fmt: skip
     limits = parser.parse_args()
+    for name in ("connections", "per_address", "line_length"):
+        if not 1 <= getattr(limits, name) < 1 << 31:
+            parser.error(f"--{name.replace('_', '-')} must be from 1 to 2,147,483,647")
+    for name in ("line_time", "idle_time", "write_time"):
+        if not 0 < getattr(limits, name) <= 1e6:  # nor is NaN
+            parser.error(
+                f"--{name.replace('_', '-')} must be over 0, and 1,000,000 seconds at most"
+            )
+    if limits.key and not limits.certificate:
+        parser.error("--key needs a --certificate")
 
     lines = LineServer(limits)
     options = {
