@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 import shutil
@@ -11,7 +12,6 @@ import textwrap
 from pathlib import Path
 
 import pytest
-import tls_peers
 
 import pyasync
 
@@ -82,10 +82,9 @@ def blocks_of(page):
 def folder(tmp_path_factory):
     """Give a folder with the files that pages speak of."""
     folder = tmp_path_factory.mktemp("page")
-    certificate = tls_peers.certificate()
-    shutil.copy(certificate.certificate, folder / "cert.pem")
-    shutil.copy(certificate.key, folder / "key.pem")
-    shutil.copy(tls_peers.authority().certificate, folder / "clients.pem")
+    (command,) = re.findall(r"^openssl .*", (DOCS / "tutorial/tls.md").read_text(), re.MULTILINE)
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True, timeout=60)
+    shutil.copy(folder / "cert.pem", folder / "clients.pem")
     return folder
 
 
@@ -145,6 +144,19 @@ def test_what_replaces_a_name_of_cl_async_is_there_and_so_is_its_test(row):
     if test:
         file, _, function = test.strip("`| ").partition("::")
         assert f"\ndef {function}(" in (API_TESTS / file).read_text()
+
+
+@pytest.mark.parametrize("library", ["asyncio", "node", "pyuv"])
+def test_what_replaces_a_call_of_another_library_is_there(library):
+    classes = [each for each in vars(pyasync).values() if inspect.isclass(each)]
+    rows = re.findall(
+        r"^\| (`.*) \| (.*) \|$", (DOCS / f"coming-from/{library}.md").read_text(), re.M
+    )
+    assert len(rows) > 20
+    for _, ours in rows:
+        for name in re.findall(r"(?<![\w(.])(?:\w+\.)?(\w+)\(", ours):
+            if not name.endswith("_cb") and name != "partial":
+                assert any(hasattr(owner, name) for owner in [pyasync, pyasync.fs, *classes]), ours
 
 
 def test_the_table_of_cl_async_is_whole():
