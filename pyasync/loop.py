@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, Union
 
 from pyasync._core.arguments import (
@@ -15,6 +16,7 @@ from pyasync._core.arguments import (
     require_timeout,
     wrong_type,
 )
+from pyasync._core.contexts import in_context, optional_context
 from pyasync._core.engine import HANDLE_KINDS, Engine
 from pyasync._ffi import ffi, lib
 from pyasync.counters import Stats
@@ -338,14 +340,16 @@ def add_event_loop_exit_callback(fn: Callable[[], object]) -> None:
     get_loop().exit_callbacks.append(fn)
 
 
-def call_soon(fn: Callable[[], object]) -> None:
+def call_soon(fn: Callable[[], object], *, context: Context | None = None) -> None:
     """Call ``fn()`` after the callbacks of this iteration, in the order of these calls.
 
-    Calls that it makes to `call_soon` wait for the next iteration: I/O goes on between them.
-    Raises `TypeError` and `EventLoopNotRunning`.
+    Calls that it makes to `call_soon` wait for the next iteration: I/O goes on between them. With a
+    ``context``, it runs in that `contextvars.Context`. Raises `TypeError` and
+    `EventLoopNotRunning`.
     """
     require_callable("fn", fn)
-    get_loop().ready.append(fn)
+    optional_context(context)
+    get_loop().ready.append(in_context(context, fn))
 
 
 def stats() -> Stats:

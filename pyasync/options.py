@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any
 
 from pyasync._core.arguments import (
@@ -12,6 +13,7 @@ from pyasync._core.arguments import (
     require_time,
     require_timeout,
 )
+from pyasync._core.contexts import Binder, optional_context
 from pyasync.loop import EventCallback, Loop
 
 
@@ -23,9 +25,11 @@ class StreamOptions:
 
     __slots__ = (
         "allow_half_open",
+        "binder",
         "close_cb",
         "connect_cb",
         "connect_timeout",
+        "context",
         "drain_read_buffer",
         "event_cb",
         "linger",
@@ -55,12 +59,14 @@ class StreamOptions:
         linger: float | None = 2.0,
         read_timeout: float | None = None,
         write_timeout: float | None = None,
+        context: Context | None = None,
     ) -> None:
         require_callable("read_cb", read_cb)
         optional_callable("event_cb", event_cb)
         optional_callable("connect_cb", connect_cb)
         optional_callable("pressure_cb", pressure_cb)
         optional_callable("close_cb", close_cb)
+        optional_context(context)
         if linger is not None:
             require_time("linger", linger, or_none=", or None")
         self.loop = loop
@@ -74,6 +80,10 @@ class StreamOptions:
         self.read_timeout = require_timeout("read_timeout", read_timeout)
         self.write_timeout = require_timeout("write_timeout", write_timeout)
         self.stream = require_flag("stream", stream)
+        #: Each connection has a copy of it, in which its callbacks run; None: they run as they are.
+        self.context = context
+        #: Of one connection: what has wrapped its callbacks, or None.
+        self.binder: Binder | None = None
         #: The server that accepts the connections, or None.
         self.server: Any = None
         #: Of a client: the host and port to connect to.
@@ -90,7 +100,24 @@ class StreamOptions:
     @property
     def needs_begin(self) -> bool:
         """Whether a connection with these options needs `Stream._begin`."""
-        return self.stream or self.read_timeout is not None or self.close_cb is not None
+        return (
+            self.stream
+            or self.read_timeout is not None
+            or self.close_cb is not None
+            or self.context is not None
+        )
+
+    def bind(self) -> None:
+        """Let the callbacks, which are one connection's, run in a copy of the context."""
+        if self.context is None:
+            return
+        self.binder = Binder(self.context)
+        for name in ("read_cb", "event_cb", "connect_cb", "pressure_cb", "close_cb"):
+            setattr(self, name, self.binder.bind(getattr(self, name)))
+
+    def bound(self, callback: Any) -> Any:
+        """Return a callback so that it runs in the connection's context, if that has one."""
+        return callback if self.binder is None else self.binder.bind(callback)
 
     def copy(self) -> StreamOptions:
         """Return a copy for one socket, to be changed."""

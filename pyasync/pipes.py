@@ -8,6 +8,7 @@ import socket as sockets
 import stat
 import sys
 from collections.abc import Callable
+from contextvars import Context
 from struct import Struct
 from typing import Any, NamedTuple, Union
 
@@ -160,6 +161,7 @@ def pipe_server(
     read_timeout: float | None = None,
     write_timeout: float | None = None,
     linger: float | None = 2.0,
+    context: Context | None = None,
 ) -> PipeServer:
     """Accept connections at a pipe, and call ``read_cb(socket, data)`` with data that arrives.
 
@@ -188,6 +190,7 @@ def pipe_server(
         linger=linger,
         read_timeout=read_timeout,
         write_timeout=write_timeout,
+        context=context,
     )
     loop.submit()  # the pending close of another server may free the name
     if mode is not None:
@@ -305,6 +308,7 @@ def pipe_connect(
     pressure_cb: PressureCallback | None = None,
     close_cb: CloseCallback | None = None,
     linger: float | None = 2.0,
+    context: Context | None = None,
 ) -> Any:
     """Connect to a pipe, and call ``read_cb(socket, data)`` with data that arrives.
 
@@ -330,10 +334,12 @@ def pipe_connect(
         linger=linger,
         read_timeout=read_timeout,
         write_timeout=write_timeout,
+        context=context,
     )
     options.drain_read_buffer = require_flag("drain_read_buffer", drain_read_buffer)
     require_timeout("connect_timeout", connect_timeout)
     socket = PipeSocket(options, -1, UNCONNECTED)
+    socket._bind_context()
     if data is not None:
         socket.write(data, write_cb=write_cb)
     socket._begin()

@@ -14,12 +14,14 @@ from pyasync._core.arguments import (
     require_integer,
     require_time,
 )
+from pyasync._core.contexts import Binder, unbound
 from pyasync._core.deadlines import Timer, background_timer
 from pyasync._core.engine import CLOSED
 from pyasync._core.file_sending import File
 from pyasync._core.listener import Listener
 from pyasync._core.stream import (
     CANNOT_WRITE,
+    IN_CONTEXT,
     READ_DISABLED,
     STREAMING,
     WRITE,
@@ -51,7 +53,18 @@ class Stream(CoreStream):
         if self._options.close_cb is not None:
             self._need_extras()  # so that the state is not zero, and `_report_closed` is called
             self._loop.watched[self] = None
+        if self._options.server is not None:
+            self._bind_context()
         super()._begin()
+
+    def _bind_context(self) -> None:
+        """Let the callbacks run in a copy of the context that was given, if one was."""
+        options = self._options
+        if options.context is not None:
+            if options.server is not None:  # the other connections have contexts of their own
+                options = self._options = options.copy()
+            options.bind()
+            self._state |= IN_CONTEXT
 
     @property
     def read_cb(self) -> Callable[[Any, Any], object]:
@@ -59,7 +72,8 @@ class Stream(CoreStream):
 
         It can be set at any time, for all data that is delivered after that.
         """
-        return self._options.read_cb
+        read_cb: Callable[[Any, Any], object] = unbound(self._options.read_cb)
+        return read_cb
 
     @read_cb.setter
     def read_cb(self, read_cb: Callable[[Any, Any], object]) -> None:
@@ -142,16 +156,16 @@ class Stream(CoreStream):
         if count is not None:
             require_integer("count", count, 0, 2**63 - 1, ", or None")
         optional_callable("write_cb", write_cb)
-        self._send_file(File(fd, offset, count, write_cb))
+        self._send_file(File(fd, offset, count, self._options.bound(write_cb)))
 
     def _replace_callbacks(self, read_cb: Any, event_cb: Any) -> None:
         optional_callable("read_cb", read_cb)
         optional_callable("event_cb", event_cb)
         self._options = self._options.copy()
         if read_cb is not None:
-            self._options.read_cb = read_cb
+            self._options.read_cb = self._options.bound(read_cb)
         if event_cb is not None:
-            self._options.event_cb = event_cb
+            self._options.event_cb = self._options.bound(event_cb)
 
     def disable(self, *, read: bool = False, write: bool = False) -> None:
         self._require_flags(read, write)
@@ -259,6 +273,8 @@ class Server(Listener):
         self._paused = False
         self._ending: Ending | None = None
         super().__init__(options, sock, limit)
+        if options.context is not None:
+            self._event_cb = Binder(options.context).bind(options.event_cb)
 
     def pause(self) -> None:
         """Accept no more connections, until `resume`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket as sockets
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any, Union
 
 from pyasync._core.addresses import numeric_address
@@ -123,6 +124,7 @@ def tcp_server(
     read_timeout: float | None = None,
     write_timeout: float | None = None,
     linger: float | None = 2.0,
+    context: Context | None = None,
 ) -> TcpServer:
     """Accept TCP connections at an address, and call ``read_cb(socket, data)`` with their data.
 
@@ -139,7 +141,8 @@ def tcp_server(
     ``event_cb``, unless ``allow_half_open`` leaves that to the application. ``close_cb(socket,
     error)`` is called once for each connection, when that is over, however it has ended: by a
     close, its peer, an error, or the loop's end. ``error`` is the first that ``event_cb`` got, or
-    None. It is the last callback of the connection, whose descriptor is closed.
+    None. It is the last callback of the connection, whose descriptor is closed. With ``context``, a
+    `contextvars.Context`, all callbacks of a connection run in a copy of it, each connection's own.
 
     ``backlog`` is the number of connections that may wait to be accepted (listen(2)), by default
     the most that the system allows. ``reuse_port`` lets several processes listen at one port
@@ -172,6 +175,7 @@ def tcp_server(
         linger=linger,
         read_timeout=read_timeout,
         write_timeout=write_timeout,
+        context=context,
     )
     return make_server(
         TcpServer, options, bind_address, port, fd, backlog, reuse_port, max_connections
@@ -231,6 +235,7 @@ def tcp_connect(
     pressure_cb: PressureCallback | None = None,
     close_cb: CloseCallback | None = None,
     linger: float | None = 2.0,
+    context: Context | None = None,
 ) -> Any:
     """Connect to a host, and call ``read_cb(socket, data)`` with data that arrives.
 
@@ -267,6 +272,7 @@ def tcp_connect(
         pressure_cb=pressure_cb,
         close_cb=close_cb,
         linger=linger,
+        context=context,
     )
     return connect_new(socket, host, port)
 
@@ -289,6 +295,7 @@ def init_tcp_socket(
     pressure_cb: PressureCallback | None = None,
     close_cb: CloseCallback | None = None,
     linger: float | None = 2.0,
+    context: Context | None = None,
 ) -> Any:
     """Return a `TcpSocket` that is not connected yet, for `connect_tcp_socket`.
 
@@ -308,6 +315,7 @@ def init_tcp_socket(
         linger=linger,
         read_timeout=read_timeout,
         write_timeout=write_timeout,
+        context=context,
     )
     return make_client(
         TcpSocket,
@@ -337,6 +345,7 @@ def make_client(
     options.local_address = _local_address(local_address)
     options.drain_read_buffer = require_flag("drain_read_buffer", drain_read_buffer)
     socket = kind(options, -1, UNCONNECTED)
+    socket._bind_context()
     if data is not None:
         socket.write(data, write_cb=write_cb)
     if fd is not None:
@@ -395,7 +404,7 @@ def connect_tcp_socket(
     if not socket._state & UNCONNECTED or options.remote is not None:
         raise ValueError("socket must not be connected: it is, or was told to connect, already")
     if event_cb is not None:
-        options.event_cb = event_cb
+        options.event_cb = options.bound(event_cb)
     socket._before_connecting(host)  # before anything is opened: TLS may refuse its options
     loop.submit()  # a pending close may free a descriptor, or the local address
     if numeric:

@@ -6,6 +6,8 @@ import contextlib
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import Context, copy_context
+from functools import partial
 from typing import Any, TypeVar
 
 from pyasync._core.arguments import (
@@ -14,6 +16,7 @@ from pyasync._core.arguments import (
     require_flag,
     require_integer,
 )
+from pyasync._core.contexts import in_context, optional_context
 from pyasync._core.handles import PythonHandle
 from pyasync.errors import EventLoopNotRunning, NotifierFreed
 from pyasync.loop import EventCallback, Loop, get_loop, logger
@@ -173,6 +176,7 @@ def work(
     callback: Callable[[Result], object],
     *,
     event_cb: EventCallback | None = None,
+    context: Context | None = None,
 ) -> Work:
     """Run ``fn()`` in another thread, then ``callback(result)`` in the loop.
 
@@ -183,6 +187,9 @@ def work(
     An exception that ``fn`` raises is given to ``event_cb`` as it is, or logged if there is none;
     `SystemExit` and `KeyboardInterrupt` leave the loop. An exception of the callback is handled as
     `start_event_loop` says.
+
+    ``fn`` runs in a copy of the caller's context (`contextvars`), as with `asyncio.to_thread`. With
+    a ``context`` it is a copy of that, and ``callback`` and ``event_cb`` run in the context itself.
 
     The work keeps the loop running until the callback has been called: see `Work.unref` and
     `Work.close`. When the loop is left otherwise, work that has not begun is cancelled, and the
@@ -199,7 +206,14 @@ def work(
     require_callable("fn", fn)
     require_callable("callback", callback)
     optional_callable("event_cb", event_cb)
-    return Work(get_loop(), fn, callback, event_cb)
+    optional_context(context)
+    copy = copy_context() if context is None else context.copy()
+    return Work(
+        get_loop(),
+        partial(copy.run, fn),
+        in_context(context, callback),
+        in_context(context, event_cb),
+    )
 
 
 def set_max_workers(number: int) -> None:

@@ -7,6 +7,7 @@ rounded up to libuv's milliseconds, because no event may fire early.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import Context
 from threading import get_ident
 from typing import Any
 
@@ -18,6 +19,7 @@ from pyasync._core.arguments import (
     time_error,
 )
 from pyasync._core.clock import monotonic
+from pyasync._core.contexts import in_context, optional_context
 from pyasync._core.deadlines import Bucket, due_in
 from pyasync.errors import EventFreed
 from pyasync.loop import EventCallback, Loop, current, get_loop
@@ -180,13 +182,27 @@ class Interval:
         return self._event.has_ref
 
 
+def _event_in(
+    loop: Loop, callback: Callback, event_cb: EventCallback | None, context: Context | None
+) -> Event:
+    optional_context(context)
+    require_callable("callback", callback)
+    optional_callable("event_cb", event_cb)
+    return Event(loop, in_context(context, callback), in_context(context, event_cb))
+
+
 def delay(
-    callback: Callback, *, time: float | None = None, event_cb: EventCallback | None = None
+    callback: Callback,
+    *,
+    time: float | None = None,
+    event_cb: EventCallback | None = None,
+    context: Context | None = None,
 ) -> Event:
     """Run ``callback()`` once, ``time`` seconds from now; None: as soon as possible.
 
-    An exception of the callback is handled as `start_event_loop` says. Raises `TypeError`,
-    `ValueError` for a time that is negative or NaN, and `EventLoopNotRunning`.
+    With a ``context``, it and ``event_cb`` run in that `contextvars.Context`. An exception of the
+    callback is handled as `start_event_loop` says. Raises `TypeError`, `ValueError` for a time that
+    is negative or NaN, and `EventLoopNotRunning`.
 
     >>> import pyasync
     >>> with pyasync.event_loop():
@@ -198,13 +214,13 @@ def delay(
     # The same as get_loop() and due_in(time), without the calls: programs make very many delays.
     loop = current.loop or get_loop()
     # An async function is refused when the timer fires: to look for it here costs a tenth.
-    if event_cb is None and callable(callback):
+    if context is None and event_cb is None and callable(callback):
         event = _new_event(Event)  # without __init__, for the same reason
         event._loop = loop
         event._on_due = callback
         event._bucket = event._options = None
     else:
-        event = Event(loop, callback, event_cb)
+        event = _event_in(loop, callback, event_cb, context)
     try:
         if time is None:
             due = 0
@@ -239,12 +255,19 @@ def with_delay(
     return lambda callback: delay(callback, time=time)
 
 
-def interval(callback: Callback, *, time: float, event_cb: EventCallback | None = None) -> Interval:
+def interval(
+    callback: Callback,
+    *,
+    time: float,
+    event_cb: EventCallback | None = None,
+    context: Context | None = None,
+) -> Interval:
     """Run ``callback()`` every ``time`` seconds, until the returned `Interval` is closed.
 
     The times are multiples of ``time`` from now: nothing drifts. When the loop falls behind, it
-    runs the callback once, late, and skips the other times that it has missed. Raises `TypeError`,
-    `ValueError` unless ``time`` is a microsecond or more, and `EventLoopNotRunning`.
+    runs the callback once, late, and skips the other times that it has missed. With a ``context``,
+    it and ``event_cb`` run in that `contextvars.Context`. Raises `TypeError`, `ValueError` unless
+    ``time`` is a microsecond or more, and `EventLoopNotRunning`.
 
     >>> import pyasync
     >>> with pyasync.event_loop():
@@ -257,7 +280,12 @@ def interval(callback: Callback, *, time: float, event_cb: EventCallback | None 
     >>> len(ticks)
     3
     """
-    return Interval(get_loop(), callback, time, event_cb)
+    loop = get_loop()
+    optional_context(context)
+    if context is not None:
+        require_callable("callback", callback)
+        optional_callable("event_cb", event_cb)
+    return Interval(loop, in_context(context, callback), time, in_context(context, event_cb))
 
 
 def with_interval(

@@ -6,6 +6,7 @@ import errno
 import os
 import ssl
 from collections.abc import Callable
+from contextvars import Context
 from functools import cache
 from typing import Any, Union
 
@@ -98,6 +99,7 @@ def tcp_ssl_server(
     read_timeout: float | None = None,
     write_timeout: float | None = None,
     linger: float | None = 2.0,
+    context: Context | None = None,
 ) -> TcpServer:
     """Accept TLS connections at an address, and call ``read_cb(socket, data)`` with their data.
 
@@ -130,6 +132,7 @@ def tcp_ssl_server(
         linger=linger,
         read_timeout=read_timeout,
         write_timeout=write_timeout,
+        context=context,
     )
     options.tls = _tls_options(ssl_context, True, None, None, handshake_timeout, shutdown_timeout)
     TlsState(options.tls)  # a wrong context raises now, and not for each connection
@@ -162,6 +165,7 @@ def tcp_ssl_connect(
     pressure_cb: PressureCallback | None = None,
     close_cb: CloseCallback | None = None,
     linger: float | None = 2.0,
+    context: Context | None = None,
 ) -> Any:
     """Connect to a host by TLS, and call ``read_cb(socket, data)`` with data that arrives.
 
@@ -201,6 +205,7 @@ def tcp_ssl_connect(
         pressure_cb=pressure_cb,
         close_cb=close_cb,
         linger=linger,
+        context=context,
     )
     return connect_new(socket, host, port)
 
@@ -228,6 +233,7 @@ def init_tcp_ssl_socket(
     pressure_cb: PressureCallback | None = None,
     close_cb: CloseCallback | None = None,
     linger: float | None = 2.0,
+    context: Context | None = None,
 ) -> Any:
     """Return an `SslSocket`, a client's, that is not connected yet, for `connect_tcp_socket`.
 
@@ -247,6 +253,7 @@ def init_tcp_ssl_socket(
         linger=linger,
         read_timeout=read_timeout,
         write_timeout=write_timeout,
+        context=context,
     )
     options.tls = _tls_options(
         ssl_context, False, server_hostname, session, handshake_timeout, shutdown_timeout
@@ -332,9 +339,9 @@ def start_tls(
     # Nothing raises from here on: a socket that is neither plain nor TLS would be of no use.
     options = socket._options = socket._options.copy()
     options.tls = tls_options
-    options.read_cb = read_cb or options.read_cb
-    options.connect_cb = connect_cb
-    options.event_cb = event_cb or options.event_cb
+    options.read_cb = options.bound(read_cb) or options.read_cb
+    options.connect_cb = options.bound(connect_cb)
+    options.event_cb = options.bound(event_cb) or options.event_cb
     if socket._extras is not None and socket._extras.stream is not None:
         belongs_to_tls.append(socket._extras.stream._take_all())
     start_tls_on(socket, SslSocket, tls, belongs_to_tls)

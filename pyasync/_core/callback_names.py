@@ -9,6 +9,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
+from pyasync._core.contexts import Bound
 from pyasync._ffi import lib
 
 #: The attributes that hold what a record calls, of the owner's options or of the owner itself.
@@ -50,6 +51,8 @@ def name_of(callback: Any) -> str:
             callback = callback.args[0] if run else callback.func
         elif type(bound_to).__module__.startswith("pyasync.") and hasattr(bound_to, "_callback"):
             callback = bound_to._callback  # of an interval or a notifier, which calls it
+        elif isinstance(callback, Bound):
+            callback = callback.callback
         else:
             break
     named = callback if hasattr(callback, "__qualname__") else type(callback)

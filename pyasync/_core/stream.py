@@ -59,9 +59,11 @@ UNCONNECTED = 2048  # there is no handle yet
 STREAMING = 4096  # for an API: data goes to a stream object of its own
 ENCRYPTED = 8192  # data passes through TLS in both directions
 SENDING_FILE = 16384  # writes are held behind a file
+IN_CONTEXT = 32768  # for an API: callbacks of writes must be bound to a context
 
 DEFERRED = WRITE_DISABLED | UNCONNECTED | ENCRYPTED | SENDING_FILE  # any of these defers writes
-CANNOT_WRITE = CLOSED | SHUT | DEFERRED  # any of these bars the fast path of a write
+NOT_PLAIN = DEFERRED | IN_CONTEXT
+CANNOT_WRITE = CLOSED | SHUT | NOT_PLAIN  # any of these bars the fast path of a write
 
 READABLE = lib.PA_READABLE
 WRITE = lib.PA_WRITE
@@ -148,12 +150,17 @@ class Stream(DescriptorHandle):
 
     def _write(self, data: bytes | memoryview, write_cb: WriteCallback | None, force: bool) -> None:
         """Write, or defer the write; the caller has checked that the stream is open for writing."""
-        if not self._state & DEFERRED:
+        if not self._state & NOT_PLAIN:
             self._write_through(data, write_cb, force)
-        elif self._state & SENDING_FILE:
+            return
+        if write_cb is not None and self._state & IN_CONTEXT:
+            write_cb = self._options.bound(write_cb)
+        if self._state & SENDING_FILE:
             self._hold_write(data, write_cb)
-        else:
+        elif self._state & DEFERRED:
             self._defer_write(data, write_cb, force)
+        else:
+            self._write_through(data, write_cb, force)
 
     def _write_through(
         self, data: bytes | memoryview, write_cb: WriteCallback | None, force: bool

@@ -146,6 +146,7 @@ KINDS = {
     **dict.fromkeys(["socket", "monitor", "idler", "notifier", "poller", "process", "ssl_context",
                      "session", "selector"], OBJECT),
     "time": TIME, "linger": Kind(TIME.types, TIME.values, none=True),
+    "context": Kind([5, "context", {}, nothing], none=True),
     "catch_app_errors": Kind([5, "yes", []]), "file": Kind([5, "path"]),
     "bind_address": Kind(TEXT.types, TEXT.values, none=True),
     "host": TEXT, "port": PORT, "ip": ADDRESS_TEXT.also("localhost", "[::1]"),
