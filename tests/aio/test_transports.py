@@ -444,6 +444,28 @@ def test_each_connection_has_its_own_context(loop):
     assert name.get() is None
 
 
+def test_writing_resumes_when_a_pending_write_is_the_last(loop):
+    async def main():
+        protocol, theirs = await connected()
+        transport = protocol.transport
+        transport.set_write_buffer_limits(0)
+        transport.write(random_bytes(3 << 20))
+        while protocol.calls != ["made", "pause"]:
+            await asyncio.sleep(0)
+        reading = asyncio.ensure_future(in_thread(read_exactly, theirs, (3 << 20) + 1))
+        # In the iteration that finds the queue empty, before its records are walked.
+        while transport.get_write_buffer_size():
+            await asyncio.sleep(0)
+        transport.write(b"1")
+        await reading
+        while protocol.calls[-1] != "resume":
+            await asyncio.sleep(0.001)
+        transport.abort()
+        theirs.close()
+
+    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+
+
 # More than streams
 
 
