@@ -30,7 +30,8 @@ enum pa_event_kind {
   PA_EOF,           /* the peer has shut down its sending side */
   PA_READ_ERROR,    /* value is the error; of UDP, data: whether the socket
                        receives nothing more until PA_READ_START */
-  PA_BLOCKED,       /* the kernel has refused value bytes, for now */
+  PA_BLOCKED,       /* the kernel has refused value bytes, for now; of UDP the
+                       first of several datagrams */
   PA_CALLBACK_WAITS,  /* the callback of a blocked or lost write must wait for
                        PA_WRITTEN: the value-th one that was submitted since
                        the last pa_run, from 0 */

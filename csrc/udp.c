@@ -166,6 +166,7 @@ static void read_start(uv_handle_t *handle) {
 int pa_udp_open(pa_loop *loop, int fd) {
   pa_udp *udp = pa_handle_new(loop, sizeof(*udp));
   socklen_t size = sizeof(int);
+  int reused = 0;
   int shared = 0;
   int error;
 
@@ -176,6 +177,7 @@ int pa_udp_open(pa_loop *loop, int fd) {
   }
   udp->received = 0;
   udp->errors = 0;
+  getsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &reused, &size);
   getsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &shared, &size);
   uv_udp_init(&loop->uv, &udp->udp);
   error = uv_udp_open(&udp->udp, fd);
@@ -189,8 +191,8 @@ int pa_udp_open(pa_loop *loop, int fd) {
   }
   /* uv_udp_open sets SO_REUSEADDR, or on the BSDs and macOS SO_REUSEPORT. With
    * it others could bind to the same port, and the kernel would give them our
-   * datagrams. */
-  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){0}, sizeof(int));
+   * datagrams. A socket that the program has made keeps what it has set. */
+  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &reused, sizeof(int));
   setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &shared, sizeof(int));
   return pa_slot_new(loop, (uv_handle_t *) &udp->udp, PA_UDP, PA_READING);
 }
@@ -258,6 +260,9 @@ static int queue_send(uv_udp_t *udp, const struct sockaddr_storage *address,
   error = uv_udp_send(&send->request, udp, &copy, 1, target(address), on_sent);
   if (error != 0)
     free(send);
+  else if (uv_udp_get_send_queue_count(udp) == 1)
+    pa_push(pa_loop_of(udp), PA_BLOCKED, pa_slot_of(udp), (int64_t) data->len,
+            0);
   return error;
 }
 

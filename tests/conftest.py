@@ -5,6 +5,8 @@ import gc
 import io
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -155,3 +157,24 @@ def open_descriptors():
         except OSError:
             pass  # the descriptor by which they were listed
     return found
+
+
+@pytest.fixture(scope="session")
+def strange_kernel(tmp_path_factory):
+    """Give a function that runs a program on a system that refuses, or cuts off, datagrams."""
+    from peers import REFUSING_KERNEL, preloaded  # after register_assert_rewrite
+
+    environment = preloaded(tmp_path_factory.mktemp("kernel"), REFUSING_KERNEL)
+
+    def run_program(which, program):
+        result = subprocess.run(
+            [sys.executable, "-c", "import pyasync, socket, os\n" + program],
+            env={**environment, which: "1"},
+            capture_output=True,
+            text=True,
+            timeout=50,
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+        return result.stdout
+
+    return run_program

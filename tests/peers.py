@@ -113,6 +113,50 @@ def interrupt(program):
     return process.returncode, output, errors.splitlines()
 
 
+#: For `preloaded`: a system that refuses, or cuts off, datagrams.
+REFUSING_KERNEL = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+
+/* There is no room for a long time; but libuv 1.44 sends its queue by syscall(). */
+static int refused(void) {
+  static int left = 1000;
+
+  errno = EAGAIN;
+  return getenv("REFUSE") != NULL && left-- > 0;
+}
+
+ssize_t sendmsg(int fd, const struct msghdr *message, int flags) {
+  ssize_t (*next)(int, const struct msghdr *, int);
+
+  *(void **) &next = dlsym(RTLD_NEXT, "sendmsg");
+  return refused() ? -1 : next(fd, message, flags);
+}
+
+int sendmmsg(int fd, struct mmsghdr *messages, unsigned number, int flags) {
+  int (*next)(int, struct mmsghdr *, unsigned, int);
+
+  *(void **) &next = dlsym(RTLD_NEXT, "sendmmsg");
+  return refused() ? -1 : next(fd, messages, number, flags);
+}
+
+int recvmmsg(int fd, struct mmsghdr *messages, unsigned number, int flags,
+             struct timespec *timeout) {
+  int (*next)(int, struct mmsghdr *, unsigned, int, struct timespec *);
+  unsigned index;
+
+  if (getenv("CUT") != NULL)
+    for (index = 0; index < number; index++)
+      messages[index].msg_hdr.msg_iov->iov_len = 8;
+  *(void **) &next = dlsym(RTLD_NEXT, "recvmmsg");
+  return next(fd, messages, number, flags, timeout);
+}
+"""
+
+
 def preloaded(folder, source):
     """Compile C whose functions come before the system's; return the environment that loads it."""
     compiler = shutil.which("cc")

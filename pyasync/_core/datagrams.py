@@ -420,7 +420,7 @@ class DatagramSocket(PeerHandle, CHandle):
             if data:  # the lost datagram has a callback, which is not called
                 self._blocked_callbacks.popleft()
             self._report_error(socket_error(value))
-        elif self._slot >= 0:  # PA_READ_ERROR
+        elif kind == lib.PA_READ_ERROR and self._slot >= 0:
             if data:
                 self._receive_later()
             self._report_error(socket_error(value))

@@ -22,6 +22,7 @@ from typing import Any, cast
 
 from pyasync._core.arguments import require_instance
 from pyasync._core.clock import monotonic
+from pyasync.aio.datagrams import DatagramTransport, other_datagram_transport
 from pyasync.aio.descriptors import DescriptorLoop, Descriptors
 from pyasync.aio.handles import (
     DebugTimerHandle,
@@ -445,6 +446,23 @@ class EventLoop(DescriptorLoop):
         transport = SocketTransport.adopt(self._engine, sock, protocol, extra, server)
         self._transports[fd] = transport
         # As an accepted one: what connection_made sets in a context, data_received finds.
+        self.call_soon(transport._begin, waiter, context=transport._run.__self__)
+        return transport
+
+    def _make_datagram_transport(
+        self,
+        sock: sockets.socket,
+        protocol: Any,
+        address: Any = None,
+        waiter: Any = None,
+        extra: Any = None,
+    ) -> Any:
+        if sock.family not in (sockets.AF_INET, sockets.AF_INET6):
+            return other_datagram_transport(self, sock, protocol, address, waiter, extra)
+        self._ensure_fd_no_transport(sock)
+        fd = sock.fileno()
+        transport = DatagramTransport(self._engine, sock, protocol, address, extra)
+        self._transports[fd] = transport
         self.call_soon(transport._begin, waiter, context=transport._run.__self__)
         return transport
 

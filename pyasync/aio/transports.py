@@ -572,6 +572,8 @@ class SocketTransport(StreamTransport):
             _adopted.discard(sock)
 
     def abort(self) -> None:
+        if self._engine.operations and self._slot >= 0:
+            self._engine.submit()  # what the kernel takes at once is sent, as with asyncio
         self._force_close(None)
 
     def _force_close(self, error: BaseException | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 from asyncio import base_events, constants, events, sslproto, unix_events
 from typing import Any
 
@@ -25,6 +26,9 @@ SSL_SHUTDOWN_TIMEOUT: float = getattr(constants, "SSL_SHUTDOWN_TIMEOUT", 30.0)
 
 #: Since 3.14 `cancel` of what call_soon_threadsafe returns waits while the call is being made.
 ThreadSafeHandle: Any = getattr(events, "_ThreadSafeHandle", events.Handle)
+
+#: Since 3.13 a datagram may be empty.
+SENDS_EMPTY_DATAGRAMS = sys.version_info >= (3, 13)
 
 
 def attach(server: Any, transport: Any) -> None:

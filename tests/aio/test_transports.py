@@ -279,6 +279,15 @@ async def test_close_flushes_what_the_kernel_has_refused(protocol, theirs):
 
 
 @scenario
+async def test_abort_sends_what_the_kernel_takes_at_once(protocol, theirs):
+    protocol.transport.write(b"small")
+    protocol.transport.write(b" writes")
+    protocol.transport.abort()
+    assert await protocol.lost is None
+    assert await in_thread(read_all, theirs) == b"small writes"
+
+
+@scenario
 async def test_abort_drops_what_was_written(protocol, theirs):
     protocol.transport.write(bytes(50 << 20))
     protocol.transport.abort()

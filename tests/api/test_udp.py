@@ -18,7 +18,6 @@ from peers import (
     after_iterations,
     nothing,
     number_of,
-    preloaded,
     resident_size,
     when,
 )
@@ -1164,67 +1163,6 @@ def test_sockets_and_bytes_are_counted(run, peer):
 
 
 # A kernel that refuses
-
-KERNEL = """
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <errno.h>
-#include <stdlib.h>
-#include <sys/socket.h>
-
-/* There is no room for a long time; but libuv 1.44 sends its queue by syscall(). */
-static int refused(void) {
-  static int left = 1000;
-
-  errno = EAGAIN;
-  return getenv("REFUSE") != NULL && left-- > 0;
-}
-
-ssize_t sendmsg(int fd, const struct msghdr *message, int flags) {
-  ssize_t (*next)(int, const struct msghdr *, int);
-
-  *(void **) &next = dlsym(RTLD_NEXT, "sendmsg");
-  return refused() ? -1 : next(fd, message, flags);
-}
-
-int sendmmsg(int fd, struct mmsghdr *messages, unsigned number, int flags) {
-  int (*next)(int, struct mmsghdr *, unsigned, int);
-
-  *(void **) &next = dlsym(RTLD_NEXT, "sendmmsg");
-  return refused() ? -1 : next(fd, messages, number, flags);
-}
-
-int recvmmsg(int fd, struct mmsghdr *messages, unsigned number, int flags,
-             struct timespec *timeout) {
-  int (*next)(int, struct mmsghdr *, unsigned, int, struct timespec *);
-  unsigned index;
-
-  if (getenv("CUT") != NULL)
-    for (index = 0; index < number; index++)
-      messages[index].msg_hdr.msg_iov->iov_len = 8;
-  *(void **) &next = dlsym(RTLD_NEXT, "recvmmsg");
-  return next(fd, messages, number, flags, timeout);
-}
-"""
-
-
-@pytest.fixture(scope="module")
-def strange_kernel(tmp_path_factory):
-    """Give a function that runs a program on a system that refuses, or cuts off, datagrams."""
-    environment = preloaded(tmp_path_factory.mktemp("kernel"), KERNEL)
-
-    def run_program(which, program):
-        result = subprocess.run(
-            [sys.executable, "-c", "import pyasync, socket, os\n" + program],
-            env={**environment, which: "1"},
-            capture_output=True,
-            text=True,
-            timeout=50,
-        )
-        assert (result.returncode, result.stderr) == (0, "")
-        return result.stdout
-
-    return run_program
 
 
 def test_what_the_kernel_has_no_room_for_waits_in_order(strange_kernel):
