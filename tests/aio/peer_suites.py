@@ -42,6 +42,11 @@ _SIGNAL = (
 
 #: What fails on pyasync.aio only, and why: a part of a test's name.
 EXPLAINED = {
+    "aiohttp": {
+        "test_heartbeat_connection_closed": _SETS_WRITE,
+        "test_keepalive_expires_on_time": "sets `time` of the loop to a mock; here timers do not ask",
+        "test_stalled_parser_outlives_connection_lost": "aborts before the response has crossed",
+    },
     "uvicorn": {
         "test_server_keepalive_ping_timeout": _SETS_WRITE,
         "test_server_interrupt[capture_signal_async": _SIGNAL,
