@@ -25,7 +25,7 @@ static void die(const char* what) {
 }
 
 /* Not calloc: what a connection or a timer takes is measured. */
-static void* allocate(size_t size) {
+static inline void* allocate(size_t size) {
   void* memory = malloc(size);
   if (memory == NULL)
     die("malloc");
@@ -38,11 +38,11 @@ static double seconds_of(clockid_t clock) {
   return time.tv_sec + time.tv_nsec / 1e9;
 }
 
-static double now(void) {
+static inline double now(void) {
   return seconds_of(CLOCK_MONOTONIC);
 }
 
-static struct sockaddr_in loopback(const char* port) {
+static inline struct sockaddr_in loopback(const char* port) {
   struct sockaddr_in address = {.sin_family = AF_INET};
   address.sin_port = htons((uint16_t) atoi(port));
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);

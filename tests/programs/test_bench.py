@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from peers import wait_until
 
+import pyasync
+
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 #: The sanitizers make everything several times slower: then loads are as many times smaller.
@@ -258,6 +260,8 @@ def test_load_that_cannot_fit_says_how_many_workers_would():
         ("soak.py", "--svg=/no/such/folder/file.svg"),
         ("c1m.py", "--delay=nan"),
         ("c1m.py", "--limit=inf"),
+        ("hot.py", "--events=3"),
+        ("hot.py", "--against=/nowhere"),
         ("ffi_calibration.py", "--bogus"),
         ("../examples/background_work.py", "--workers=0"),
         ("../examples/background_work.py", "--workers=1000000"),
@@ -464,6 +468,25 @@ def test_comparison_is_drawn(tmp_path):
         assert picture.startswith("<?xml")
         assert "pyasync" in picture
         assert "less is better" in picture
+
+
+# Without the kernel
+
+
+@requires_compare
+def test_the_cost_of_an_event_is_told_for_each_workload_and_against_another_build():
+    ours = Path(pyasync.__file__).parents[1]  # as the other build, too
+    little = ["--rounds=1", "--events=2000", "--servers", "c", "pyasync"]
+    words = command("hot.py", "--json", *little, f"--against={ours}")
+    done = run(*words, patience=170)
+    assert (done.returncode, done.stderr) == (0, "")
+    workloads = json.loads(done.stdout)["workloads"]
+    assert list(workloads) == ["request", "echo", "one", "timers"]
+    for name, programs in workloads.items():
+        assert list(programs) == ["against", "c", "pyasync"]
+        cost = {program: figures["CPU µs/event"]["median"] for program, figures in programs.items()}
+        assert 0 < cost["c"] < cost["pyasync"], name
+        assert programs["pyasync"]["ratios"]["against"] == cost["pyasync"] / cost["against"]
 
 
 # Very many connections
