@@ -36,7 +36,8 @@ TITLES = {
     "one": "echo of 1 KiB, 1 connection: a message an iteration",
     "timers": "timers created, due over a second, and fired",
 }
-SERVERS = ["c", "pyasync", "aio", "uvloop"]
+SERVERS = ["c", "pyasync", "aio", "uvloop"]  # if not told; all of them are on libuv
+CHOICES = [*SERVERS, "unbuffered", "pypy", "pypy-aio"]
 FIGURE = "CPU µs/event"
 
 
@@ -82,13 +83,12 @@ def measure(contender, kind, options):
 
 
 def parse_options():
-    servers = [one.name for one in known_contenders()]
     parser = common.option_parser(__doc__)
     add = parser.add_argument
     add("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME",
         help=", ".join(WORKLOADS))  # fmt: skip
-    add("--servers", nargs="+", choices=servers, default=SERVERS, metavar="NAME",
-        help=f"{', '.join(servers)} ({' '.join(SERVERS)})")  # fmt: skip
+    add("--servers", nargs="+", choices=CHOICES, default=SERVERS, metavar="NAME",
+        help=f"{', '.join(CHOICES)} ({' '.join(SERVERS)})")  # fmt: skip
     add("--against", metavar="FOLDER", type=built_checkout, help="a checkout that is built")
     add("--rounds", type=common.positive_int, default=5, help="(5)")
     add("--events", type=common.between(int, 4, 10**9), default=100_000, help="of a run (100,000)")

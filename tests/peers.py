@@ -28,6 +28,12 @@ PATIENCE = 30
 MORE_THAN_FITS = 2 << 20
 
 
+def repetitions(count):
+    """Return how many of so many cases to run: fewer where each takes many times as long."""
+    slow = sys.implementation.name == "pypy" or "asan" in os.environ.get("LD_PRELOAD", "")
+    return -(-count // 4) if slow else count
+
+
 def number_of(interface):
     """Return the number of an interface; 0: there is none."""
     return lib.if_nametoindex(interface.encode())  # PyPy's socket module lacks it

@@ -1,8 +1,8 @@
 /* Preloaded into a server by bench/hot.py, it stands for the kernel: what is left to measure is the
- * work of the server itself. No connection, no byte and no wait reaches the kernel; descriptors are
- * real ones, so that whatever else is asked about them has an answer. When the server has had as
- * many events as it shall have, this prints their CPU time, and ends the process. A loop that only
- * waits for its timers does not wait: the clock is put forward. */
+ * work of the server itself. It has the calls that libuv and pyasync make for a connection. The
+ * descriptors are real ones, so that whatever else is asked about them has an answer. When the
+ * server has had as many events as it shall have, this prints their CPU time, and ends the process.
+ * A loop that only waits for its timers does not wait: the clock is put forward. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -109,10 +109,6 @@ int accept4(int fd, struct sockaddr* address, socklen_t* length, int flags) {
   return next;
 }
 
-int accept(int fd, struct sockaddr* address, socklen_t* length) {
-  return accept4(fd, address, length, 0);
-}
-
 int close(int fd) {
   if (!ours(fd))
     FORWARD(close, fd);
@@ -206,9 +202,12 @@ int clock_gettime(clockid_t clock, struct timespec* time) {
   return status;
 }
 
-static ssize_t receive(int fd, char* data, size_t most) {
-  int unread = files[fd].unread;
+ssize_t read(int fd, void* data, size_t most) {
+  int unread;
 
+  if (!ours(fd))
+    FORWARD(read, fd, data, most);
+  unread = files[fd].unread;
   files[fd].unread = NOTHING;
   if (unread == NOTHING) {
     errno = EAGAIN;
@@ -222,56 +221,28 @@ static ssize_t receive(int fd, char* data, size_t most) {
   return most < (size_t) size ? (ssize_t) most : size;
 }
 
-ssize_t read(int fd, void* data, size_t most) {
-  if (!ours(fd))
-    FORWARD(read, fd, data, most);
-  return receive(fd, data, most);
-}
-
-ssize_t recv(int fd, void* data, size_t most, int flags) {
-  if (!ours(fd))
-    FORWARD(recv, fd, data, most, flags);
-  return receive(fd, data, most);
-}
-
 /* The client takes everything at once; it closes when it has its answer. */
-static ssize_t take(int fd, const struct iovec* parts, size_t number) {
-  ssize_t length = 0;
-  size_t i;
-
-  for (i = 0; i < number; i++)
-    length += (ssize_t) parts[i].iov_len;
+static ssize_t take(int fd, size_t length) {
   if (!keep)
     files[fd].unread = END;
-  return length;
+  return (ssize_t) length;
 }
 
 ssize_t write(int fd, const void* data, size_t length) {
-  struct iovec part = {(void*) data, length};
-
   if (!ours(fd))
     FORWARD(write, fd, data, length);
-  return take(fd, &part, 1);
-}
-
-ssize_t send(int fd, const void* data, size_t length, int flags) {
-  struct iovec part = {(void*) data, length};
-
-  if (!ours(fd))
-    FORWARD(send, fd, data, length, flags);
-  return take(fd, &part, 1);
+  return take(fd, length);
 }
 
 ssize_t writev(int fd, const struct iovec* parts, int number) {
+  size_t length = 0;
+  int i;
+
   if (!ours(fd))
     FORWARD(writev, fd, parts, number);
-  return take(fd, parts, (size_t) number);
-}
-
-ssize_t sendmsg(int fd, const struct msghdr* message, int flags) {
-  if (!ours(fd))
-    FORWARD(sendmsg, fd, message, flags);
-  return take(fd, message->msg_iov, message->msg_iovlen);
+  for (i = 0; i < number; i++)
+    length += parts[i].iov_len;
+  return take(fd, length);
 }
 
 int shutdown(int fd, int how) {

@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers import nothing, reset
+from peers import nothing, repetitions, reset
 
 import pyasync
 from pyasync import AsyncStream
@@ -122,7 +122,7 @@ def perform(stream, name, argument):
 
 @mock.patch("pyasync.async_stream.JOINED_SIZE", 5)  # so that there are many pieces
 @pytest.mark.timeout(300)  # beside others, PyPy takes a while to make the examples
-@settings(max_examples=200)
+@settings(max_examples=repetitions(200))
 @given(st.lists(st.tuples(pieces, reads)), st.lists(reads))
 def test_it_gives_what_a_file_with_what_has_arrived_would(before, after):
     stream, model = AsyncStream(Socket()), Model()

@@ -34,6 +34,7 @@ from peers import (
     nothing,
     read_all,
     read_exactly,
+    repetitions,
     segments_received,
     small_buffers,
     small_window,
@@ -1894,7 +1895,7 @@ SCHEDULES = {
 }
 
 
-@settings(max_examples=60)
+@settings(max_examples=repetitions(60))
 @given(**SCHEDULES)
 def test_any_schedule_delivers_what_was_written_or_reports_an_error(
     link, schedule, half_open, small

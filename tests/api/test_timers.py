@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers import nothing
+from peers import nothing, repetitions
 
 import pyasync
 
@@ -257,7 +257,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=repetitions(60))
 @given(steps=st.lists(STEPS, max_size=30), buffered=st.booleans())
 def test_any_sequence_of_adds_and_removes_fires_what_a_model_says(run, steps, buffered):
     with run(buffer_writes=buffered):

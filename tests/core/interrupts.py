@@ -57,11 +57,14 @@ def looks_for_no_signal(frame):
     return line == "try:" or line.startswith("with ")
 
 
-def each_line(scenario, act, *functions, most=10_000):
-    """Run ``scenario()`` again and again, with ``act()`` at the first line, the second, and on."""
+def each_line(scenario, act, *functions, most=10_000, step=1):
+    """Run ``scenario()`` again and again, with ``act()`` at the first line, the second, and on.
+
+    With a step only at some lines, of which the same ones run many times.
+    """
     set_param("off")  # each trace function makes PyPy compile all again, which takes minutes
     try:
-        for number in range(most):
+        for number in range(0, most, step):
             with at_line(number, act, *functions) as called:
                 scenario()
             if not called:
