@@ -126,10 +126,11 @@ lint: $(VENV)/.built-lint ## check style, types and, with every warning an error
 	PYASYNC_WERROR=1 $(VENV)/bin/python setup.py --quiet build_ext --force \
 	  --build-lib build/lint --build-temp build/lint
 
-# Each link and each name in a docstring must lead somewhere: see docs/conf.py.
+# Each link and each name in a docstring must lead somewhere: see docs/conf.py. All pages are written
+# anew, because the others' headings are in the sidebar of each.
 .PHONY: docs
 docs: $(VENV)/.built-docs ## build the documentation's site into build/docs, with no warning
-	$(VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
+	$(VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env --write-all docs build/docs
 	@echo "$(CURDIR)/build/docs/index.html"
 
 .PHONY: format

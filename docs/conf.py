@@ -79,8 +79,9 @@ def directive_for(name):
         return [f".. py:data:: {name}", "", *(f"   {line}" for line in words)]
     if issubclass(value, Exception):
         return [f".. autoexception:: {name}()", "   :show-inheritance:", "   :members:"]
-    members = MEMBERS.get(name, "")
-    lines = [f".. autoclass:: {name}", f"   :members: {members}", "   :undoc-members:"]
+    if name in MEMBERS:
+        return [f".. autoclass:: {name}", f"   :members: {MEMBERS[name]}"]
+    lines = [f".. autoclass:: {name}", "   :members:", "   :undoc-members:"]
     return [*lines, "   :inherited-members: BufferedIOBase"]
 
 
