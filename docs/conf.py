@@ -131,7 +131,14 @@ def check_names(app, env):
             getLogger(__name__).warning("no page of the reference has %s", name)
 
 
+def without_overloads(self, analyze=ModuleAnalyzer.analyze):
+    """Analyze a module; of a function show the one signature that has all of its keywords."""
+    analyze(self)
+    self.overloads = {}
+
+
 def setup(app):
+    ModuleAnalyzer.analyze = without_overloads
     app.add_directive("public-names", PublicNames)
     app.connect("autodoc-process-signature", hide_constructor)
     app.connect("missing-reference", find_name)

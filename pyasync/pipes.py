@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable
 from contextvars import Context
 from struct import Struct
-from typing import Any, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, overload
 
 from pyasync._core.arguments import (
+    Descriptor,
     optional_callable,
     require_descriptor,
     require_flag,
@@ -26,10 +27,16 @@ from pyasync._core.deadlines import Timer
 from pyasync._core.sockets import adopt, listen, new_socket, require_limits
 from pyasync._core.stream import UNCONNECTED, Data, WriteCallback
 from pyasync._ffi import lib
+from pyasync.async_stream import AsyncStream
 from pyasync.errors import PipeNotFound, SocketAddressInUse, SocketError, check, socket_error
 from pyasync.loop import EventCallback, get_loop, logger
 from pyasync.options import StreamOptions
 from pyasync.streams import Server, Stream
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from pyasync._keywords import ClientKeywords
 
 ReadCallback = Callable[["PipeSocket", Any], object]
 SocketCallback = Callable[["PipeSocket"], object]
@@ -152,7 +159,7 @@ def pipe_server(
     connect_cb: SocketCallback | None = None,
     backlog: int | None = None,
     stream: bool = False,
-    fd: int | None = None,
+    fd: Descriptor | None = None,
     mode: int | None = None,
     allow_half_open: bool = False,
     max_connections: int | None = None,
@@ -291,6 +298,30 @@ def _pipe_error(error: OSError, path: str | bytes) -> SocketError:
     return pipe_error
 
 
+@overload
+def pipe_connect(
+    name: Name,
+    read_cb: Callable[[PipeSocket, AsyncStream], object],
+    *,
+    stream: Literal[True],
+    **keywords: Unpack[ClientKeywords[PipeSocket]],
+) -> AsyncStream: ...
+@overload
+def pipe_connect(
+    name: Name,
+    read_cb: Callable[[PipeSocket, bytes], object],
+    *,
+    stream: Literal[False] = False,
+    **keywords: Unpack[ClientKeywords[PipeSocket]],
+) -> PipeSocket: ...
+@overload
+def pipe_connect(
+    name: Name,
+    read_cb: Callable[[PipeSocket, Any], object],
+    *,
+    stream: bool,
+    **keywords: Unpack[ClientKeywords[PipeSocket]],
+) -> PipeSocket | AsyncStream: ...
 def pipe_connect(
     name: Name,
     read_cb: ReadCallback,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import socket as sockets
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, overload
 
 from pyasync._core.addresses import numeric_address
 from pyasync._core.arguments import (
+    Descriptor,
     optional_callable,
     require_descriptor,
     require_flag,
@@ -31,11 +32,18 @@ from pyasync.loop import EventCallback, get_loop
 from pyasync.options import StreamOptions
 from pyasync.streams import Server, Stream
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from pyasync._keywords import InitKeywords, TcpKeywords
+
 ReadCallback = Callable[["TcpSocket", Any], object]
 SocketCallback = Callable[["TcpSocket"], object]
 PressureCallback = Callable[["TcpSocket", bool], object]
 CloseCallback = Callable[["TcpSocket", "Exception | None"], object]
 LocalAddress = Union[str, "tuple[str, int]", None]
+#: What `connect_tcp_socket` takes and returns.
+Connecting = TypeVar("Connecting", bound="TcpSocket")
 
 
 class TcpSocket(Stream, Socket):
@@ -115,7 +123,7 @@ def tcp_server(
     connect_cb: SocketCallback | None = None,
     backlog: int | None = None,
     stream: bool = False,
-    fd: int | None = None,
+    fd: Descriptor | None = None,
     reuse_port: bool = False,
     allow_half_open: bool = False,
     max_connections: int | None = None,
@@ -187,7 +195,7 @@ def make_server(
     options: StreamOptions,
     bind_address: str | None,
     port: int,
-    fd: int | None,
+    fd: Descriptor | None,
     backlog: int | None,
     reuse_port: bool,
     max_connections: int | None,
@@ -216,6 +224,33 @@ def make_server(
         return kind(options, sock, max_connections)
 
 
+@overload
+def tcp_connect(
+    host: str,
+    port: int,
+    read_cb: Callable[[TcpSocket, AsyncStream], object],
+    *,
+    stream: Literal[True],
+    **keywords: Unpack[TcpKeywords[TcpSocket]],
+) -> AsyncStream: ...
+@overload
+def tcp_connect(
+    host: str,
+    port: int,
+    read_cb: Callable[[TcpSocket, bytes], object],
+    *,
+    stream: Literal[False] = False,
+    **keywords: Unpack[TcpKeywords[TcpSocket]],
+) -> TcpSocket: ...
+@overload
+def tcp_connect(
+    host: str,
+    port: int,
+    read_cb: Callable[[TcpSocket, Any], object],
+    *,
+    stream: bool,
+    **keywords: Unpack[TcpKeywords[TcpSocket]],
+) -> TcpSocket | AsyncStream: ...
 def tcp_connect(
     host: str,
     port: int,
@@ -277,10 +312,31 @@ def tcp_connect(
     return connect_new(socket, host, port)
 
 
+@overload
+def init_tcp_socket(
+    read_cb: Callable[[TcpSocket, AsyncStream], object],
+    *,
+    stream: Literal[True],
+    **keywords: Unpack[InitKeywords[TcpSocket]],
+) -> AsyncStream: ...
+@overload
+def init_tcp_socket(
+    read_cb: Callable[[TcpSocket, bytes], object],
+    *,
+    stream: Literal[False] = False,
+    **keywords: Unpack[InitKeywords[TcpSocket]],
+) -> TcpSocket: ...
+@overload
+def init_tcp_socket(
+    read_cb: Callable[[TcpSocket, Any], object],
+    *,
+    stream: bool,
+    **keywords: Unpack[InitKeywords[TcpSocket]],
+) -> TcpSocket | AsyncStream: ...
 def init_tcp_socket(
     read_cb: ReadCallback,
     *,
-    fd: int | None = None,
+    fd: Descriptor | None = None,
     data: Data | None = None,
     stream: bool = False,
     event_cb: EventCallback | None = None,
@@ -332,7 +388,7 @@ def init_tcp_socket(
 def make_client(
     kind: type[TcpSocket],
     options: StreamOptions,
-    fd: int | None,
+    fd: Descriptor | None,
     data: Data | None,
     write_cb: WriteCallback | None,
     connect_timeout: float | None,
@@ -383,6 +439,14 @@ def connect_new(subject: Any, host: str, port: int) -> Any:
         raise
 
 
+@overload
+def connect_tcp_socket(
+    socket: AsyncStream, host: str, port: int, *, event_cb: EventCallback | None = None
+) -> AsyncStream: ...
+@overload
+def connect_tcp_socket(
+    socket: Connecting, host: str, port: int, *, event_cb: EventCallback | None = None
+) -> Connecting: ...
 def connect_tcp_socket(
     socket: Any, host: str, port: int, *, event_cb: EventCallback | None = None
 ) -> Any:

@@ -8,9 +8,10 @@ import ssl
 from collections.abc import Callable
 from contextvars import Context
 from functools import cache
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Literal, Union, overload
 
 from pyasync._core.arguments import (
+    Descriptor,
     StrOrBytesPath,
     c_string,
     optional_callable,
@@ -44,6 +45,11 @@ from pyasync.tcp import (
     make_client,
     make_server,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from pyasync._keywords import InitSslKeywords, SslKeywords, StartTlsKeywords
 
 
 class SslSocket(TlsStream, TcpSocket):
@@ -90,7 +96,7 @@ def tcp_ssl_server(
     connect_cb: SocketCallback | None = None,
     backlog: int | None = None,
     stream: bool = False,
-    fd: int | None = None,
+    fd: Descriptor | None = None,
     reuse_port: bool = False,
     allow_half_open: bool = False,
     max_connections: int | None = None,
@@ -141,6 +147,33 @@ def tcp_ssl_server(
     )
 
 
+@overload
+def tcp_ssl_connect(
+    host: str,
+    port: int,
+    read_cb: Callable[[SslSocket, AsyncStream], object],
+    *,
+    stream: Literal[True],
+    **keywords: Unpack[SslKeywords[SslSocket]],
+) -> AsyncStream: ...
+@overload
+def tcp_ssl_connect(
+    host: str,
+    port: int,
+    read_cb: Callable[[SslSocket, bytes], object],
+    *,
+    stream: Literal[False] = False,
+    **keywords: Unpack[SslKeywords[SslSocket]],
+) -> SslSocket: ...
+@overload
+def tcp_ssl_connect(
+    host: str,
+    port: int,
+    read_cb: Callable[[SslSocket, Any], object],
+    *,
+    stream: bool,
+    **keywords: Unpack[SslKeywords[SslSocket]],
+) -> SslSocket | AsyncStream: ...
 def tcp_ssl_connect(
     host: str,
     port: int,
@@ -210,6 +243,27 @@ def tcp_ssl_connect(
     return connect_new(socket, host, port)
 
 
+@overload
+def init_tcp_ssl_socket(
+    read_cb: Callable[[SslSocket, AsyncStream], object],
+    *,
+    stream: Literal[True],
+    **keywords: Unpack[InitSslKeywords[SslSocket]],
+) -> AsyncStream: ...
+@overload
+def init_tcp_ssl_socket(
+    read_cb: Callable[[SslSocket, bytes], object],
+    *,
+    stream: Literal[False] = False,
+    **keywords: Unpack[InitSslKeywords[SslSocket]],
+) -> SslSocket: ...
+@overload
+def init_tcp_ssl_socket(
+    read_cb: Callable[[SslSocket, Any], object],
+    *,
+    stream: bool,
+    **keywords: Unpack[InitSslKeywords[SslSocket]],
+) -> SslSocket | AsyncStream: ...
 def init_tcp_ssl_socket(
     read_cb: ReadCallback,
     *,
@@ -218,7 +272,7 @@ def init_tcp_ssl_socket(
     session: ssl.SSLSession | None = None,
     handshake_timeout: float | None = 60.0,
     shutdown_timeout: float | None = 30.0,
-    fd: int | None = None,
+    fd: Descriptor | None = None,
     data: Data | None = None,
     stream: bool = False,
     event_cb: EventCallback | None = None,
@@ -270,6 +324,10 @@ def init_tcp_ssl_socket(
     )
 
 
+@overload
+def start_tls(socket: AsyncStream, **keywords: Unpack[StartTlsKeywords]) -> AsyncStream: ...
+@overload
+def start_tls(socket: TcpSocket, **keywords: Unpack[StartTlsKeywords]) -> SslSocket: ...
 def start_tls(
     socket: Any,
     *,

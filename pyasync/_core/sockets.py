@@ -6,7 +6,7 @@ import errno
 import os
 import socket as sockets
 import sys
-from typing import Any
+from typing import Any, overload
 
 from pyasync._core.addresses import (
     ascii_host,
@@ -128,7 +128,11 @@ class SocketHandle(DescriptorHandle):
 
     __slots__ = ()
 
-    def getsockopt(self, level: int, option: int, buflen: int = 0) -> Any:
+    @overload
+    def getsockopt(self, level: int, option: int) -> int: ...
+    @overload
+    def getsockopt(self, level: int, option: int, buflen: int) -> bytes: ...
+    def getsockopt(self, level: int, option: int, buflen: int = 0) -> int | bytes:
         """Return an option of the socket, as `socket.socket.getsockopt` does.
 
         ``level`` and ``option`` are constants of the `socket` module (socket(7), tcp(7), ip(7)).
