@@ -89,7 +89,8 @@ test-sid: ## run the tests in a root of Debian sid (as root): the newest libuv, 
 	@tools/need 'command -v debootstrap' debootstrap
 	tools/in-sid
 
-# libuv's sources: a folder. PyPy's wheel is built where PyPy is.
+# libuv's sources: a folder. PyPy's wheel is built where PyPy is. tools/wheels.py lets auditwheel check
+# every tag; its `show` knows musl only where that is.
 .PHONY: wheel
 wheel: .venv-wheel/.tools ## build wheels for all Linuxes into dist/; LIBUV_SOURCE=folder of libuv's sources
 	@test -f "$(LIBUV_SOURCE)/include/uv.h" || \
@@ -100,7 +101,7 @@ wheel: .venv-wheel/.tools ## build wheels for all Linuxes into dist/; LIBUV_SOUR
 	.venv-wheel/bin/python tools/wheels.py $(LIBUV_SOURCE) $(WHEEL_TARGETS) \
 	  $$(! test -e .venv-wheel-pypy3 || echo --pypy .venv-wheel-pypy3/bin/python)
 	.venv-wheel/bin/python setup.py --quiet sdist
-	for wheel in dist/*.whl; do .venv-wheel/bin/auditwheel show $$wheel || exit; done
+	for wheel in dist/*manylinux*.whl; do .venv-wheel/bin/auditwheel show $$wheel || exit; done
 	.venv-wheel/bin/abi3audit --strict dist/*abi3*.whl
 	.venv-wheel/bin/twine check --strict dist/*
 

@@ -33,7 +33,12 @@ from pyasync.aio.handles import (
 )
 from pyasync.aio.tls import SSLTransport
 from pyasync.aio.transports import FORCED, Listener, SocketTransport, StreamTransport
-from pyasync.aio.versions import HAS_SHUTDOWN_TIMEOUT, ThreadSafeHandle, ssl_protocol
+from pyasync.aio.versions import (
+    HAS_SHUTDOWN_TIMEOUT,
+    ThreadSafeHandle,
+    iscoroutinefunction,
+    ssl_protocol,
+)
 from pyasync.counters import Stats
 from pyasync.loop import Loop
 
@@ -142,7 +147,7 @@ class EventLoop(DescriptorLoop):
         self._engine._wakeup.wake(self._engine)
 
     def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:
-        if coroutines.iscoroutine(callback) or coroutines.iscoroutinefunction(callback):
+        if coroutines.iscoroutine(callback) or iscoroutinefunction(callback):
             raise TypeError("coroutines cannot be used with add_signal_handler()")
         self._check_signal(sig)
         self._check_closed()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from asyncio import base_events, constants, events, sslproto, unix_events
+from asyncio import base_events, constants, coroutines, events, sslproto, unix_events
 from typing import Any
 
 
@@ -29,6 +29,12 @@ ThreadSafeHandle: Any = getattr(events, "_ThreadSafeHandle", events.Handle)
 
 #: Since 3.13 a datagram may be empty.
 SENDS_EMPTY_DATAGRAMS = sys.version_info >= (3, 13)
+
+
+#: The public one warns since 3.14.
+iscoroutinefunction: Any = getattr(coroutines, "_iscoroutinefunction", None) or (
+    coroutines.iscoroutinefunction
+)
 
 
 def attach(server: Any, transport: Any) -> None:

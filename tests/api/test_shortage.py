@@ -190,7 +190,10 @@ def short_of(tmp_path_factory):
         assert (status, output.read_text()) == ("0\n", "")
 
     with subprocess.Popen(
-        [sys.executable, "-c", FORKS], env=preloaded(folder, source), **pipes
+        # Python 3.12 and later warn of forks beside the pool's threads.
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKS],
+        env=preloaded(folder, source),
+        **pipes,
     ) as forks:
         yield run_program
         forks.stdin.close()

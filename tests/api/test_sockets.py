@@ -266,7 +266,7 @@ def test_read_cb_can_be_set_for_each_state_of_a_protocol(run):
         others = pyasync.tcp_server("127.0.0.1", 0, nothing)
         client = pyasync.tcp_connect(*server.address, first, data=b"1")
         for wrong in (None, "first", 5):
-            with pytest.raises(TypeError, match="read_cb must be callable"):
+            with pytest.raises(TypeError, match="read_cb must be a function"):
                 client.read_cb = wrong
         others.close()
     assert got == [("first", b"1"), ("second", b"2")]

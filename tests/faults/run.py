@@ -47,6 +47,8 @@ KNOWN = {
     " taken their places in between",
     ("first_loop", "pipe2"): "the loop makes sure of descriptors, but libuv's own pipe for signals"
     " comes after that, and it aborts if another thread has taken them in between",
+    (None, "write_internal"): "libuv 1.53 aborts where the write to its own eventfd is interrupted,"
+    " which no kernel does to one that does not block",
     ("spawn", "epoll_ctl"): "epoll refuses a pidfd that it has taken just before, in uv_poll_init",
 }
 

@@ -260,7 +260,7 @@ def test_a_tree_that_cannot_be_written_to_is_built_elsewhere(project, tmp_path):
     compiler = make_compiler(tmp_path)
     setup = [sys.executable, "setup.py", "--quiet", "bdist_wheel", "--dist-dir", str(tmp_path)]
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-eu", "-c", """
+        ["unshare", "--mount", "--propagation=unchanged", "sh", "-eu", "-c", """
             mount --bind . .
             mount -o remount,bind,ro .
             cd "$PWD"
