@@ -44,7 +44,7 @@ _SIGNAL = (
 EXPLAINED = {
     "aiohttp": {
         "test_heartbeat_connection_closed": _SETS_WRITE,
-        "test_keepalive_expires_on_time": "sets `time` of the loop to a mock; here timers do not ask",
+        "test_keepalive_expires_on_time": "sets `time` of the loop to a mock; timers do not ask",
         "test_stalled_parser_outlives_connection_lost": "aborts before the response has crossed",
     },
     "uvicorn": {
