@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket as sockets
 from collections.abc import Callable
 from contextvars import Context
@@ -27,7 +28,7 @@ from pyasync._core.sockets import adopt, bind, bind_error, listen, require_limit
 from pyasync._core.stream import UNCONNECTED, Data, WriteCallback
 from pyasync._ffi import lib
 from pyasync.async_stream import AsyncStream
-from pyasync.errors import check
+from pyasync.errors import SocketError, check
 from pyasync.loop import EventCallback, get_loop
 from pyasync.options import StreamOptions
 from pyasync.streams import Server, Stream
@@ -54,7 +55,12 @@ class TcpSocket(Stream, Socket):
     @property
     def nodelay(self) -> bool:
         """Whether small writes leave at once (TCP_NODELAY, tcp(7)); True unless set otherwise."""
-        value: int = self.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY)
+        try:
+            value: int = self.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY)
+        except SocketError as error:
+            if error.errno != errno.ENOTCONN or self.closed:
+                raise
+            return True  # there is no socket yet: it will be
         return value != 0
 
     @nodelay.setter

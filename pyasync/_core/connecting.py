@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket as sockets
 from collections import deque
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -98,6 +99,28 @@ class Socket(PeerHandle, Stream):
             raise socket_error(-errno.ENOTCONN, self)
         return slot
 
+    # Options
+
+    def fileno(self) -> int:
+        """Return the descriptor, which stays pyasync's to close; -1: there is none yet.
+
+        Raises `SocketClosed`.
+        """
+        return -1 if self._open_slot() < 0 else super().fileno()
+
+    def _store_option(self, level: int, option: int, value: bytes) -> None:
+        if self._open_slot() < 0:  # `_apply_options` sets it
+            self._need_extras().socket_options += ((level, option, value),)
+        else:
+            super()._store_option(level, option, value)
+
+    def _load_option(self, level: int, option: int, size: int) -> bytes:
+        if self._open_slot() < 0 and self._extras is not None:
+            for *which, value in reversed(self._extras.socket_options):
+                if which == [level, option]:
+                    return bytes(value[:size])
+        return super()._load_option(level, option, size)
+
     # Names
 
     def _name(self, which: int) -> Any:
@@ -129,8 +152,17 @@ class Socket(PeerHandle, Stream):
         self._state |= CONNECTING
         if self._extras is not None and not self._extras.referenced:
             lib.pa_ref(self._loop.c, slot, False)
+        if self._extras is not None and self._extras.socket_options:
+            self._apply_options(self._extras.socket_options)
         self._catch_up()
         self._state &= ~UNCONNECTED
+
+    def _apply_options(self, options: tuple[tuple[int, int, bytes], ...]) -> None:
+        """Set the options that were set before there was a socket."""
+        for level, option, value in options:
+            error = lib.pa_setsockopt(self._loop.c, self._slot, level, option, value, len(value))
+            if error < 0:  # not now, because event_cb must not run inside a call of connecting
+                self._loop.ready.append(partial(self._fail_with, socket_error(error, self)))
 
     def _catch_up(self) -> None:
         """Perform the calls that the application made while there was no handle.
@@ -140,8 +172,11 @@ class Socket(PeerHandle, Stream):
         """
         extras = self._extras
         ended = self._state & (SHUT | CLOSED)
-        if extras is not None and extras.deferred and (ended or not self._state & WRITE_DISABLED):
-            self._stop_deferring(UNCONNECTED)
+        if extras is not None and extras.deferred:
+            if ended or not self._state & WRITE_DISABLED:
+                self._stop_deferring(UNCONNECTED)
+            else:
+                self._flush_to_barrier()
         if not self._state & SENDING_FILE:
             self._end_writing()
 

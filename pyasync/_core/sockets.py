@@ -142,9 +142,7 @@ class SocketHandle(DescriptorHandle):
         require_integer("level", level, *_C_INT)
         require_integer("option", option, *_C_INT)
         require_integer("buflen", buflen, 0, 1024)
-        value = ffi.new("char[]", buflen or _INT_SIZE)
-        size = self._ask(lib.pa_getsockopt, level, option, value, len(value))
-        result = ffi.buffer(value, size)[:]
+        result = self._load_option(level, option, buflen or _INT_SIZE)
         return result if buflen else int.from_bytes(result, sys.byteorder, signed=True)
 
     def setsockopt(self, level: int, option: int, value: int | bytes | bytearray) -> None:
@@ -152,8 +150,9 @@ class SocketHandle(DescriptorHandle):
 
         ``level`` and ``option`` are constants of the `socket` module (socket(7), tcp(7), ip(7)).
         ``value`` is an integer of 32 bits, or the bytes of a C structure. What was written or sent
-        before leaves without the option. Raises `SocketError` if the system refuses, `ValueError`,
-        `TypeError` and `SocketClosed`.
+        before leaves without the option. Of a client that has no socket yet it is set as soon as it
+        has one, and an error then ends the connection. Raises `SocketError` if the system refuses,
+        `ValueError`, `TypeError` and `SocketClosed`.
         """
         if isinstance(value, int):
             value = require_integer("value", int(value), -(1 << 31), (1 << 32) - 1)
@@ -165,9 +164,17 @@ class SocketHandle(DescriptorHandle):
                 raise wrong_type("value", "an integer or bytes-like", value) from None
         require_integer("level", level, *_C_INT)
         require_integer("option", option, *_C_INT)
+        self._store_option(level, option, value)
+
+    def _store_option(self, level: int, option: int, value: bytes) -> None:
         self._handle_slot()  # raises in a wrong thread, before operations are performed
         self._loop.submit()
         self._ask(lib.pa_setsockopt, level, option, value, len(value))
+
+    def _load_option(self, level: int, option: int, size: int) -> bytes:
+        value = ffi.new("char[]", size)
+        length = self._ask(lib.pa_getsockopt, level, option, value, size)
+        return bytes(ffi.buffer(value, length))
 
     def _ask(self, function: Any, *arguments: Any) -> int:
         """Call a C function for the socket, and return its result, or raise its error."""

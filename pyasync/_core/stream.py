@@ -14,6 +14,7 @@ everything.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 from collections import deque
@@ -32,6 +33,7 @@ from pyasync._core.engine import CLOSED, FAILED, PYPY, Engine
 from pyasync._core.file_sending import File, FileQueue
 from pyasync._core.handles import DescriptorHandle
 from pyasync._core.stream_extras import (
+    BARRIER,
     HIGH_WATERMARK,
     Extras,
     Linger,
@@ -331,6 +333,7 @@ class Stream(DescriptorHandle):
         extras = self._need_extras()
         extras.stop_timeouts()
         self._drop_input()
+        self._lift_barrier()
         if force:
             extras.blocked_callbacks.clear()
             extras.drop_deferred()
@@ -393,6 +396,10 @@ class Stream(DescriptorHandle):
             self._stop_reading()
             self._stop_read_timeout()
         if write:
+            if self._slot < 0 and not self._state & (WRITE_DISABLED | ENCRYPTED | SHUT):
+                # Writes before it are sent as soon as the connection stands, as by a socket that
+                # has a handle: C has those already.
+                self._need_extras().deferred.append(BARRIER)
             self._state |= WRITE_DISABLED
 
     def enable(self, *, read: bool = False, write: bool = False) -> None:
@@ -414,7 +421,13 @@ class Stream(DescriptorHandle):
             if self._slot >= 0:
                 self._stop_deferring(WRITE_DISABLED)
             else:
+                self._lift_barrier()
                 self._state &= ~WRITE_DISABLED
+
+    def _lift_barrier(self) -> None:
+        if self._state & WRITE_DISABLED:
+            with contextlib.suppress(ValueError):  # disabled after shutdown: there is no barrier
+                self._need_extras().deferred.remove(BARRIER)
 
     def _require_flags(self, read: bool, write: bool) -> None:
         """Check the arguments of `disable` and `enable`, before anything is changed."""
@@ -440,6 +453,8 @@ class Stream(DescriptorHandle):
         """
         extras = self._need_extras()
         while (entry := pop_first(extras.deferred)) is not None:
+            if entry is BARRIER:
+                continue
             data, write_cb = entry
             extras.deferred_size -= len(data)
             self._write_through(data, write_cb, False)
@@ -447,6 +462,14 @@ class Stream(DescriptorHandle):
             # The kernel may take them all at once, with no record. The callback of an empty write
             # comes behind them in any case.
             self._write_through(b"", Stream._check_pressure, False)
+
+    def _flush_to_barrier(self) -> None:
+        """Write the deferred writes that were made before writing was disabled."""
+        extras = self._need_extras()
+        while (entry := pop_first(extras.deferred)) not in (None, BARRIER):
+            data, write_cb = entry
+            extras.deferred_size -= len(data)
+            self._write_through(data, write_cb, False)
 
     def _stop_deferring(self, flag: int) -> None:
         """Write the deferred writes, and then defer none because of this flag."""

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from pyasync._core.file_sending import FileQueue
     from pyasync._core.stream import Stream
 
+#: Marker in the deferred writes: entries after it were written while writing was disabled, and wait
+#: for enable(write=True).
+BARRIER: tuple[Any, None] = (None, None)
+
 #: The default watermarks of the write queue, in bytes: asyncio's.
 HIGH_WATERMARK = 64 << 10
 LOW_WATERMARK = 16 << 10
@@ -41,6 +45,7 @@ class Extras:
         "paused_input",
         "read_timeout",
         "referenced",
+        "socket_options",
         "stream",
         "tls",
         "write_timeout",
@@ -62,6 +67,8 @@ class Extras:
         self.connector: Any = None
         #: Whether the handle is to keep the loop running, once there is one.
         self.referenced = True
+        #: Options that were set before there was a handle: (level, option, value).
+        self.socket_options: tuple[tuple[int, int, bytes], ...] = ()
         #: For an API: the callback API keeps its AsyncStream here.
         self.stream: Any = None
         self.read_timeout: ReadTimeout | None = None

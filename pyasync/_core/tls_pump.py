@@ -14,6 +14,7 @@ from collections import deque
 from typing import Any, Protocol
 
 from pyasync._core.engine import PYPY
+from pyasync._core.stream_extras import BARRIER
 from pyasync._core.tls import (
     BATCH_SIZE,
     HANDSHAKE,
@@ -33,10 +34,6 @@ ENCRYPT_BUDGET = 1 << 20
 #: The most bytes of answers to key updates for a peer that reads nothing. Without a limit such a
 #: peer could make us queue answers without end.
 ANSWERS_SIZE = 1 << 20
-
-#: Marker in the deferred writes: entries after it were written while writing was disabled, and wait
-#: for enable(write=True).
-BARRIER: tuple[Any, None] = (None, None)
 
 
 class Outgoing(Protocol):

@@ -9,7 +9,6 @@ How that is done is in `pyasync._core.tls_pump`; here is what a stream makes of 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import ssl
 from threading import get_ident
@@ -29,7 +28,7 @@ from pyasync._core.stream import (
     WRITE_DISABLED,
     WriteCallback,
 )
-from pyasync._core.stream_extras import Extras
+from pyasync._core.stream_extras import BARRIER, Extras
 from pyasync._core.tls import (
     BROKEN,
     HANDSHAKE,
@@ -39,7 +38,7 @@ from pyasync._core.tls import (
     TlsState,
     make_error,
 )
-from pyasync._core.tls_pump import BARRIER, TlsPump
+from pyasync._core.tls_pump import TlsPump
 from pyasync._ffi import lib
 from pyasync.errors import EventError, TcpSslError, socket_error
 
@@ -125,11 +124,6 @@ class TlsStream(TlsPump, Socket):
     @property
     def _engine(self) -> Any:
         return self._options.loop
-
-    def _lift_barrier(self) -> None:
-        if self._state & WRITE_DISABLED:
-            with contextlib.suppress(ValueError):  # disabled after shutdown: there is no barrier
-                self._extras.deferred.remove(BARRIER)
 
     def _on_sent(self) -> None:
         extras = self._extras

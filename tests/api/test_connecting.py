@@ -433,7 +433,7 @@ def test_what_a_socket_has_not_yet_is_an_error(run, names):
 
     with run():
         client = pyasync.tcp_connect(NAME, 80, nothing)
-        for ask in (lambda: client.peername, lambda: client.sockname, client.fileno):
+        for ask in (lambda: client.peername, lambda: client.sockname):
             with pytest.raises(pyasync.SocketError, match="not connected"):
                 ask()
         client.close()
@@ -809,3 +809,108 @@ pyasync.start_event_loop(lambda: pyasync.tcp_connect(
         ["unshare", "-n", sys.executable, "-c", program], capture_output=True, text=True, timeout=30
     )
     assert ran.stdout == "SocketUnreachable\n", ran.stderr
+
+
+# Before there is a socket
+
+
+@pytest.mark.parametrize("connect_by", ["name", "address", "pipe"])
+def test_writes_before_a_disable_are_sent_when_connected_and_those_after_it_wait(
+    run, tmp_path, connect_by
+):
+    """It is the same for TCP, to an address or a name, and for pipes."""
+    got = []
+
+    def on_data(stream, data):
+        got.append(data)
+        if b"".join(got) == b"first":
+            pyasync.delay(go_on, time=0.02)
+        if b"".join(got).endswith(b"last"):
+            stream.close()
+            server.close()
+
+    def go_on():
+        assert b"".join(got) == b"first"
+        assert client.write_queue_size == len(b"last")
+        client.enable(write=True)
+
+    with run():
+        if connect_by == "pipe":
+            server = pyasync.pipe_server(tmp_path / "p", on_data)
+            client = pyasync.pipe_connect(tmp_path / "p", nothing)
+        else:
+            server = pyasync.tcp_server("127.0.0.1", 0, on_data)
+            host = "localhost" if connect_by == "name" else "127.0.0.1"
+            client = pyasync.tcp_connect(host, server.address[1], nothing)
+        client.write(b"fi")
+        client.disable(write=True)
+        client.enable(write=True)
+        client.write(b"rst")
+        client.disable(write=True)
+        client.disable(write=True)
+        client.write(b"last")
+    assert b"".join(got) == b"firstlast"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_socket_with_nothing_to_send_does_not_connect_because_it_was_disabled(run, force):
+    with run():
+        server = pyasync.tcp_server("127.0.0.1", 0, nothing)
+        client = pyasync.tcp_connect("localhost", server.address[1], nothing)
+        client.disable(write=True)
+        client.close(force=force)
+        pyasync.delay(server.close, time=0.05)
+    assert server._loop.stats().accepted == 0
+
+
+@pytest.mark.parametrize("make", [pyasync.init_tcp_socket, pyasync.init_tcp_ssl_socket])
+def test_options_are_set_before_there_is_a_socket(run, make):
+    seen = []
+
+    def on_connect(stream):
+        seen.append(
+            (
+                stream.nodelay,
+                stream.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+            )
+        )
+        assert stream.fileno() >= 0
+
+    with run():
+        server = pyasync.tcp_server("127.0.0.1", 0, nothing)
+        client = make(nothing, connect_cb=on_connect, event_cb=nothing)
+        assert client.fileno() == -1
+        assert client.nodelay is True
+        client.nodelay = False
+        assert client.nodelay is False
+        client.keepalive(30, count=3)
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        with pytest.raises(pyasync.SocketError):
+            client.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        pyasync.connect_tcp_socket(client, "localhost", server.address[1])
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+
+        def end():
+            if make is pyasync.init_tcp_ssl_socket:  # whose handshake nobody answers
+                on_connect(client)
+            client.close(force=True)
+            server.close()
+            with pytest.raises(pyasync.SocketClosed):
+                client.fileno()
+
+        pyasync.delay(end, time=0.1)
+    assert seen == [(False, 1, 4)]
+
+
+def test_an_option_that_the_system_refuses_ends_the_connection(run):
+    errors = []
+    with run():
+        server = pyasync.tcp_server("127.0.0.1", 0, nothing)
+        client = pyasync.init_tcp_socket(nothing, event_cb=errors.append)
+        client.setsockopt(socket.SOL_SOCKET, 9999, 1)
+        pyasync.connect_tcp_socket(client, *server.address)
+        assert errors == []
+        pyasync.delay(server.close, time=0.05)
+    assert len(errors) == 1
+    assert isinstance(errors[0], pyasync.SocketError)
