@@ -51,6 +51,8 @@ def name_of(callback: Any) -> str:
             callback = callback.args[0] if run else callback.func
         elif type(bound_to).__module__.startswith("pyasync.") and hasattr(bound_to, "_callback"):
             callback = bound_to._callback  # of an interval or a notifier, which calls it
+        elif getattr(callback, "__name__", None) == "_call_close_cb":
+            callback = bound_to._options.close_cb  # of a stream, which calls it
         elif isinstance(callback, Bound):
             callback = callback.callback
         else:

@@ -241,6 +241,7 @@ SLOW_CALLBACKS = {
         lambda slow: connect_to_a_server(slow, connect_cb=slow.function),
     ),
     "event_cb": ("on_event", lambda slow: connect_to_a_server(slow, event_cb=slow.on_event)),
+    "close_cb": ("function", lambda slow: connect_to_a_server(slow, close_cb=slow.function)),
     "one that raises": ("on_failure", lambda slow: pyasync.delay(slow.on_failure)),
 }
 
