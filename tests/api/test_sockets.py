@@ -234,7 +234,7 @@ def test_an_exception_at_any_line_leaves_the_descriptor_alone(run, ask):
         peer = Background(dial_and_wait, server.address)
 
     def dial_and_wait(address):
-        with socket.create_connection(address, timeout=10) as sock:
+        with socket.create_connection(address, timeout=60) as sock:
             return end_of(sock)
 
     server = peer = None
