@@ -35,6 +35,7 @@ from pyasync.aio.tls import SSLTransport
 from pyasync.aio.transports import FORCED, Listener, SocketTransport, StreamTransport
 from pyasync.aio.versions import (
     HAS_SHUTDOWN_TIMEOUT,
+    THREAD_SAFE_HANDLE_FRAMES,
     ThreadSafeHandle,
     iscoroutinefunction,
     ssl_protocol,
@@ -213,7 +214,7 @@ class EventLoop(DescriptorLoop):
         if self._debug or ThreadSafeHandle is not events.Handle:
             handle = ThreadSafeHandle(callback, args, self, context)
             if handle._source_traceback:
-                del handle._source_traceback[-1]
+                del handle._source_traceback[-THREAD_SAFE_HANDLE_FRAMES:]
             # Its `_run` holds the lock for which `cancel` waits.
             self._ready.append(handle if self._debug else Handle(handle._run, (), self._outside))
         else:

@@ -27,6 +27,9 @@ SSL_SHUTDOWN_TIMEOUT: float = getattr(constants, "SSL_SHUTDOWN_TIMEOUT", 30.0)
 #: Since 3.14 `cancel` of what call_soon_threadsafe returns waits while the call is being made.
 ThreadSafeHandle: Any = getattr(events, "_ThreadSafeHandle", events.Handle)
 
+#: How many frames of its source traceback in debug mode are not the program's.
+THREAD_SAFE_HANDLE_FRAMES = 1 if ThreadSafeHandle is events.Handle else 2
+
 #: Since 3.13 a datagram may be empty.
 SENDS_EMPTY_DATAGRAMS = sys.version_info >= (3, 13)
 
