@@ -1,8 +1,8 @@
 """The asyncio event loop: asyncio's own Unix loop, of which the costly parts are replaced.
 
-Replaced are the iteration (one crossing, as in the callback API), handles and timers, sockets with
-a connection (`pyasync.aio.transports`), and what waits for descriptors (`pyasync.aio.descriptors`).
-The rest is asyncio's own code: pipes, child watchers, datagrams, creating connections.
+Replaced are the iteration (one crossing, as in the callback API), handles and timers, connections
+(`pyasync.aio.transports`, `connecting` and `tls`), UDP (`datagrams`), and what waits for
+descriptors (`descriptors`). The rest is asyncio's own code: pipes, child watchers, executors.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from typing import Any, cast
 
 from pyasync._core.arguments import require_instance
 from pyasync._core.clock import monotonic
+from pyasync.aio.connecting import ConnectedSocket, ConnectingLoop
 from pyasync.aio.datagrams import DatagramTransport, other_datagram_transport
-from pyasync.aio.descriptors import DescriptorLoop, Descriptors
+from pyasync.aio.descriptors import Descriptors
 from pyasync.aio.handles import (
     DebugTimerHandle,
     Handle,
@@ -104,7 +105,7 @@ class AioEngine(Loop):
         self._tell_owner(error, owner)
 
 
-class EventLoop(DescriptorLoop):
+class EventLoop(ConnectingLoop):
     """An asyncio event loop on pyasync's core. All methods are those of asyncio's loops."""
 
     _closed = True  # until asyncio's __init__: its __del__ asks, also when ours has failed before
@@ -443,6 +444,12 @@ class EventLoop(DescriptorLoop):
         extra: Any = None,
         server: Any = None,
     ) -> Any:
+        if isinstance(sock, ConnectedSocket):
+            transport = sock.take()
+            transport.set_protocol(protocol)
+            transport._run = copy_context().run
+            self.call_soon(transport._begin, waiter, context=transport._run.__self__)
+            return transport
         if sock.family not in STREAM_FAMILIES:
             return super()._make_socket_transport(
                 sock, protocol, waiter, extra=extra, server=server
@@ -463,7 +470,9 @@ class EventLoop(DescriptorLoop):
         waiter: Any = None,
         extra: Any = None,
     ) -> Any:
-        if sock.family not in (sockets.AF_INET, sockets.AF_INET6):
+        udp = sock.family in (sockets.AF_INET, sockets.AF_INET6)
+        # By its type, because a stand-in of a test claims to be an instance.
+        if not udp or not issubclass(type(sock), sockets.socket):
             return other_datagram_transport(self, sock, protocol, address, waiter, extra)
         self._ensure_fd_no_transport(sock)
         fd = sock.fileno()

@@ -365,10 +365,15 @@ class SocketTransport(StreamTransport):
         return ffi.buffer(name, size)[:] if size >= 0 else None
 
     def _begin(self, waiter: Any) -> None:
-        """Report an adopted connection, and read from it."""
+        """Report an adopted connection, or one that has connected, and read from it."""
         self._made()
         self._state &= ~STARTING
-        if not self._state & (PAUSED | CLOSING):
+        if self._paused_input:  # C has read from it already
+            self._state |= PAUSED_INPUT
+            self._deliver_soon()
+        if self._error is not None and not self._state & CLOSING:
+            self._loop.call_soon(self._fatal_error, self._error)  # behind that input
+        if not self._state & (PAUSED | CLOSING | ENDED):
             self._engine.queue((lib.PA_READ_START, self._slot, 0, b"", None))
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
@@ -576,7 +581,16 @@ class SocketTransport(StreamTransport):
             self._engine.submit()  # what the kernel takes at once is sent, as with asyncio
         self._force_close(None)
 
+    def _drop(self) -> None:
+        """Close a connection that no protocol has heard of."""
+        if self._slot >= 0 and not self._state & FORCED:
+            self._state |= CLOSING | LOST | FORCED | TOLD
+            self._engine.queue((CLOSE, self._slot, 1, b"", None))
+
     def _force_close(self, error: BaseException | None) -> None:
+        if self._state & STARTING and self._protocol is None:
+            self._error = error  # `_begin` reports it
+            return
         if self._slot < 0 or self._state & FORCED or self._protocol is None:
             return
         self._state |= CLOSING | LOST | FORCED
@@ -624,6 +638,8 @@ class SocketTransport(StreamTransport):
                 self._run(self._maybe_pause_protocol)
         elif kind == lib.PA_WRITTEN:
             self._on_written()
+        elif kind == lib.PA_CONNECTED:
+            self._end_empty_waiter(_os_error(value) if value else None)
         elif kind == lib.PA_READ_ERROR:
             self._fatal_error(_os_error(value), "Fatal read error on socket transport")
         elif kind == lib.PA_WRITE_ERROR:
