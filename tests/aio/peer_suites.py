@@ -45,7 +45,6 @@ EXPLAINED = {
     "aiohttp": {
         "test_heartbeat_connection_closed": _SETS_WRITE,
         "test_keepalive_expires_on_time": "sets the loop's `time` to a mock; timers do not ask it",
-        "test_stalled_parser_outlives_connection_lost": "aborts before the response crosses",
     },
     "uvicorn": {
         "test_server_keepalive_ping_timeout": _SETS_WRITE,
