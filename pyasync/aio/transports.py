@@ -339,12 +339,15 @@ class SocketTransport(StreamTransport):
         return sock
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        if name == "socket":
-            if self._sock is not None:
-                return trsock.TransportSocket(self._sock)
-            return TransportSocket(self)
         if self._extra is not None and name in self._extra:
             return self._extra[name]
+        if name == "socket":
+            if self._sock is None:
+                return TransportSocket(self)
+            # The same each time, as in asyncio: programs compare them.
+            sock = trsock.TransportSocket(self._sock)
+            self._extra = {**(self._extra or {}), name: sock}
+            return sock
         if name == "sockname" or name == "peername":
             self._keep_names()
             packed = self._own if name == "sockname" else self._peer
@@ -710,6 +713,13 @@ class TransportSocket(trsock.TransportSocket):
 
     def dup(self) -> sockets.socket:
         return self._transport._duplicate()
+
+    def __eq__(self, other: object) -> bool:
+        # Not the same each time: the transport and its socket would keep each other alive.
+        return isinstance(other, TransportSocket) and self._transport is other._transport
+
+    def __hash__(self) -> int:
+        return hash(self._transport)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} fd={self.fileno()}>"

@@ -427,6 +427,25 @@ def test_names_and_the_socket_are_there_and_outlive_the_connection(loop):
     loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
 
 
+def test_the_socket_of_a_transport_equals_itself(loop):
+    async def main():
+        accepted = loop.create_future()
+        server = await asyncio.start_server(
+            lambda reader, writer: accepted.set_result(writer), "127.0.0.1", 0
+        )
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        ends = [writer, await accepted]
+        first, second = ([end.get_extra_info("socket") for end in ends] for _ in range(2))
+        assert first == second
+        assert len({*first, *second}) == 2
+        for end in ends:
+            end.close()
+            await end.wait_closed()
+        server.close()
+
+    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+
+
 def test_each_connection_has_its_own_context(loop):
     name, seen = contextvars.ContextVar("name", default=None), []
 
