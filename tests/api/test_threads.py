@@ -221,13 +221,13 @@ FOR_ANY_THREAD = {
     "CloseRequest": {"closed"},
     "Lookup": {"closed", "host"},
     "ReverseLookup": {"closed", "ip"},
-    "TcpServer": {"address", "closed"},
-    "SslServer": {"address", "closed"},
-    "PipeServer": {"address", "closed"},
-    "TcpSocket": {"closed", "data"},
-    "SslSocket": {"closed", "data"},
-    "PipeSocket": {"closed", "data"},
-    "ProcessPipe": {"closed", "data"},
+    "TcpServer": {"address", "closed", "data"},
+    "SslServer": {"address", "closed", "data"},
+    "PipeServer": {"address", "closed", "data"},
+    "TcpSocket": {"closed", "data", "read_cb"},
+    "SslSocket": {"closed", "data", "read_cb"},
+    "PipeSocket": {"closed", "data", "read_cb"},
+    "ProcessPipe": {"closed", "data", "read_cb"},
     "Process": {
         *("closed", "error_output", "exit_status", "input", "output", "pid", "term_signal"),
     },
@@ -242,22 +242,31 @@ FOR_ANY_THREAD = {
 
 REFUSED = "RuntimeError: called from a thread that is not the event loop's"
 
-# For those that need some.
+# For those that need some; of one name, by kind.
 ARGUMENTS = {
     "connect": ("127.0.0.1", 9),
     "getsockopt": (1, 9),
     "join_multicast": ("239.1.2.3",),
     "keepalive": (10,),
     "leave_multicast": ("239.1.2.3",),
+    "readexactly": (9,),
     "readinto": (bytearray(9),),
     "readinto1": (bytearray(9),),
+    "readuntil": (b"d",),
     "send": (b"data", ("127.0.0.1", 9)),
+    "sendfile": (__file__,),
     "set_multicast_interface": ("127.0.0.1",),
     "set_timeouts": (10, 10),
     "setsockopt": (1, 9, 1),
+    "shutdown": {"TcpServer": (None,), "SslServer": (None,), "PipeServer": (None,)},
     "write": (b"data",),
     "writelines": ([b"data"],),
 }
+
+
+def set_read_cb(socket):
+    socket.read_cb = nothing
+
 
 OF_A_HANDLE = {
     "Interval": [pyasync.remove_interval],
@@ -266,7 +275,11 @@ OF_A_HANDLE = {
     "Poller": [pyasync.free_poller],
     "FsMonitor": [pyasync.fs_unwatch, pyasync.fs_monitor_close],
     "Process": [lambda process: pyasync.process_kill(process, 0)],
+    "SslSocket": [set_read_cb],
+    "PipeSocket": [set_read_cb],
+    "ProcessPipe": [set_read_cb],
     "TcpSocket": [
+        set_read_cb,
         lambda socket: pyasync.connect_tcp_socket(socket, "127.0.0.1", 9),
         pyasync.start_tls,
     ],
@@ -287,7 +300,10 @@ def calls_on(handle):
             if member.fset is not None:
                 yield f"{name} =", partial(setattr, handle, name, 1)
         else:
-            yield name, partial(getattr(handle, name), *ARGUMENTS.get(name, ()))
+            arguments = ARGUMENTS.get(name, ())
+            if isinstance(arguments, dict):
+                arguments = arguments.get(kind.__name__, ())
+            yield name, partial(getattr(handle, name), *arguments)
     for function in OF_A_HANDLE.get(kind.__name__, ()):
         yield str(function), partial(function, handle)
 
