@@ -547,6 +547,8 @@ class EventLoop(ConnectingLoop):
         )
         # Later, because what the protocol has made ready must run before.
         transport.pause_reading()
+        if server_side and isinstance(protocol, asyncio.StreamReaderProtocol):
+            tls._take_unread(protocol)
         transport.set_protocol(tls)
         begin = self.call_soon(tls.connection_made, transport, context=transport._run.__self__)
         resume = self.call_soon(transport.resume_reading)

@@ -127,6 +127,18 @@ class SSLTransport(TlsPump, StreamTransport):
                 return found.compression()
         return default if self._transport is None else self._transport.get_extra_info(name, default)
 
+    def _take_unread(self, protocol: asyncio.StreamReaderProtocol) -> None:
+        """Take what a server's stream has read, and its program has not: it belongs to TLS.
+
+        Newer versions of asyncio do so too (3.14.10 does, 3.13.0 does not). Otherwise the handshake
+        would wait for ever, or what somebody has put before it would be read as if TLS had
+        protected it.
+        """
+        reader: Any = getattr(protocol, "_stream_reader", None)
+        if reader is not None and reader._buffer:
+            self._extras.tls.unfed = bytes(reader._buffer)
+            reader._buffer.clear()
+
     # The protocol of the transport below
 
     def connection_made(self, transport: Any) -> None:
@@ -149,6 +161,8 @@ class SSLTransport(TlsPump, StreamTransport):
         )
         if not self._options.server_side:
             self._continue_handshake()  # the client speaks first
+        elif tls.unfed:
+            self._take_next_turn()
 
     def data_received(self, data: bytes) -> None:
         tls = self._extras.tls

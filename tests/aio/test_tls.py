@@ -912,6 +912,29 @@ def test_start_tls_behind_plain_writes(loop):
     run(loop, main())
 
 
+def test_start_tls_takes_what_a_servers_stream_has_read(loop):
+    """The client has begun the handshake before the server asks for it."""
+
+    async def main():
+        ours, theirs = socket.socketpair()
+        theirs.settimeout(PATIENCE)
+        reader = asyncio.StreamReader()
+        transport, protocol = await loop.create_connection(
+            lambda: asyncio.StreamReaderProtocol(reader), sock=ours
+        )
+        shaking = asyncio.ensure_future(in_thread(shake_hands, theirs, tls_peers.CLIENT(), False))
+        while not reader._buffer:
+            await asyncio.sleep(0.001)
+        tls = await loop.start_tls(transport, protocol, tls_peers.SERVER(), server_side=True)
+        peer = await shaking
+        await in_thread(peer.sendall, b"ping\n")
+        assert await reader.readline() == b"ping\n"
+        tls.close()
+        await in_thread(peer.close)
+
+    run(loop, main())
+
+
 def test_start_tls_of_a_closed_transport_is_refused(loop):
     async def main():
         ours, theirs = socket.socketpair()
