@@ -558,6 +558,7 @@ class EventLoop(ConnectingLoop):
             transport.close()
             begin.cancel()
             resume.cancel()
+            waiter = None  # it has the exception, whose traceback has this frame
             raise
         return tls
 

@@ -472,6 +472,7 @@ class SSLTransport(TlsPump, StreamTransport):
         extras = self._extras
         extras.tls.phase = PHASE_CLOSED
         extras.tls.unfed = b""
+        extras.tls.error = None  # its traceback refers to what refers to it
         extras.deferred.clear()
         extras.deferred_size = 0
 

@@ -8,6 +8,7 @@ import logging
 import select
 import socket
 import ssl
+import sys
 import weakref
 
 import pytest
@@ -933,6 +934,36 @@ def test_start_tls_takes_what_a_servers_stream_has_read(loop):
         await in_thread(peer.close)
 
     run(loop, main())
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references")
+def test_a_failed_handshake_leaves_nothing_to_the_garbage_collector(loop):
+    async def main():
+        ours, theirs = socket.socketpair()
+        theirs.settimeout(PATIENCE)
+        transport, protocol = await loop.create_connection(asyncio.Protocol, sock=ours)
+        shaking = asyncio.ensure_future(in_thread(shake_hands, theirs, tls_peers.SERVER(), True))
+        failed = False
+        try:
+            await loop.start_tls(
+                transport, protocol, ssl.create_default_context(), server_hostname="localhost"
+            )
+        except ssl.SSLCertVerificationError:  # not by pytest.raises, which would keep it
+            failed = True
+        assert failed
+        with contextlib.suppress(OSError):
+            (await shaking).close()
+        theirs.close()
+        gone = weakref.ref(transport)
+        del transport
+        while gone() is not None:
+            await asyncio.sleep(0.001)
+
+    gc.disable()
+    try:
+        run(loop, main())
+    finally:
+        gc.enable()
 
 
 def test_start_tls_of_a_closed_transport_is_refused(loop):
