@@ -70,9 +70,8 @@ class ConnectingLoop(DescriptorLoop):
             await transport._empty_waiter
         except OSError as error:
             sock.close()
-            failure = OSError(error.errno, f"Connect call failed {addr_info[4]}")
-            errors.append(failure)
-            raise failure from None
+            errors.append(OSError(error.errno, f"Connect call failed {addr_info[4]}"))
+            raise errors[0] from None
         except BaseException:
             sock.close()
             raise
