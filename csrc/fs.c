@@ -405,8 +405,14 @@ int64_t pa_fs_send(pa_loop *loop, int slot, int in_fd, int64_t offset,
                    size_t size) {
   uv_os_fd_t out_fd = in_fd;
   pa_fs *fs;
-  int error = slot < 0 ? 0 : uv_fileno(loop->slots[slot].handle, &out_fd);
+  int error = 0;
 
+  if (slot >= 0) {
+    const uv_handle_t *handle = loop->slots[slot].handle;
+
+    /* NULL: it has failed and is closed, and Python has yet to learn of it. */
+    error = handle == NULL ? UV_EBADF : uv_fileno(handle, &out_fd);
+  }
   if (error == 0)
     error = fs_new(loop, &fs);
   if (error != 0)

@@ -121,3 +121,11 @@ int pa_setsockopt(pa_loop *loop, int slot, int level, int option,
     return uv_translate_sys_error(errno);
   return 0;
 }
+
+int pa_peercred_option(void) {
+#ifdef SO_PEERCRED
+  return SO_PEERCRED;
+#else
+  return -1;
+#endif
+}

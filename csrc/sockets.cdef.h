@@ -13,3 +13,7 @@ int pa_getsockopt(pa_loop *loop, int slot, int level, int option, char *value,
                   unsigned size);
 int pa_setsockopt(pa_loop *loop, int slot, int level, int option,
                   const char *value, unsigned size);
+
+/* The socket option that tells who the peer of a pipe is (unix(7)); -1 where
+ * the system has none. From C, because PyPy's module socket lacks it. */
+int pa_peercred_option(void);

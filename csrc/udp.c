@@ -363,9 +363,13 @@ static void send_parts(pa_loop *loop, int slot, uint32_t index) {
   }
 }
 
+/* 0 also where there is no handle any more: its last write has failed, and
+ * Python has yet to walk the record. */
 size_t pa_udp_send_queue_size(pa_loop *loop, int slot) {
+  const uv_udp_t *udp = (const uv_udp_t *) loop->slots[slot].handle;
+
   loop->counters->crossings++;
-  return uv_udp_get_send_queue_size((uv_udp_t *) loop->slots[slot].handle);
+  return udp == NULL ? 0 : uv_udp_get_send_queue_size(udp);
 }
 
 /* Datagrams that are queued go to the kernel first: on_sent closes behind the

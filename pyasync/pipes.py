@@ -56,6 +56,7 @@ CONNECT_RETRY = 0.01
 
 
 #: Linux's struct ucred: pid_t, uid_t and gid_t.
+_SO_PEERCRED: int = lib.pa_peercred_option()
 _CREDENTIALS = Struct("iII")
 
 
@@ -81,10 +82,9 @@ class PipeSocket(Stream, Socket):
         them; elsewhere, and for a socket that is not connected, raises `SocketError`, and after the
         end `SocketClosed`.
         """
-        option = getattr(sockets, "SO_PEERCRED", None)
-        if option is None:
+        if _SO_PEERCRED < 0:
             raise socket_error(-errno.ENOTSUP, self)
-        packed = self.getsockopt(sockets.SOL_SOCKET, option, _CREDENTIALS.size)
+        packed = self.getsockopt(sockets.SOL_SOCKET, _SO_PEERCRED, _CREDENTIALS.size)
         return PeerCredentials._make(_CREDENTIALS.unpack(packed))
 
     def _target(self) -> str:

@@ -412,3 +412,19 @@ def test_a_protocol_is_paused_while_the_kernel_refuses(strange_kernel):
     """,
     )
     assert output.split() == ["pause", "27000", "resume", "0"]
+
+
+def test_a_send_that_fails_behind_a_close_is_the_end(loop):
+    """C has closed the handle before the program learns of the error."""
+
+    async def main():
+        transport, protocol = await endpoint(loop, local_addr=LOCAL)
+        address = name_of(transport)
+        transport.sendto(b"it fits", address)
+        transport.sendto(bytes(70_000), address)
+        transport.close()
+        assert await protocol.lost is None
+        error = await protocol.told.get()
+        assert error.errno == errno.EMSGSIZE
+
+    run(loop, main())
