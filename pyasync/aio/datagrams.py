@@ -26,8 +26,10 @@ from pyasync.aio.transports import (
     STARTING,
     TOLD,
     WRITE,
-    _adopted,
     _os_error,
+    hold,
+    release,
+    settle,
 )
 from pyasync.aio.versions import SENDS_EMPTY_DATAGRAMS
 from pyasync.errors import check
@@ -96,10 +98,7 @@ class DatagramTransport(transports._FlowControlMixin, transports.DatagramTranspo
             sock.detach()  # C has closed it
             check(slot)
         self._slot = slot
-        # As for streams: see `pyasync.aio.transports`.
-        self._sock: sockets.socket | None = sock
-        _adopted.add(sock)
-        sock._io_refs += 1
+        self._sock: sockets.socket | None = hold(sock)
         engine.register(slot, self)
 
     def __repr__(self) -> str:
@@ -119,8 +118,7 @@ class DatagramTransport(transports._FlowControlMixin, transports.DatagramTranspo
                 self._state &= ~STARTING
                 self._protocol.connection_made(self)
         finally:
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
+            settle(waiter)
 
     def set_protocol(self, protocol: Any) -> None:
         self._protocol = protocol
@@ -262,9 +260,7 @@ class DatagramTransport(transports._FlowControlMixin, transports.DatagramTranspo
 
     def _detach_socket(self) -> None:
         sock, self._sock = self._sock, None
-        if sock is not None:
-            sock.detach()
-            _adopted.discard(sock)
+        release(sock)
 
     # Records: see the contract in Engine
 

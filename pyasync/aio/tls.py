@@ -23,6 +23,7 @@ from pyasync.aio.transports import (
     PAUSED,
     PAUSED_INPUT,
     StreamTransport,
+    settle,
 )
 from pyasync.aio.versions import SSL_HIGH_WATER, SSL_SHUTDOWN_TIMEOUT
 
@@ -247,11 +248,7 @@ class SSLTransport(TlsPump, StreamTransport):
 
     def _wake(self, error: BaseException | None) -> None:
         waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            if error is None:
-                waiter.set_result(None)
-            else:
-                waiter.set_exception(error)
+        settle(waiter, error)
 
     def _handshake_timed_out(self) -> None:
         seconds = self._options.handshake_timeout

@@ -61,6 +61,30 @@ CLOSE = lib.PA_CLOSE
 _adopted: set[sockets.socket] = set()
 
 
+def hold(sock: sockets.socket) -> sockets.socket:
+    """Keep a socket object whose descriptor C uses now, until `release`; return it."""
+    _adopted.add(sock)
+    # As makefile() holds it: the user's close must not free a number that C uses still.
+    sock._io_refs += 1
+    return sock
+
+
+def release(sock: sockets.socket | None) -> None:
+    """Take the descriptor, which C closes, away from a socket object of `hold`, or None."""
+    if sock is not None:
+        sock.detach()
+        _adopted.discard(sock)
+
+
+def settle(waiter: Any, error: BaseException | None = None) -> None:
+    """Give a future its result, None, or the error; nothing if it has one, or is None itself."""
+    if waiter is not None and not waiter.done():
+        if error is None:
+            waiter.set_result(None)
+        else:
+            waiter.set_exception(error)
+
+
 class StreamTransport(transports._FlowControlMixin, transports.Transport):
     """Delivers input to a protocol, whatever the input comes from."""
 
@@ -303,10 +327,7 @@ class SocketTransport(StreamTransport):
             sock.detach()  # C has closed it
             check(slot)
         transport = cls(engine, slot, protocol, copy_context(), extra, server)
-        transport._sock = sock
-        _adopted.add(sock)
-        # Held as makefile() holds it: the user's close must not free a number that C uses still.
-        sock._io_refs += 1
+        transport._sock = hold(sock)
         transport._state |= STARTING
         engine.register(slot, transport)
         return transport
@@ -378,8 +399,7 @@ class SocketTransport(StreamTransport):
             self._loop.call_soon(self._fatal_error, self._error)  # behind that input
         if not self._state & (PAUSED | CLOSING | ENDED):
             self._engine.queue((lib.PA_READ_START, self._slot, 0, b"", None))
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        settle(waiter)
 
     # Reading
 
@@ -526,12 +546,7 @@ class SocketTransport(StreamTransport):
         self._state &= ~SENDING_FILE
 
     def _end_empty_waiter(self, error: BaseException | None) -> None:
-        waiter = self._empty_waiter
-        if waiter is not None and not waiter.done():
-            if error is None:
-                waiter.set_result(None)
-            else:
-                waiter.set_exception(error)
+        settle(self._empty_waiter, error)
 
     # Ending
 
@@ -575,9 +590,7 @@ class SocketTransport(StreamTransport):
 
     def _detach_socket(self) -> None:
         sock, self._sock = self._sock, None
-        if sock is not None:
-            sock.detach()
-            _adopted.discard(sock)
+        release(sock)
 
     def abort(self) -> None:
         if self._engine.operations and self._slot >= 0:
