@@ -25,7 +25,7 @@
 typedef struct {
   uv_write_t request;
   size_t size;
-  int callback;
+  uint32_t callbacks;  /* of so many writes: its own, and of empty ones behind it */
   char data[];
 } pa_blocked_write;
 
@@ -327,11 +327,14 @@ static void on_written(uv_write_t *request, int status) {
   pa_loop *loop = pa_loop_of(stream);
   int slot = pa_slot_of(stream);
   pa_slot *entry = &loop->slots[slot];
+  uint32_t callbacks = write->callbacks;
 
   pa_awake(loop);
   if (status == 0) {
     loop->counters->bytes_written += write->size;
-    pa_push(loop, PA_WRITTEN, slot, write->callback, 0);
+    do
+      pa_push(loop, PA_WRITTEN, slot, callbacks > 0, 0);
+    while (callbacks-- > 1);
   } else if (status != UV_ECANCELED && entry->error == 0) {
     write_failed(loop, slot, status);
   }
@@ -343,7 +346,7 @@ static void on_written(uv_write_t *request, int status) {
 /* Queues a copy of size bytes with libuv. They begin at offset in the part at
  * index, and may go on in those behind it. */
 static int queue_write(pa_loop *loop, uv_stream_t *stream, uint32_t index,
-                       size_t offset, size_t size, int callback) {
+                       size_t offset, size_t size, uint32_t callbacks) {
   pa_blocked_write *write = malloc(sizeof(*write) + size);
   size_t copied = 0;
   uv_buf_t buffer;
@@ -361,7 +364,7 @@ static int queue_write(pa_loop *loop, uv_stream_t *stream, uint32_t index,
     index = part->next - 1;
   }
   write->size = size;
-  write->callback = callback;
+  write->callbacks = callbacks;
   buffer.base = write->data;
   buffer.len = size;
   error = uv_write(&write->request, stream, &buffer, 1, on_written);
@@ -385,12 +388,25 @@ static void lose_writes(pa_loop *loop, int slot, uint32_t index) {
   }
 }
 
+/* The last write in libuv's queue, which must not be empty. The queue is a list
+ * of two pointers, to the next and to the previous, in every libuv. */
+static pa_blocked_write *last_blocked(uv_stream_t *stream) {
+  char *links[2];
+
+  memcpy(links, &stream->write_queue, sizeof(links));
+  return CONTAINER_OF(CONTAINER_OF(links[1], uv_write_t, queue),
+                      pa_blocked_write, request);
+}
+
 /* Queues with libuv all but the first sent bytes of the parts from first on. A
  * write with a callback ends a request of libuv, because the request's end is
  * when the callback is due; writes without one share the next request.
  * must_wait: none was tried. Otherwise parts that the kernel has taken are
- * skipped, and empty ones behind them are done too; an empty one that must wait
- * is queued, because it is done only when the writes before it are. */
+ * skipped, and empty ones behind them are done too.
+ *
+ * An empty write that must wait is done when the one before it is, and joins
+ * that one's request. libuv would hand it to the kernel, which fails it (EPIPE)
+ * when the peer of a Unix socket has read all and gone: yet nothing is lost. */
 static void queue_rest(pa_loop *loop, uv_stream_t *stream, uint32_t first,
                        size_t sent, int must_wait) {
   int slot = pa_slot_of(stream);
@@ -403,22 +419,27 @@ static void queue_rest(pa_loop *loop, uv_stream_t *stream, uint32_t first,
   }
   while (index != 0 && error == 0) {
     uint32_t start = index - 1;
+    uint32_t callbacks = 0;
     size_t offset = sent;
     size_t size = 0;
-    uint32_t callback;
 
     sent = 0;
-    do {
+    while (index != 0 &&
+           (callbacks == 0 || loop->parts[index - 1].size == 0)) {
       const pa_write_part *part = &loop->parts[index - 1];
 
+      if (part->callback) {
+        pa_push(loop, PA_CALLBACK_WAITS, slot, part->callback - 1, 0);
+        callbacks++;
+      }
       size += part->size;
-      callback = part->callback;
       index = part->next;
-    } while (index != 0 && !callback);
-    if (callback)
-      pa_push(loop, PA_CALLBACK_WAITS, slot, callback - 1, 0);
-    error = queue_write(loop, stream, start, offset, size - offset,
-                        callback != 0);
+    }
+    if (size == 0 && stream->write_queue_size > 0)
+      last_blocked(stream)->callbacks += callbacks;
+    else
+      error = queue_write(loop, stream, start, offset, size - offset,
+                          callbacks);
   }
   if (error != 0) {
     lose_writes(loop, slot, index);

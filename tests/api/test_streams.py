@@ -32,6 +32,7 @@ from peers import (
     exchange,
     make_link,
     nothing,
+    preloaded,
     read_all,
     read_exactly,
     repetitions,
@@ -391,6 +392,54 @@ def test_an_empty_write_behind_one_that_waits_is_called_back_after_close(link):
 
     assert len(link(connected, read_all)) == MORE_THAN_FITS
     assert called == ["big", "empty", "also empty"]
+
+
+#: The kernel does this to Unix sockets whose peer has gone, be it with all data read.
+EMPTY_WRITES_FAIL = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <unistd.h>
+
+ssize_t write(int fd, const void *data, size_t size) {
+  ssize_t (*original)(int, const void *, size_t);
+
+  if (size == 0) {
+    errno = EPIPE;
+    return -1;
+  }
+  *(void **) &original = dlsym(RTLD_NEXT, "write");
+  return original(fd, data, size);
+}
+"""
+
+
+def test_an_empty_write_behind_one_that_waits_is_not_handed_to_the_kernel(tmp_path):
+    program = """if True:
+        import pyasync
+
+        def connected(client):
+            for data in (bytes(16 << 20), b"", b"x", b"", b""):
+                client.write(data, write_cb=lambda client, size=len(data): print(size))
+            assert client.write_queue_size > 0
+            client.close()
+
+        def start():
+            server = pyasync.tcp_server(
+                "127.0.0.1", 0, lambda *args: None, connect_cb=lambda client: server.close()
+            )
+            pyasync.tcp_connect(
+                *server.address, print, connect_cb=connected,
+                close_cb=lambda client, error: print(error),
+            )
+
+        pyasync.start_event_loop(start)
+    """
+    output = subprocess.run(
+        [sys.executable, "-c", program], env=preloaded(tmp_path, EMPTY_WRITES_FAIL),
+        stdout=subprocess.PIPE, text=True, check=True, timeout=2 * PATIENCE,
+    ).stdout  # fmt: skip
+    assert output.splitlines() == [str(16 << 20), "0", "1", "0", "0", "None"]
 
 
 def test_write_callbacks_keep_their_order_when_a_write_that_waits_ends_in_the_next_poll(link):
