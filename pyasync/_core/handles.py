@@ -83,8 +83,9 @@ class DescriptorHandle(Handle):
         loop, slot = self._loop, self._slot
         # In the loop's thread only, and while the slot is this handle's.
         known = loop.thread == get_ident() and slot >= 0 and loop.objects[slot] is self
-        if known:
-            parts.append(f"fd={lib.pa_fileno(loop.c, slot)}")
+        descriptor = lib.pa_fileno(loop.c, slot) if known else -1
+        if descriptor >= 0:  # libuv closes it before it tells that the handle is closed
+            parts.append(f"fd={descriptor}")
         return "<{}>".format(" ".join(parts + self._names_text(known)))
 
     def _state_text(self) -> str:

@@ -352,6 +352,22 @@ def test_names_are_not_kept_for_those_who_do_not_ask(run):
     assert repr(streams[0]) == "<TcpSocket closed>"
 
 
+def test_the_repr_of_a_socket_whose_descriptor_has_gone_names_none(run):
+    told = []
+
+    def connected(stream):
+        stream.write(bytes(16 << 20))
+        stream.close()
+        reset(listener.accept()[0])
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, run():
+        pyasync.tcp_connect(
+            *listener.getsockname(), nothing, connect_cb=connected,
+            event_cb=lambda error: told.append(repr(error.socket)),
+        )  # fmt: skip
+    assert told == ["<TcpSocket closing>"]
+
+
 def test_names_of_pipes_can_be_read_after_the_end(run, tmp_path):
     with run():
         server = pyasync.pipe_server(tmp_path / "p", nothing)
