@@ -7,7 +7,8 @@ The first line that a client sends is its name. Who sends lines of more than 4 K
 so is who does not read: when more than 256 KiB wait for a client, it is dropped, and the others are
 told. Nobody waits for the slowest.
 
-SIGINT (Ctrl-C) and SIGTERM end it.
+SIGTERM ends it when its clients have been told, or after five seconds. SIGINT (Ctrl-C) ends it at
+once.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import pyasync
 LINE_LIMIT = 4 << 10  # bytes
 QUEUE_LIMIT = 256 << 10  # bytes
 NAME_LIMIT = 20  # characters
+GRACE = 5.0  # seconds that clients have to take what waits for them, at SIGTERM
 
 
 class Chat:
@@ -26,9 +28,10 @@ class Chat:
 
     def __init__(self):
         self.members = {}  # sockets by name
+        self.server = None
 
     def listen(self, host, port):
-        return pyasync.tcp_server(
+        self.server = pyasync.tcp_server(
             host,
             port,
             self.on_lines,
@@ -101,9 +104,11 @@ class Chat:
                 socket.write(line)
 
     def end(self):
-        for socket in self.members.values():
+        self.members = {}
+        for socket in self.server.connections:
             socket.write("* the server ends\n")
-        pyasync.exit_event_loop()
+            socket.close()  # sends that first
+        self.server.shutdown(GRACE, lambda server: pyasync.exit_event_loop())
 
 
 def printable(line):
@@ -123,13 +128,13 @@ def main():
 
     with pyasync.event_loop():
         chat = Chat()
-        for signo in (signal.SIGINT, signal.SIGTERM):
-            pyasync.signal_handler(signo, lambda signo: chat.end())
+        pyasync.signal_handler(signal.SIGINT, lambda signo: pyasync.exit_event_loop())
+        pyasync.signal_handler(signal.SIGTERM, lambda signo: chat.end())
         try:
-            server = chat.listen(options.host, options.port)
+            chat.listen(options.host, options.port)
         except (OSError, ValueError) as error:
             sys.exit(f"cannot listen: {error}")
-        host, port = server.address[:2]
+        host, port = chat.server.address[:2]
         print(f"listening at {host} port {port}", flush=True)
 
 

@@ -3,7 +3,10 @@
     python examples/hardened_server.py --port 7000
     python examples/tcp_client.py 127.0.0.1 7000 hello
 
-Each limit is an option. With --certificate it speaks TLS. SIGINT (Ctrl-C) and SIGTERM end it.
+Each limit is an option. With --certificate it speaks TLS.
+
+SIGTERM ends it when its clients have been told, or after five seconds. SIGINT (Ctrl-C) ends it at
+once.
 """
 
 import argparse
@@ -13,6 +16,8 @@ import ssl
 import sys
 
 import pyasync
+
+GRACE = 5.0  # seconds that clients have to take what waits for them, at SIGTERM
 
 
 class Client:
@@ -84,6 +89,11 @@ class LineServer:
         socket.write(why)
         socket.close()
 
+    def end(self, server):
+        for socket in server.connections:
+            self.refuse(socket, b"error: the server ends\n")
+        server.shutdown(GRACE, lambda server: pyasync.exit_event_loop())
+
     def forget(self, socket):
         client, socket.data = getattr(socket, "data", None), None
         if client is not None:
@@ -137,8 +147,8 @@ def main():
     }
     # Without catch_app_errors a fault of ours that one peer finds would end the server for all.
     with pyasync.event_loop(catch_app_errors=True):
-        for signo in (signal.SIGINT, signal.SIGTERM):
-            pyasync.signal_handler(signo, lambda signo: pyasync.exit_event_loop())
+        pyasync.signal_handler(signal.SIGINT, lambda signo: pyasync.exit_event_loop())
+        pyasync.signal_handler(signal.SIGTERM, lambda signo: lines.end(server))
         serve = pyasync.tcp_server
         try:
             if limits.certificate:

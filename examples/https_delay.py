@@ -5,7 +5,8 @@
     python examples/https_delay.py --certificate certificate.pem --key key.pem --delay 1
     curl --http1.1 --cacert certificate.pem https://localhost:9443/
 
-SIGINT (Ctrl-C) and SIGTERM end it.
+SIGTERM ends it when its clients have their answers, or five seconds after those are due. SIGINT
+(Ctrl-C) ends it at once.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import sys
 import pyasync
 
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 9\r\n\r\nomglolwtf"
+GRACE = 5.0  # seconds from the last answer to the end, at SIGTERM
 
 
 def on_event(event):
@@ -47,9 +49,12 @@ def main():
 
         pyasync.delay(respond, time=options.delay)
 
+    def stop(signo):
+        server.shutdown(options.delay + GRACE, lambda server: pyasync.exit_event_loop())
+
     with pyasync.event_loop():
-        for signo in (signal.SIGINT, signal.SIGTERM):
-            pyasync.signal_handler(signo, lambda signo: pyasync.exit_event_loop())
+        pyasync.signal_handler(signal.SIGINT, lambda signo: pyasync.exit_event_loop())
+        pyasync.signal_handler(signal.SIGTERM, stop)
         # One context for all connections: it offers HTTP/1.1 to clients that ask (ALPN).
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.set_alpn_protocols(["http/1.1"])

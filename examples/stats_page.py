@@ -9,7 +9,8 @@ The page and its viewers share the loop, and so they count as well.
 It is one HTML file, which draws what comes as server-sent events, twice a second, and the last
 three minutes at the beginning. A viewer that does not read misses frames: none wait for it.
 
-SIGINT (Ctrl-C) and SIGTERM end it.
+SIGTERM ends it when its viewers have taken what waits for them, or after five seconds. SIGINT
+(Ctrl-C) ends it at once.
 """
 
 import argparse
@@ -33,6 +34,7 @@ HISTORY = 360  # frames that a new viewer gets
 HEAD_LIMIT = 8 << 10  # bytes of a request
 READ_TIMEOUT = 30.0  # seconds for a request to come
 WRITE_TIMEOUT = 60.0  # seconds in which a viewer must take something
+GRACE = 5.0  # seconds that clients have to take what waits for them, at SIGTERM
 
 REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/(\d)\.(\d)")
 HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00\r\n]*?)[ \t]*")
@@ -91,6 +93,13 @@ class StatsPage:
     def address(self):
         """Where it listens: host, port."""
         return self.server.address[:2]
+
+    def shutdown(self, timeout, callback):
+        """Send what was written, and call ``callback(server)`` then, or after so many seconds."""
+        self.timer.close()
+        for socket in self.server.connections:
+            socket.close()
+        self.server.shutdown(timeout, callback)
 
     # What the loop calls
 
@@ -314,6 +323,10 @@ def server_sent(name, value):
     return f"event: {name}\ndata: {json.dumps(value, separators=(',', ':'))}\n\n".encode()
 
 
+def stop(page):
+    page.shutdown(GRACE, lambda server: pyasync.exit_event_loop())
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -325,8 +338,8 @@ def main():
     options = parser.parse_args()
 
     with pyasync.event_loop():
-        for signo in (signal.SIGINT, signal.SIGTERM):
-            pyasync.signal_handler(signo, lambda signo: pyasync.exit_event_loop())
+        pyasync.signal_handler(signal.SIGINT, lambda signo: pyasync.exit_event_loop())
+        pyasync.signal_handler(signal.SIGTERM, lambda signo: stop(page))
         try:
             page = StatsPage(options.host, options.port)
         except (OSError, ValueError) as error:

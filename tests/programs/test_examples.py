@@ -482,12 +482,15 @@ def test_who_does_not_read_is_dropped_and_nobody_waits(join):
     assert ada.line() == "* slow was too slow"
 
 
-def test_the_end_of_the_server_is_told():
+def test_the_end_of_the_server_is_told_to_all_also_to_those_without_a_name():
     with serving("chat.py") as chat:
         ada = Member(chat, "ada")
         assert ada.line() == "Here are: only you"
-    with contextlib.closing(ada):
+        nobody = chat.connect()
+        assert read_exactly(nobody, 19) == b"What is your name?\n"
+    with contextlib.closing(ada), nobody:
         assert ada.end() == b"* the server ends\n"
+        assert read_all(nobody) == b"* the server ends\n"
 
 
 # udp_echo.py

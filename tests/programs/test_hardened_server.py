@@ -160,6 +160,15 @@ def test_resets_and_garbage_do_no_harm(server):
     ask(server)
 
 
+def test_sigterm_is_told_to_the_clients():
+    with serving("hardened_server.py", *ARGUMENTS) as server:
+        client = server.connect()
+        client.sendall(b"one\ntw")
+        assert client.recv(4) == b"ONE\n"
+    with client:
+        assert read_all(client) == b"error: the server ends\n"
+
+
 # The same over TLS
 
 

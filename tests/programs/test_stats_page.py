@@ -13,7 +13,7 @@ import sys
 import browser
 import pytest
 from example_programs import EXAMPLES, Server, serving
-from peers import PATIENCE, read_all
+from peers import MORE_THAN_FITS, PATIENCE, Background, read_all, small_buffers, when
 
 import pyasync
 
@@ -226,6 +226,27 @@ def module():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_a_shutdown_sends_what_was_written_and_waits_for_those_who_read(run, module):
+    ended, read = [], []
+
+    def view(viewer):
+        stream = page.server.connections[0]
+        small_buffers(stream)
+        stream.write(bytes(MORE_THAN_FITS))
+        page.shutdown(None, ended.append)
+        assert ended == []
+        read.append(Background(read_all, viewer))
+
+    with run():
+        page = module.StatsPage("127.0.0.1", 0)
+        viewer = socket.create_connection(page.address)
+        viewer.settimeout(PATIENCE)
+        when(lambda: page.server.connections, lambda: view(viewer))
+    with viewer:
+        assert read[0].result() == bytes(MORE_THAN_FITS)
+    assert ended == [page.server]
 
 
 def test_a_viewer_that_does_not_read_misses_frames_and_holds_up_nobody(run, module):

@@ -9,7 +9,16 @@ import pytest
 from example_programs import run as run_example
 from example_programs import serving
 from peers import PATIENCE
-from tls_peers import CLIENT, HOST, Certificate, authority, certificate, serve, server_context
+from tls_peers import (
+    CLIENT,
+    HOST,
+    Certificate,
+    authority,
+    certificate,
+    client_context,
+    serve,
+    server_context,
+)
 
 import pyasync
 
@@ -188,6 +197,17 @@ def test_curl_gets_the_answer_of_the_https_example():
             curl(server.address[1], "--cacert", str(stranger.certificate))
         assert curl(server.address[1]) == b"omglolwtf"
         assert curl(server.address[1], "--tls-max", "1.2") == b"omglolwtf"
+
+
+def test_the_https_example_ends_when_its_clients_have_their_answers():
+    leaf = certificate()
+    arguments = ["--delay=0.3", f"--certificate={leaf.certificate}", f"--key={leaf.key}"]
+    with serving("https_delay.py", *arguments) as server:
+        client = client_context().wrap_socket(server.connect(), server_hostname="localhost")
+        client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    with client:  # the server has ended
+        assert client.recv(1000).endswith(b"omglolwtf")
+        assert client.recv(1000) == b""
 
 
 def test_the_https_example_says_which_certificate_it_cannot_use():
