@@ -107,13 +107,11 @@ class StreamOptions:
             or self.context is not None
         )
 
-    def bind(self) -> None:
-        """Let the callbacks, which are one connection's, run in a copy of the context."""
-        if self.context is None:
-            return
-        self.binder = Binder(self.context)
+    def bind(self, binder: Binder) -> None:
+        """Let the callbacks, which are one connection's, run in the copy of a context."""
+        self.binder = binder
         for name in ("read_cb", "event_cb", "connect_cb", "pressure_cb", "close_cb"):
-            setattr(self, name, self.binder.bind(getattr(self, name)))
+            setattr(self, name, binder.bind(getattr(self, name)))
 
     def bound(self, callback: Any) -> Any:
         """Return a callback so that it runs in the connection's context, if that has one."""

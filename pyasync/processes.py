@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import Context
 from typing import Any
 
 from pyasync._core.arguments import optional_callable, require_descriptor
 from pyasync._core.children import Argument, ChildProcess, NewChild
-from pyasync._core.stream import ENDED, SHUT, Data, WriteCallback, as_buffer_slice
+from pyasync._core.contexts import Binder, optional_context
+from pyasync._core.stream import (
+    ENDED,
+    IN_CONTEXT,
+    SHUT,
+    Data,
+    WriteCallback,
+    as_buffer_slice,
+)
 from pyasync.loop import EventCallback, Loop, get_loop
 from pyasync.options import StreamOptions
 from pyasync.streams import Stream
@@ -191,6 +200,7 @@ def spawn(
     uid: int | None = None,
     gid: int | None = None,
     detached: bool = False,
+    context: Context | None = None,
 ) -> Process:
     r"""Run a program in a child process, with these arguments; no shell is involved.
 
@@ -211,7 +221,8 @@ def spawn(
     the directory in which it starts; a relative ``path`` with a slash begins there. With ``uid`` or
     ``gid`` it runs as that user or group, with no other groups. A ``detached`` child leads a
     session of its own (setsid(2)), so that our terminal's signals do not reach it; `Handle.unref`
-    lets the loop end before it.
+    lets the loop end before it. With ``context``, a `contextvars.Context`, all callbacks of the
+    process and of its pipes run in one copy of it.
 
     Raises `FilesystemNotFound`, `FilesystemAccess`, `FilesystemPermission` or another
     `FilesystemError`, an `OSError`, if the program cannot be run; `TypeError`, `ValueError` and
@@ -232,6 +243,7 @@ def spawn(
     loop = get_loop()
     optional_callable("exit_cb", exit_cb)
     optional_callable("event_cb", event_cb)
+    optional_context(context)
     wanted = [
         _require_stdio("input", input),
         _require_stdio("output", output),
@@ -242,6 +254,11 @@ def spawn(
         _pipe_options(loop, stdio, event_cb) if isinstance(stdio, StdioPipe) else None
         for stdio in wanted
     ]
+    if context is not None:
+        binder = Binder(context)
+        exit_cb, event_cb = binder.bind(exit_cb), binder.bind(event_cb)
+        for pipe in filter(None, options):
+            pipe.bind(binder)
 
     child = NewChild(
         loop,
@@ -322,7 +339,10 @@ def _open(options: StreamOptions, stdio: Any, child: NewChild, fd: int) -> Any:
     slot = child.open_pipe(fd)
     # The pipe has one direction: our end of the input has no data to read, and its end of stream
     # must not be waited for; our end of an output cannot be written to.
-    return ProcessPipe(options, slot, ENDED if fd == 0 else SHUT, stdio._write_cb)
+    state = ENDED if fd == 0 else SHUT
+    if options.binder is not None:
+        state |= IN_CONTEXT
+    return ProcessPipe(options, slot, state, stdio._write_cb)
 
 
 def _begin(pipe: ProcessPipe | None) -> Any:

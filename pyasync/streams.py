@@ -60,10 +60,11 @@ class Stream(CoreStream):
     def _bind_context(self) -> None:
         """Let the callbacks run in a copy of the context that was given, if one was."""
         options = self._options
-        if options.context is not None:
+        context = options.context
+        if context is not None:
             if options.server is not None:  # the other connections have contexts of their own
                 options = self._options = options.copy()
-            options.bind()
+            options.bind(Binder(context))
             self._state |= IN_CONTEXT
 
     @property

@@ -235,11 +235,11 @@ def delay(
 
 
 def with_delay(
-    time: float | None = None, *, seconds: float | None = None
+    time: float | None = None, *, seconds: float | None = None, context: Context | None = None
 ) -> Callable[[Callback], Event]:
     """Run the decorated function ``time`` seconds from now; its name stands for the `Event`.
 
-    ``seconds`` is an older name of ``time``.
+    ``seconds`` is an older name of ``time``. For ``context`` see `delay`.
 
     >>> import pyasync
     >>> with pyasync.event_loop():
@@ -252,7 +252,8 @@ def with_delay(
         time = _one_of(time, "seconds", seconds)
     if time is not None:  # now, because ``@with_delay`` without a call would decorate nothing
         require_time("time", time)
-    return lambda callback: delay(callback, time=time)
+    optional_context(context)
+    return lambda callback: delay(callback, time=time, context=context)
 
 
 def interval(
@@ -289,16 +290,17 @@ def interval(
 
 
 def with_interval(
-    time: float | None = None, *, seconds: float | None = None
+    time: float | None = None, *, seconds: float | None = None, context: Context | None = None
 ) -> Callable[[Callback], Interval]:
     """Run the decorated function every ``time`` seconds; its name stands for the `Interval`.
 
-    ``seconds`` is an older name of ``time``.
+    ``seconds`` is an older name of ``time``. For ``context`` see `interval`.
     """
     if seconds is not None:
         time = _one_of(time, "seconds", seconds)
     every = require_time("time", time, MIN_INTERVAL)
-    return lambda callback: interval(callback, time=every)
+    optional_context(context)
+    return lambda callback: interval(callback, time=every, context=context)
 
 
 def _one_of(time: float | None, old_name: str, given: float) -> float:
@@ -308,6 +310,12 @@ def _one_of(time: float | None, old_name: str, given: float) -> float:
     return given
 
 
-def make_event(callback: Callback, *, event_cb: EventCallback | None = None) -> Event:
-    """Return an `Event` that is not armed: see `Event.add`. Raises `EventLoopNotRunning`."""
-    return Event(get_loop(), callback, event_cb)
+def make_event(
+    callback: Callback, *, event_cb: EventCallback | None = None, context: Context | None = None
+) -> Event:
+    """Return an `Event` that is not armed: see `Event.add`.
+
+    With a ``context``, the callback and ``event_cb`` run in that `contextvars.Context`, whenever
+    the event is due. Raises `TypeError` and `EventLoopNotRunning`.
+    """
+    return _event_in(get_loop(), callback, event_cb, context)

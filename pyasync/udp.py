@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import socket as sockets
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any
 
 from pyasync._core.arguments import optional_callable, require_flag, require_port
+from pyasync._core.contexts import Binder, optional_context
 from pyasync._core.datagrams import DatagramSocket
 from pyasync._core.sockets import bind
 from pyasync.errors import EventError
@@ -34,6 +36,7 @@ def udp_socket(
     event_cb: EventCallback | None = None,
     reuse_port: bool = False,
     broadcast: bool = False,
+    context: Context | None = None,
 ) -> UdpSocket:
     """Open a UDP socket, and call ``read_cb(socket, data, address)`` with each datagram.
 
@@ -51,7 +54,8 @@ def udp_socket(
     ``event_cb(exception)`` gets errors, none of which closes the socket: a `SocketError` for a
     datagram that could not be sent; `SocketRefused` if the peer of a connected socket says that
     nobody listens; and a `SocketError` with EMSGSIZE in place of a datagram that was cut off. The
-    buffer is larger than any datagram of UDP, so the last should not happen.
+    buffer is larger than any datagram of UDP, so the last should not happen. With ``context``, a
+    `contextvars.Context`, all callbacks of the socket run in one copy of it.
 
     Raises `SocketAddressInUse` or another `TcpServerBindError`, `ValueError` and `TypeError` for
     arguments that are wrong, and `EventLoopNotRunning`.
@@ -72,6 +76,7 @@ def udp_socket(
     loop = get_loop()
     optional_callable("read_cb", read_cb)
     optional_callable("event_cb", event_cb)
+    optional_context(context)
     require_port(port)
     require_flag("reuse_port", reuse_port)
     require_flag("broadcast", broadcast)
@@ -79,4 +84,9 @@ def udp_socket(
     sock = bind(bind_address, port, reuse_port, sockets.SOCK_DGRAM)
     with sock:
         sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_BROADCAST, broadcast)
-        return UdpSocket(loop, sock, read_cb, event_cb)
+        if context is None:
+            return UdpSocket(loop, sock, read_cb, event_cb)
+        binder = Binder(context)
+        udp = UdpSocket(loop, sock, binder.bind(read_cb), binder.bind(event_cb))
+        udp._binder = binder
+        return udp

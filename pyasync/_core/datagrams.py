@@ -37,6 +37,7 @@ from pyasync._core.arguments import (
     require_integer,
     wrong_value,
 )
+from pyasync._core.contexts import Binder
 from pyasync._core.deadlines import Timer, background_timer
 from pyasync._core.engine import Engine
 from pyasync._core.handles import CHandle
@@ -75,6 +76,7 @@ class DatagramSocket(PeerHandle, CHandle):
 
     __slots__ = (
         "_address",
+        "_binder",
         "_blocked_callbacks",
         "_format",
         "_header_size",
@@ -104,6 +106,8 @@ class DatagramSocket(PeerHandle, CHandle):
         self._max_size = MAX_SIZE[sock.family]
         self._address = sock.getsockname()
         self._read_cb = read_cb
+        #: Of an API: what binds the callbacks of datagrams to the socket's context, or None.
+        self._binder: Binder | None = None
         #: The address of the connected peer, or None.
         self._peer: Any = None
         self._peers: dict[bytes, Any] = {}
@@ -153,8 +157,11 @@ class DatagramSocket(PeerHandle, CHandle):
             data = bytes(as_buffer_slice(data))  # to be joined with the header
         if len(data) > MAX_SIZE[V4]:
             self._check_size(len(data), target)
-        if write_cb is not None and not callable(write_cb):
-            optional_callable("write_cb", write_cb)
+        if write_cb is not None:
+            if not callable(write_cb):
+                optional_callable("write_cb", write_cb)
+            if self._binder is not None:
+                write_cb = self._binder.bind(write_cb)
         datagram = target + data
         size = len(datagram)
         callback = None if write_cb is None else (self, write_cb)

@@ -38,6 +38,9 @@ def link(request, run):
         lambda fn, **options: pyasync.call_soon(fn, **options),
         lambda fn, **options: pyasync.delay(fn, **options),
         lambda fn, **options: pyasync.delay(fn, time=0.001, event_cb=nothing, **options),
+        lambda fn, **options: pyasync.make_event(fn, **options).add(0.001),
+        lambda fn, **options: pyasync.make_event(fn, event_cb=nothing, **options).add(),
+        lambda fn, **options: pyasync.with_delay(0.001, **options)(fn),
         lambda fn, **options: pyasync.work(nothing, lambda result: fn(), **options),
     ],
 )
@@ -60,7 +63,28 @@ def test_a_call_runs_in_the_context_itself_and_without_one_as_it_is(run, inside,
     assert inside[VAR] == "changed"
 
 
-def test_an_interval_runs_in_its_context_each_time(run, inside):
+def an_event_that_repeats(fn, *, time, context):
+    """Return an event that arms itself again in its callback."""
+
+    def due():
+        event.add(time)
+        fn()
+
+    event = pyasync.make_event(due, context=context)
+    event.add(time)
+    return event
+
+
+@pytest.mark.parametrize(
+    "repeat",
+    [
+        pyasync.interval,
+        lambda fn, **options: pyasync.with_interval(**options)(fn),
+        an_event_that_repeats,
+    ],
+    ids=["interval", "with_interval", "make_event"],
+)
+def test_what_repeats_runs_in_its_context_each_time(run, inside, repeat):
     seen = []
 
     def tick():
@@ -70,11 +94,15 @@ def test_an_interval_runs_in_its_context_each_time(run, inside):
             ticker.close()
 
     with run():
-        ticker = pyasync.interval(tick, time=0.001, context=inside)
+        ticker = repeat(tick, time=0.001, context=inside)
     assert seen == ["inside", "tick 1", "tick 2"]
 
 
-@pytest.mark.parametrize("call", [pyasync.delay, pyasync.work])
+def make_and_add(callback, **options):
+    pyasync.make_event(callback, **options).add()
+
+
+@pytest.mark.parametrize("call", [pyasync.delay, make_and_add, pyasync.work])
 def test_event_cb_runs_in_the_context_too(run, inside, call):
     seen = []
 
@@ -276,6 +304,84 @@ def test_exceptions_pass_through_and_the_context_is_left(run, inside):
         pyasync.tcp_connect(*server.address, nothing, event_cb=nothing)
     assert events == [pyasync.CallbackError]
     assert seen == ["inside"]
+
+
+# UDP and processes
+
+
+def test_all_callbacks_of_a_udp_socket_run_in_one_copy(run, inside):
+    seen = []
+
+    def note(name, then=nothing):
+        def callback(*args):
+            seen.append((name, VAR.get()))
+            VAR.set(name)
+            then()
+
+        return callback
+
+    def answer():
+        udp.send(b"!", ("127.0.0.1", 9), write_cb=note("write_cb", refuse))
+
+    def refuse():
+        udp.send(b"forbidden", ("127.255.255.255", 9))  # EACCES: it is a broadcast
+
+    with run():
+        udp = pyasync.udp_socket(
+            "127.0.0.1",
+            0,
+            note("read_cb", answer),
+            event_cb=note("event_cb", lambda: udp.close()),
+            context=inside,
+        )
+        udp.send(b"?", udp.address)
+    assert seen == [("read_cb", "inside"), ("write_cb", "read_cb"), ("event_cb", "write_cb")]
+    assert inside[VAR] == "inside"
+    assert VAR.get() == "outside"
+
+
+def test_all_callbacks_of_a_process_and_its_pipes_run_in_one_copy(run, inside):
+    seen = []
+
+    def note(name, then=nothing):
+        def callback(*args):
+            seen.append((name, VAR.get()))
+            VAR.set("the process's")
+            then()
+
+        return callback
+
+    with run():
+        cat = pyasync.spawn(
+            "cat",
+            [],
+            exit_cb=note("exit_cb"),
+            event_cb=note("event_cb"),
+            input=pyasync.StdioPipe(write_cb=note("default write_cb")),
+            output=pyasync.StdioPipe(
+                read_cb=note("read_cb", lambda: cat.input.close()), close_cb=note("close_cb")
+            ),
+            context=inside,
+        )
+        cat.input.write(b"one", write_cb=note("write_cb"))
+        cat.input.write(b"two")
+    names = {name for name, value in seen}
+    assert names == {
+        *("write_cb", "default write_cb", "read_cb", "event_cb", "close_cb", "exit_cb"),
+    }
+    assert [value for name, value in seen] == ["inside"] + ["the process's"] * (len(seen) - 1)
+    assert inside[VAR] == "inside"
+    assert VAR.get() == "outside"
+
+
+def test_without_a_context_the_callbacks_of_udp_and_processes_are_not_wrapped(run):
+    with run():
+        udp = pyasync.udp_socket("127.0.0.1", 0, nothing)
+        assert udp._read_cb is nothing
+        udp.close()
+        child = pyasync.spawn("true", [], exit_cb=nothing, output=pyasync.StdioPipe(read_cb=print))
+        assert child._exit_cb is nothing
+        assert child.output.read_cb is print
 
 
 # Without one
