@@ -31,7 +31,7 @@ from pyasync._core.stream import (
     Data,
     WriteCallback,
 )
-from pyasync._core.tls import TlsOptions, TlsState, tls_error
+from pyasync._core.tls import TlsOptions, TlsState, require_name, tls_error
 from pyasync._core.tls_stream import TlsStream, start_tls_on
 from pyasync.async_stream import AsyncStream
 from pyasync.errors import socket_error
@@ -293,7 +293,8 @@ def init_tcp_ssl_socket(
 
     It can be written to: the writes are deferred. The keywords are those of `tcp_ssl_connect`. With
     ``fd``, the descriptor of a connected socket, the handshake begins at once: the descriptor is
-    duplicated, and the caller keeps its own.
+    duplicated, and the caller keeps its own. No host is known then: a ``server_hostname`` must be
+    given, or else an ``ssl_context`` without `ssl.SSLContext.check_hostname`.
     """
     options = StreamOptions(
         get_loop(),
@@ -353,7 +354,8 @@ def start_tls(
 
     With ``server_side`` it is the server's side, and ``ssl_context`` must have a certificate.
     Otherwise the context and the ``server_hostname`` are as of `tcp_ssl_connect`; the default is
-    the host of `tcp_connect`. ``connect_cb(socket)`` is called when the handshake is over;
+    the host of `tcp_connect`; of a socket without one, such as an accepted socket, it must be given
+    if the context checks names. ``connect_cb(socket)`` is called when the handshake is over;
     ``read_cb`` and ``event_cb``, if given, replace the socket's at once.
     ``socket.disable(read=True)`` takes effect at the end of the handshake.
 
@@ -393,7 +395,9 @@ def start_tls(
     if state & SENDING_FILE:
         raise ValueError("socket must send no file: wait for its write_cb")
     remote = socket._options.remote
-    tls = TlsState(tls_options, remote[0] if remote is not None else None)
+    host = remote[0] if remote is not None else None
+    require_name(tls_options, host)
+    tls = TlsState(tls_options, host)
     # Nothing raises from here on: a socket that is neither plain nor TLS would be of no use.
     options = socket._options = socket._options.copy()
     options.tls = tls_options

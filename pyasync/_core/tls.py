@@ -71,6 +71,23 @@ class TlsOptions:
         self.shutdown_timeout = shutdown_timeout
 
 
+def require_name(options: TlsOptions, host: str | None) -> None:
+    """Refuse a client that has no name to look for in the server's certificate, and must.
+
+    Before Python 3.14 `ssl` takes such a connection, and looks for none.
+    """
+    if (
+        options.context.check_hostname
+        and not options.server_side
+        and options.server_hostname is None
+        and host is None
+    ):
+        raise ValueError(
+            "server_hostname must be a host's name, not None, "
+            "because ssl_context.check_hostname is true and no host is known"
+        )
+
+
 class TlsState:
     """The TLS of one connection."""
 

@@ -37,6 +37,7 @@ from pyasync._core.tls import (
     SHUTDOWN,
     TlsState,
     make_error,
+    require_name,
 )
 from pyasync._core.tls_pump import TlsPump
 from pyasync._ffi import lib
@@ -202,6 +203,7 @@ class TlsStream(TlsPump, Socket):
     # Connecting
 
     def _before_connecting(self, host: str | None) -> None:
+        require_name(self._options.tls, host)
         self._extras.tls = TlsState(self._options.tls, host)
 
     def _catch_up(self) -> None:

@@ -292,7 +292,8 @@ CALLS = [
     # TLS
     (with_tls(pyasync.tcp_ssl_server, SERVER), LISTEN),
     (with_tls(pyasync.tcp_ssl_connect, CLIENT), CONNECT),
-    (with_tls(pyasync.init_tcp_ssl_socket, CLIENT), {"read_cb": nothing}),
+    (with_tls(pyasync.init_tcp_ssl_socket, CLIENT),
+     {"read_cb": nothing, "server_hostname": "localhost"}),
     (with_tls(pyasync.start_tls, CLIENT), {"socket": Made(a_client)}),
     # Pipes
     (pyasync.pipe_server, PIPE),

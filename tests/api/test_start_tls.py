@@ -1,5 +1,6 @@
 """TLS on a connection that has begun without it."""
 
+import contextlib
 import ssl
 import threading
 
@@ -257,3 +258,28 @@ def test_a_socket_adopted_by_descriptor_begins_with_the_handshake(run):
         sock.close()
     thread.result()
     assert received == [b"hello"]
+
+
+def test_a_socket_without_a_host_needs_the_name_that_is_checked(run):
+    """Before Python 3.14, `ssl` itself takes any name in the certificate then."""
+    link = Link(run, **LINKS[0].values[0])
+    told = []
+
+    @contextlib.contextmanager
+    def refused():
+        with pytest.raises(ValueError, match="server_hostname must be a host's name, not None"):
+            yield
+        told.append("refused")
+
+    def connected(socket):
+        with refused():
+            pyasync.start_tls(socket, ssl_context=CLIENT())
+        socket.close()
+
+    with run(), link.listen() as listener:
+        client = link.dial(listener.getsockname())
+        with client, link.accept(listener):
+            with refused():
+                pyasync.init_tcp_ssl_socket(nothing, fd=client.fileno(), ssl_context=CLIENT())
+            pyasync.init_tcp_socket(nothing, fd=client.fileno(), connect_cb=connected)
+    assert told == ["refused", "refused"]
