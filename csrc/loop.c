@@ -322,17 +322,18 @@ void pa_keep_alive(pa_loop *loop, int on) {
 }
 
 static void on_signal_poll(uv_poll_t *poll, int status, int events) {
-  char discarded[256];
-  uv_os_fd_t fd;
+  pa_loop *loop = pa_loop_of(poll);
+  unsigned char signums[256];
+  ssize_t count, i;
 
   (void) status;
   (void) events;
-  pa_awake(pa_loop_of(poll));
-  /* Python runs its handlers when pa_run has returned: the bytes say nothing
-   * that it does not know. */
-  if (uv_fileno((uv_handle_t *) poll, &fd) == 0)
-    while (read(fd, discarded, sizeof(discarded)) > 0)
-      continue;
+  pa_awake(loop);
+  /* Python runs its handlers when pa_run has returned, and so it knows what the
+   * bytes say. But an API may have handlers of its own. */
+  while ((count = read(loop->signal_pipe[0], signums, sizeof(signums))) > 0)
+    for (i = 0; i < count && loop->signal_slot >= 0; i++)
+      pa_push(loop, PA_SIGNAL, loop->signal_slot, signums[i], 0);
   uv_stop(poll->loop);
 }
 
@@ -370,6 +371,15 @@ int pa_watch_signals(pa_loop *loop) {
   uv_poll_start(&loop->signal_poll, UV_READABLE, on_signal_poll);
   error = pa_epoll_add(loop, &loop->signal_poll.io_watcher);
   return error == 0 ? ends[1] : error;
+}
+
+int pa_report_signals(pa_loop *loop, int slot) {
+  int error = pa_watch_signals(loop);
+
+  if (error < 0)
+    return error;
+  loop->signal_slot = slot;
+  return 0;
 }
 
 /* Beginning and end */
@@ -612,6 +622,7 @@ int pa_loop_new(pa_counters *counters, pa_loop **place) {
   loop->retired_slot = -1;
   loop->timer_due = -1;
   loop->inotify_fd = -1;
+  loop->signal_slot = -1;
   loop->arena = malloc(ARENA_SIZE);
   error = loop->arena == NULL ? UV_ENOMEM : pa_write_reserve(loop, 64);
   if (error == 0)

@@ -180,6 +180,9 @@ void pa_keep_alive(pa_loop *loop, int on);
  * see signal.set_wakeup_fd. It is the loop's to close. A second call returns it
  * again. */
 int pa_watch_signals(pa_loop *loop);
+/* From now on each byte is also a record of that slot, PA_SIGNAL. For an API
+ * whose handlers get a signal beside Python's own, whichever that is. */
+int pa_report_signals(pa_loop *loop, int slot);
 /* Whether pa_run has returned so that Python looks after the descriptor. */
 int pa_look_due(pa_loop *loop);
 uint64_t pa_now(pa_loop *loop);

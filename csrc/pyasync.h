@@ -195,6 +195,7 @@ struct pa_loop {
   uv_poll_t signal_poll;
   int signal_pipe[2];   /* signal_poll reads one end, Python writes to the other;
                            0: not made yet */
+  int signal_slot;      /* see pa_report_signals; -1: there is none */
   uv_timer_t look_timer;  /* runs out when look_due is to be set */
   int look_due;         /* see pa_look_due */
   uint64_t looked;      /* nothing has happened since up to this iteration */

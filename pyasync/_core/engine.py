@@ -270,13 +270,21 @@ class Engine:
         """Let the loop belong to this thread; in the main thread, let signals wake the poll."""
         self.thread = get_ident()
         if current_thread() is main_thread():
-            if self._signals is None:
-                self._signals = SignalWakeup()
-            self._signals.install(self.c)
+            self.watch_signals()
 
     def leave(self) -> None:
         """Undo `enter`. The loop may be entered again, also in another thread."""
         self.thread = None
+        self.release_signals()
+
+    def watch_signals(self) -> None:
+        """Let signals wake the poll, until `release_signals`. In the main thread only."""
+        if self._signals is None:
+            self._signals = SignalWakeup()
+        self._signals.install(self.c)
+
+    def release_signals(self) -> None:
+        """Undo `watch_signals` at the end of a run. An API may put that off until `close`."""
         if self._signals is not None:
             self._signals.restore()
 
@@ -680,7 +688,7 @@ class Engine:
 
     def _on_empty_poll(self) -> None:
         """Act on a sleep that has ended without an event, and before any callback."""
-        if self._signals is not None and lib.pa_look_due(self.c):
+        if lib.pa_look_due(self.c) and self._signals is not None:
             self._signals.keep()
         if PYPY:
             # Nothing but a signal can have woken the poll. On PyPy another thread may have noticed

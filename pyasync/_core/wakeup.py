@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 from pyasync._ffi import lib
@@ -105,6 +106,9 @@ class SignalWakeup:
     def install(self, c: Any) -> None:
         """Let Python write a byte to our descriptor for each signal, and the loop ``c`` poll it."""
         self._fd = check(lib.pa_watch_signals(c))
+        if self._before is not None:  # it has stayed there since an earlier run
+            self.keep()
+            return
         # Set before the call: if Ctrl-C comes between the call and the assignment of its result,
         # `restore` must still take our descriptor away, before C closes it.
         self._before = -1
@@ -118,7 +122,7 @@ class SignalWakeup:
 
         A loop of another library that has run in a callback leaves none at its end.
         """
-        if self._before is None:
+        if self._before is None or current_thread() is not main_thread():
             return
         found = signal.set_wakeup_fd(self._fd, warn_on_full_buffer=False)
         if found not in (-1, self._fd):
@@ -128,9 +132,9 @@ class SignalWakeup:
         """Put back the descriptor from before `install`. May be called again after an exception.
 
         To be called before C closes our descriptor: a signal's byte would go to whoever gets its
-        number next.
+        number next. Does nothing in another thread than the main one, where that is impossible.
         """
-        if self._before is None:
+        if self._before is None or current_thread() is not main_thread():
             return
         try:
             found = signal.set_wakeup_fd(self._before)

@@ -24,6 +24,7 @@ from asyncio import base_events, events
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from functools import partial
+from time import sleep
 from typing import Any
 
 from pyasync._core.engine import PYPY, Engine
@@ -106,7 +107,7 @@ class SelectorSet:
 class Descriptors(CHandle):
     """The descriptors of a loop. The loop's ``_selector``: it answers what asyncio asks of that."""
 
-    __slots__ = ("_poll", "_set", "_watches", "ready")
+    __slots__ = ("_poll", "_set", "_watches", "on_signal", "ready")
 
     def __init__(self, engine: Engine, selector: Any) -> None:
         if selector is None and hasattr(select, "epoll"):
@@ -116,10 +117,13 @@ class Descriptors(CHandle):
         self._poll = self._set.poll
         #: The loop's queue of ready handles.
         self.ready: Any = None
+        #: Called with the number of each signal that Python has a handler for.
+        self.on_signal: Any = None
         self._watches: dict[int, Watch] = {}
         try:
             slot = check(lib.pa_poll_start(engine.c, self._set.fileno(), lib.UV_READABLE))
             super().__init__(engine, slot, None)
+            check(lib.pa_report_signals(engine.c, slot))
         except BaseException:
             self._set.close()
             raise
@@ -185,6 +189,11 @@ class Descriptors(CHandle):
 
     def _on_event(self, kind: int, value: int, data: int) -> None:
         if self._slot < 0:
+            return
+        if kind == lib.PA_SIGNAL:
+            self.on_signal(value)
+            if PYPY:
+                sleep(0.001)  # as in `Engine._on_empty_poll`
             return
         watches = self._watches
         try:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context, copy_context
 from functools import partial
+from threading import current_thread, main_thread
 from time import perf_counter
 from typing import Any, cast
 
@@ -75,6 +76,11 @@ class AioEngine(Loop):
         finally:
             super().leave()
 
+    def release_signals(self) -> None:
+        # As asyncio does: a signal that comes between two runs is handled in the next one.
+        if not self.aio._signal_handlers:
+            super().release_signals()
+
     def _queue_at_once(self, operation: Any) -> None:
         """Perform an operation while the loop does not run: no crossing would take it along."""
         self.operations.extend(operation)
@@ -128,6 +134,7 @@ class EventLoop(ConnectingLoop):
             self._descriptors = Descriptors(self._engine, selector)
             super().__init__(cast(selectors.BaseSelector, self._descriptors))
             self._engine.pending = self._descriptors.ready = self._ready
+            self._descriptors.on_signal = self._handle_signal
             self._deadlines = self._engine.deadlines = HandleDeadlines(self._ready)
         except BaseException:
             self._engine.close()
@@ -153,20 +160,23 @@ class EventLoop(ConnectingLoop):
             raise TypeError("coroutines cannot be used with add_signal_handler()")
         self._check_signal(sig)
         self._check_closed()
+        if current_thread() is not main_thread():
+            raise RuntimeError("add_signal_handler() works only in the main thread")
         handle = events.Handle(callback, args, self, None)
         before = self._signal_handlers.get(sig)
         self._signal_handlers[sig] = handle
         try:
-            # Python runs it between two bytecodes: the engine's wakeup descriptor has ended the
-            # poll by then.
-            signal.signal(sig, self._on_signal)
+            self._engine.watch_signals()
+            # The handler only makes Python write to the wakeup descriptor, which reports each
+            # signal to `_handle_signal`. So signal.signal may replace it, as with asyncio.
+            signal.signal(sig, _ignore_signal)
             signal.siginterrupt(sig, False)
         except (ValueError, OSError) as error:
             if before is None:
                 del self._signal_handlers[sig]
             else:
                 self._signal_handlers[sig] = before
-            if isinstance(error, ValueError):  # not in the main thread
+            if isinstance(error, ValueError):  # in a subinterpreter
                 raise RuntimeError(str(error)) from None
             raise RuntimeError(f"sig {sig} cannot be caught") from None
 
@@ -179,12 +189,10 @@ class EventLoop(ConnectingLoop):
             signal.signal(sig, default)
         except OSError as error:
             raise RuntimeError(f"sig {sig} cannot be caught") from error
+        finally:
+            if self._engine.thread is None:
+                self._engine.release_signals()
         return True
-
-    def _on_signal(self, sig: int, frame: Any) -> None:
-        handle = self._signal_handlers.get(sig)
-        if handle is not None:
-            self._add_callback_signalsafe(handle)
 
     # Scheduling
 
@@ -581,6 +589,10 @@ class EventLoop(ConnectingLoop):
             transp._reset_empty_waiter()
             if reading:
                 transp.resume_reading()
+
+
+def _ignore_signal(signum: int, frame: Any) -> None:
+    """Do nothing: see `EventLoop.add_signal_handler`."""
 
 
 def _end_sending(transport: SocketTransport, sock: sockets.socket, lost: Any) -> None:

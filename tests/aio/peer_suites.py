@@ -35,10 +35,6 @@ SUITES = {
 }
 
 _SETS_WRITE = "sets `write` of a transport to a mock; the transport has slots, as uvloop's has"
-_SIGNAL = (
-    "expects the call of a loop's signal handler that signal.signal has replaced since; here it is "
-    "called when the handler is put back, an iteration later"
-)
 
 #: What fails on pyasync.aio only, and why: a part of a test's name.
 EXPLAINED = {
@@ -48,7 +44,6 @@ EXPLAINED = {
     },
     "uvicorn": {
         "test_server_keepalive_ping_timeout": _SETS_WRITE,
-        "test_server_interrupt[capture_signal_async": _SIGNAL,
         "test_loop_auto": "looks whether the loop's class is one of asyncio's or uvloop's modules",
     },
 }

@@ -309,6 +309,95 @@ def test_signal_handlers_run_in_the_loop_and_are_taken_back(loop):
         loop.add_signal_handler(signal.SIGKILL, handler)
 
 
+@pytest.fixture
+def wakeup_fd():
+    """A wakeup descriptor that somebody else expects to find again."""
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    before = signal.set_wakeup_fd(writer.fileno())
+    yield writer.fileno()
+    signal.set_wakeup_fd(before)
+    reader.close()
+    writer.close()
+
+
+@pytest.mark.parametrize("replacement", [None, signal.SIG_IGN])
+def test_a_signal_handler_stays_beside_what_replaces_it(loop, replacement):
+    calls = []
+
+    async def main():
+        called = asyncio.Event()
+        loop.add_signal_handler(signal.SIGUSR1, lambda: (calls.append("ours"), called.set()))
+        signal.signal(signal.SIGUSR1, replacement or (lambda *_: calls.append("theirs")))
+        signal.raise_signal(signal.SIGUSR1)
+        if replacement is None:
+            await asyncio.wait_for(called.wait(), PATIENCE)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.raise_signal(signal.SIGUSR1)
+        loop.add_signal_handler(signal.SIGUSR2, called.set)
+        called.clear()
+        signal.raise_signal(signal.SIGUSR2)
+        await asyncio.wait_for(called.wait(), PATIENCE)
+
+    loop.run_until_complete(main())
+    assert calls == (["theirs", "ours"] if replacement is None else [])
+    loop.remove_signal_handler(signal.SIGUSR1)
+
+
+def test_signals_that_come_between_two_runs_are_handled_in_the_next(loop, wakeup_fd):
+    calls = []
+
+    async def add():
+        loop.add_signal_handler(signal.SIGUSR1, calls.append, 1)
+
+    loop.run_until_complete(add())
+    for _ in range(3):
+        signal.raise_signal(signal.SIGUSR1)
+    assert calls == []
+    loop.run_until_complete(asyncio.sleep(0.01))
+    assert calls == [1, 1, 1]
+    signal.raise_signal(signal.SIGUSR1)
+    loop.remove_signal_handler(signal.SIGUSR1)
+    assert signal.set_wakeup_fd(wakeup_fd) == wakeup_fd
+    loop.run_until_complete(asyncio.sleep(0.01))
+    assert calls == [1, 1, 1]
+    loop.add_signal_handler(signal.SIGUSR1, calls.append, 1)
+    assert signal.set_wakeup_fd(wakeup_fd) != wakeup_fd
+    loop.close()
+    assert signal.set_wakeup_fd(-1) == wakeup_fd
+
+
+def test_the_main_thread_adds_a_signal_handler_to_a_loop_of_another_thread(loop, wakeup_fd):
+    started = threading.Event()
+    loop.call_soon(started.set)
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    assert started.wait(PATIENCE)
+    called = threading.Event()
+    threads = []
+    loop.add_signal_handler(
+        signal.SIGUSR1, lambda: (threads.append(threading.current_thread()), called.set())
+    )
+    signal.raise_signal(signal.SIGUSR1)
+    assert called.wait(PATIENCE)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    assert threads == [thread]
+    loop.close()
+    assert signal.set_wakeup_fd(wakeup_fd) == wakeup_fd
+
+
+def test_only_the_main_thread_adds_signal_handlers(loop):
+    async def add():
+        with pytest.raises(RuntimeError, match="main thread"):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, print)
+
+    thread = threading.Thread(target=loop.run_until_complete, args=[add()])
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
 def test_ctrl_c_leaves_a_sleeping_loop_which_may_run_on(loop):
     threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):
