@@ -5,8 +5,9 @@ never inside the call. An error goes to ``event_cb`` as a `FilesystemError` of i
 also the `OSError` that the blocking call would raise, with ``filename`` set where there is a path;
 without an ``event_cb`` it is logged.
 
-Paths are `str`, `bytes` or `os.PathLike`; names and paths in results are `str` or `bytes`, as the
-argument was.
+Paths are `str`, bytes-like or `os.PathLike`; names and paths in results are `bytes` where the
+argument was bytes-like, and otherwise `str`. A descriptor is a number, or an object that has a
+``fileno()``, such as an open file; only `close` wants a number.
 Every function raises `TypeError` or `ValueError` for arguments of a wrong kind or range, such as a
 path with a zero byte, and `EventLoopNotRunning`.
 
@@ -30,6 +31,7 @@ from pyasync._core.arguments import (
     MAX_TIME,
     Descriptor,
     StrOrBytesPath,
+    as_path,
     c_string,
     optional_callable,
     require_callable,
@@ -199,7 +201,7 @@ def _stat_result(address: int, outcome: Any) -> tuple[os.stat_result]:
 def _path(value: StrOrBytesPath, name: str = "path") -> tuple[str | bytes, bytes]:
     """Return the path as it was given, for errors, and as bytes for C."""
     encoded = c_string(name, value)
-    return os.fspath(value), encoded
+    return as_path(name, value), encoded
 
 
 def _fd(value: Descriptor, name: str = "fd") -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from pyasync._core.arguments import (
     StrOrBytesPath,
+    as_path,
     c_string,
     optional_callable,
     require_callable,
@@ -53,7 +54,7 @@ class FsMonitor(CHandle):
         callback: ChangeCallback,
         event_cb: EventCallback | None,
     ) -> None:
-        #: The path that `fs_watch` was given (`os.fspath`).
+        #: The path that `fs_watch` was given, as `str` or `bytes`.
         self.path = path
         self._name = os.path.basename(os.fsdecode(path).rstrip("/")) or "/"
         self._callback = callback
@@ -123,7 +124,7 @@ def fs_watch(
     require_callable("callback", callback)
     optional_callable("event_cb", event_cb)
     loop = get_loop()
-    encoded, given = c_string("path", path), os.fspath(path)
+    encoded, given = c_string("path", path), as_path("path", path)
     if encoded:  # "" is an error, not the working directory
         # Absolute, because C looks the path up again later, in another working directory maybe.
         try:

@@ -10,16 +10,17 @@ import sys
 from collections.abc import Callable
 from contextvars import Context
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from pyasync._core.arguments import (
     Descriptor,
+    StrOrBytesPath,
+    as_path,
     optional_callable,
     require_descriptor,
     require_flag,
     require_integer,
     require_timeout,
-    wrong_type,
     wrong_value,
 )
 from pyasync._core.connecting import Socket
@@ -42,7 +43,7 @@ ReadCallback = Callable[["PipeSocket", Any], object]
 SocketCallback = Callable[["PipeSocket"], object]
 PressureCallback = Callable[["PipeSocket", bool], object]
 CloseCallback = Callable[["PipeSocket", "Exception | None"], object]
-Name = Union[str, bytes, "os.PathLike[str]"]
+Name = StrOrBytesPath
 
 LINUX = sys.platform == "linux"
 
@@ -200,15 +201,16 @@ def pipe_server(
         context=context,
     )
     loop.submit()  # the pending close of another server may free the name
+    path = None if name is None else _path(name)
     if mode is not None:
         require_integer("mode", mode, 0, 0o7777, ", or None")
-        if name is None or _is_abstract(_path(name)):
+        if path is None or _is_abstract(path):
             raise wrong_value("mode", "None where there is no file", mode)
     if fd is None:
-        if name is None:
+        if path is None:
             raise TypeError("name must be a path, not None, or there must be an fd")
-        sock = _new_socket(_path(name))
-    elif name is None:
+        sock = _new_socket(path)
+    elif path is None:
         sock = adopt(fd, (sockets.AF_UNIX,))
     else:
         fd = require_descriptor("fd", fd)
@@ -216,10 +218,10 @@ def pipe_server(
     file = None
     with sock:
         try:
-            if name is not None:
-                file = _bind(sock, _path(name))
+            if path is not None:
+                file = _bind(sock, path)
                 if mode is not None:  # before it listens: until then nobody can connect
-                    _change_mode(_path(name), mode)
+                    _change_mode(path, mode)
             try:
                 listen(sock, backlog)
             except OSError as error:
@@ -235,10 +237,7 @@ def _path(name: Name) -> str | bytes:
     allowed = f"a path of 1 to {LONGEST} bytes without zero bytes"
     if LINUX:
         allowed += ", or an abstract name"
-    try:
-        path = os.fspath(name)
-    except TypeError:
-        raise wrong_type("name", allowed, name) from None
+    path = as_path("name", name, allowed)
     encoded = os.fsencode(path)
     abstract = LINUX and encoded[:1] == b"\0"
     # For the kernel a path would end at a zero byte.

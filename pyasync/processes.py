@@ -5,9 +5,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context
-from typing import Any
+from typing import Any, Union
 
-from pyasync._core.arguments import optional_callable, require_descriptor
+from pyasync._core.arguments import Descriptor, optional_callable, require_descriptor
 from pyasync._core.children import Argument, ChildProcess, NewChild
 from pyasync._core.contexts import Binder, optional_context
 from pyasync._core.stream import (
@@ -84,6 +84,10 @@ class StdioStream(StdioPipe):
     """
 
     _stream = True
+
+
+#: A standard stream of a child, as `spawn` takes it.
+StdioOption = Union[Stdio, StdioPipe, Descriptor, None]
 
 
 class ProcessPipe(Stream):
@@ -192,10 +196,10 @@ def spawn(
     *,
     exit_cb: ExitCallback | None = None,
     event_cb: EventCallback | None = None,
-    input: Any = None,
-    output: Any = None,
-    error_output: Any = None,
-    env: Mapping[Any, Any] | None = None,
+    input: StdioOption = None,
+    output: StdioOption = None,
+    error_output: StdioOption = None,
+    env: Mapping[Any, Argument] | None = None,
     working_directory: Argument | None = None,
     uid: int | None = None,
     gid: int | None = None,

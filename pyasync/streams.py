@@ -8,6 +8,7 @@ from threading import get_ident
 from typing import Any
 
 from pyasync._core.arguments import (
+    Descriptor,
     optional_callable,
     require_callable,
     require_descriptor,
@@ -128,7 +129,7 @@ class Stream(CoreStream):
 
     def sendfile(
         self,
-        file: Any,
+        file: Descriptor,
         offset: int = 0,
         count: int | None = None,
         *,

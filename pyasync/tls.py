@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, overload
 from pyasync._core.arguments import (
     Descriptor,
     StrOrBytesPath,
+    as_path,
     c_string,
     optional_callable,
     require_flag,
@@ -424,6 +425,8 @@ def _context_with(
         files.append(("key", key))
     for name, path in files:
         c_string(name, path)
+    # As strings or bytes: PyPy takes no other paths.
+    paths = [as_path(name, path) for name, path in files]
     if not (
         password is None or isinstance(password, (str, bytes, bytearray)) or callable(password)
     ):
@@ -432,8 +435,6 @@ def _context_with(
             f"password must be a str, bytes, bytearray or a function, not {type(password).__name__}"
         )
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    # As strings or bytes: PyPy takes no other paths.
-    paths = [os.fspath(path) for _, path in files]
     try:
         context.load_cert_chain(paths[0], paths[1] if key is not None else None, password)
     except ssl.SSLError as error:  # which says "PEM lib", and no more

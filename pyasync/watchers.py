@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import Any
 
 from pyasync._core.arguments import (
+    Descriptor,
     optional_callable,
     require_callable,
     require_descriptor,
@@ -88,7 +88,7 @@ class Poller(CHandle):
 
 
 def poll(
-    fd: Any,
+    fd: Descriptor,
     callback: Callable[[bool, bool], object],
     *,
     event_cb: EventCallback | None = None,

@@ -22,7 +22,11 @@ class HasFileno(Protocol):
     def fileno(self) -> int: ...
 
 
-StrOrBytesPath = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
+#: A path, or another text for the system. At run time any bytes-like object will do.
+StrOrBytesPath = Union[str, bytes, bytearray, memoryview, "os.PathLike[str]", "os.PathLike[bytes]"]
+
+#: What `as_path` takes, for messages.
+PATH = "a str, bytes-like or os.PathLike"
 
 #: Flags of the code of an ``async def``: nothing awaits what a callback returns.
 ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -172,16 +176,26 @@ def require_timeout(name: str, value: float | None) -> float | None:
 # Text, data and the system's things
 
 
+def as_path(name: str, value: Any, allowed: str = PATH) -> str | bytes:
+    """Return a path as `str`, or, where it is bytes-like, as `bytes`. Raises `TypeError`."""
+    try:
+        path: str | bytes = os.fspath(value)
+    except TypeError:
+        try:
+            return bytes(memoryview(value))
+        except TypeError:
+            raise wrong_type(name, allowed, value) from None
+    return path
+
+
 def c_string(name: str, value: StrOrBytesPath) -> bytes:
     """Return a path, or other text for the system, as bytes for C (`os.fsencode`).
 
     Raises `TypeError`, and `ValueError` if it has zero bytes, or what no file name can have.
     """
-    allowed = "a str, bytes or os.PathLike"
+    allowed = PATH
     try:
-        encoded = os.fsencode(value)
-    except TypeError:
-        raise wrong_type(name, allowed, value) from None
+        encoded = os.fsencode(as_path(name, value))
     except UnicodeEncodeError:
         raise wrong_value(name, f"text that {os.fsencode.__name__} takes", value) from None
     if b"\0" in encoded:  # C would read the part before it, which may be another file's path
@@ -204,11 +218,14 @@ def require_host(name: str, value: Any) -> None:
 
 def require_descriptor(name: str, value: Any, allowed: str | None = None) -> int:
     """Return the descriptor, an integer, or of an object that has a ``fileno()``."""
-    number = value
-    if not hasattr(type(value), "__index__") and callable(getattr(value, "fileno", None)):
-        number = value.fileno()
     if allowed is None:
         allowed = f"a descriptor (an integer from 0 to {MAX_FD}), or have a fileno()"
+    number = value
+    if not hasattr(type(value), "__index__") and callable(getattr(value, "fileno", None)):
+        try:
+            number = value.fileno()
+        except (OSError, ValueError) as error:  # it is closed, or has none, as an io.BytesIO
+            raise wrong_value(name, allowed, value) from error
     if isinstance(number, bool) or not hasattr(type(number), "__index__"):
         raise wrong_type(name, allowed, value)
     number = index(number)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pyasync._core.arguments import (
     StrOrBytesPath,
+    as_path,
     c_string,
     require_flag,
     require_integer,
@@ -96,15 +97,17 @@ class NewChild:
         if isinstance(args, (str, bytes)) or not isinstance(args, Iterable):
             raise wrong_type("args", "a list of arguments", args)
         self._loop = loop
-        self._path = path
-        self._directory = working_directory
         file = c_string("path", path)
+        self._path = as_path("path", path)
         argv = _c_strings([file, *(c_string(f"args[{i}]", arg) for i, arg in enumerate(args))])
         environ = ffi.NULL if env is None else _c_strings(_environment(env))
         directory = (
             ffi.NULL
             if working_directory is None
             else ffi.new("char[]", c_string("working_directory", working_directory))
+        )
+        self._directory = (
+            None if working_directory is None else as_path("working_directory", working_directory)
         )
         flags = lib.PA_DETACHED if require_flag("detached", detached) else 0
         for name, value, flag in [("uid", uid, lib.PA_SETUID), ("gid", gid, lib.PA_SETGID)]:
@@ -178,7 +181,7 @@ def _environment(env: Mapping[Any, Any]) -> list[bytes]:
     return [b"%s=%s" % item for item in items]
 
 
-def _culprit(status: int, path: Argument, directory: Argument | None) -> Argument | None:
+def _culprit(status: int, path: str | bytes, directory: str | bytes | None) -> str | bytes | None:
     """Return the path that the child could not use, or None; a guess, as it reports only errno."""
     if -status not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG):
         return path if -status in (errno.ENOEXEC, errno.ETXTBSY, errno.EISDIR) else None

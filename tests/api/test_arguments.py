@@ -121,7 +121,7 @@ EPOCH = Kind(TIME.types, [NAN, INFINITE, -INFINITE, 1e300, HUGE])
 LIMIT = Kind(TIME.types, [0, *TIME.values], none=True)
 TEXT = Kind([5, b"text", []], ["a\0b", "\udc80"])
 ADDRESS_TEXT = TEXT.also("name", "127.0.0.1.5", "")
-PATH = Kind([5, [], 1.5, bytearray(b"a")], ["a\0b", b"a\0b", pathlib.Path("a\0b"), "\ud800"])
+PATH = Kind([5, [], 1.5], ["a\0b", b"a\0b", pathlib.Path("a\0b"), "\ud800"])
 DATA = Kind([5, 1.5, [], object(), {"a": 1}], ["\udc80"])
 OBJECT = Kind([5, "handle", nothing])
 NOT_AN_INTEGER = ["1", 1.5, NAN, [], True]
@@ -156,7 +156,7 @@ KINDS = {
         [5, b"127.0.0.1", (HOST,), ("::1", 0, 0, 0), Part((HOST, "port"), "port")],
         ["localhost", "127.0.0.1\0", Part((HOST, -1), -1), Part((HOST, 65536), 65536)]),
     "server_hostname": TEXT,
-    "name": Kind([7, [], bytearray(b"pipe")],
+    "name": Kind([7, []],
                  ["x" * 108, b"x" * 108, pathlib.Path("x" * 200), "\0" + "x" * 107, "", b"",
                   "a\0b", b"a\0b", "\N{EURO SIGN}" * 36]),  # each has three bytes
     "fd": FD, "in_fd": FD, "out_fd": FD,

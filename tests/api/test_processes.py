@@ -409,7 +409,7 @@ def test_a_working_directory_that_is_not_there_is_the_one_named(run, tmp_path):
     with run():
         with pytest.raises(pyasync.FilesystemNotFound) as caught:
             sh("", working_directory=tmp_path / "none")
-        assert caught.value.filename == tmp_path / "none"
+        assert caught.value.filename == str(tmp_path / "none")
         with pytest.raises(pyasync.FilesystemNotFound) as caught:
             pyasync.spawn("pyasync-no-such-program", [], working_directory=tmp_path)
         assert caught.value.filename == "pyasync-no-such-program"
