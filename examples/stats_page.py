@@ -118,9 +118,11 @@ class StatsPage:
             socket.disable(read=True)  # until the client has taken what it asked for before
 
     def on_answered(self, socket):
+        connection = socket.data
         if not socket.closed:
-            socket.data.answering = False
-            socket.enable(read=True)
+            connection.answering = False
+            if len(connection.input) <= HEAD_LIMIT:
+                socket.enable(read=True)
             self.next_request(socket)
 
     def on_event(self, event):
