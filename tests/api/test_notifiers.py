@@ -8,7 +8,7 @@ import threading
 from functools import partial
 
 import pytest
-from peers import PATIENCE, Background, fork_and_check, nothing
+from peers import PATIENCE, Background, after_iterations, fork_and_check, nothing
 
 import pyasync
 
@@ -65,7 +65,7 @@ def test_triggers_before_the_callback_runs_are_one_call(run):
         for _ in range(100):
             notifier.trigger()
         assert called == []
-        pyasync.delay(notifier.free, time=0.01)
+        after_iterations(3, notifier.free)
     assert called == [1]
 
 
@@ -162,7 +162,7 @@ def test_a_handler_of_pythons_may_interrupt_a_trigger_with_its_own(run):
             notifier.trigger()
         if handled:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            pyasync.delay(notifier.free, time=0.01)
+            after_iterations(3, notifier.free)
         else:
             pyasync.call_soon(trigger_and_be_interrupted)
 

@@ -4,7 +4,16 @@ import socket
 import time
 
 import pytest
-from peers import LINKS, PIPE_LINKS, Background, make_link, nothing, read_all, when
+from peers import (
+    LINKS,
+    PIPE_LINKS,
+    Background,
+    after_iterations,
+    make_link,
+    nothing,
+    read_all,
+    when,
+)
 from tls_peers import TLS_LINKS
 
 import pyasync
@@ -233,7 +242,7 @@ def test_a_shutdown_without_connections_calls_back_soon_and_never_inside_the_cal
             server.shutdown(5, told.append)
             assert told == [server, server]
 
-        pyasync.delay(again, time=0.01)
+        after_iterations(2, again)
     assert told == [server] * 3
 
 
