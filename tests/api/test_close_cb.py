@@ -19,6 +19,7 @@ from peers import (
     reset,
     small_buffers,
     wait_until,
+    when,
     within,
 )
 from tls_peers import CLIENT, SERVER, TLS_LINKS
@@ -283,7 +284,7 @@ def test_a_socket_that_is_closed_while_it_connects_is_told(run, calls, host, dat
         server = pyasync.tcp_server("127.0.0.1", 0, nothing)
         stream = pyasync.tcp_connect(host, server.address[1], **calls.options(), data=data)
         stream.close()
-        pyasync.delay(server.close, time=0.05)
+        when(lambda: calls.closed, server.close)
     assert calls.closed == [(stream, None)]
 
 
