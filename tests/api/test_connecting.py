@@ -19,6 +19,7 @@ from peers import (
     preloaded,
     read_all,
     read_exactly,
+    when,
 )
 
 import pyasync
@@ -281,7 +282,7 @@ def test_after_250_ms_the_next_address_is_tried_and_the_loser_closed(run, names)
         after_iterations(3, lambda: (handles.append(pyasync.stats().handles), client.close()))
 
     waited = []
-    with hanging("127.0.0.2") as port, listening("127.0.0.1", port):
+    with listening() as listener, hanging("127.0.0.2", port_of(listener)) as port:
         started = time.monotonic()
         connect(run, NAME, port, connect_cb=connect_cb)
     assert connecting.ATTEMPT_DELAY <= waited[0] < connecting.ATTEMPT_DELAY + 5
@@ -290,7 +291,7 @@ def test_after_250_ms_the_next_address_is_tried_and_the_loser_closed(run, names)
 
 def test_what_was_written_goes_to_the_winner_alone(run, names):
     names([(V4, "127.0.0.2"), (V4, "127.0.0.1")])
-    with hanging("127.0.0.2") as port, listening("127.0.0.1", port) as listener:
+    with listening() as listener, hanging("127.0.0.2", port_of(listener)) as port:
         received = talk(listener)
 
         def start():
@@ -304,7 +305,7 @@ def test_what_was_written_goes_to_the_winner_alone(run, names):
 
 def test_the_first_address_may_still_win_while_the_second_is_tried(run, names):
     names([(V4, "127.0.0.2"), (V4, "127.0.0.3")])
-    told, trying = [], []
+    told = []
 
     def connect_cb(client):
         told.append(client.peername[0])
@@ -314,14 +315,9 @@ def test_the_first_address_may_still_win_while_the_second_is_tried(run, names):
 
         def start():
             pyasync.tcp_connect(NAME, port, nothing, connect_cb=connect_cb, event_cb=told.append)
-            pyasync.delay(make_room, time=connecting.ATTEMPT_DELAY + 0.1)
-
-        def make_room():
-            trying.append(pyasync.stats().handles["tcp"])
-            accept_all(first)
+            when(lambda: pyasync.stats().handles["tcp"] == 2, lambda: accept_all(first))
 
         run(start)
-    assert trying == [2]
     assert told == ["127.0.0.2"]
 
 
@@ -899,7 +895,7 @@ def test_options_are_set_before_there_is_a_socket(run, make):
             with pytest.raises(pyasync.SocketClosed):
                 client.fileno()
 
-        pyasync.delay(end, time=0.1)
+        when(lambda: pyasync.stats().connected, end)
     assert seen == [(False, 1, 4)]
 
 
@@ -911,6 +907,6 @@ def test_an_option_that_the_system_refuses_ends_the_connection(run):
         client.setsockopt(socket.SOL_SOCKET, 9999, 1)
         pyasync.connect_tcp_socket(client, *server.address)
         assert errors == []
-        pyasync.delay(server.close, time=0.05)
+        when(lambda: errors, server.close)
     assert len(errors) == 1
     assert isinstance(errors[0], pyasync.SocketError)
