@@ -398,10 +398,16 @@ def test_only_the_main_thread_adds_signal_handlers(loop):
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
-def test_ctrl_c_leaves_a_sleeping_loop_which_may_run_on(loop):
-    threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGINT]).start()
+def test_ctrl_c_leaves_a_sleeping_loop_which_may_run_on(loop, wait_until_asleep):
+    def press():
+        wait_until_asleep(loop)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    loop.call_soon(thread.start)
     with pytest.raises(KeyboardInterrupt):
         loop.run_until_complete(asyncio.sleep(PATIENCE))
+    thread.join()
     for task in asyncio.all_tasks(loop):
         task.cancel()
     assert loop.run_until_complete(asyncio.sleep(0, "on")) == "on"

@@ -187,7 +187,7 @@ def test_writes_after_the_peers_reset_are_dropped_and_it_is_told_once(paused):
             protocol.transport.pause_reading()
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         theirs.close()
-        for _ in range(20):
+        while not protocol.lost.done():
             protocol.transport.write(bytes(100))
             await asyncio.sleep(0.001)
         assert isinstance(await protocol.lost, ConnectionError)
