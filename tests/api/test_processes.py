@@ -703,7 +703,7 @@ def test_what_waits_for_a_child_that_dies_is_a_broken_pipe(run):
     told = []
 
     with run():
-        process = sh("read line", input=pyasync.PIPE, event_cb=told.append)
+        process = sh("exec sleep 60", input=pyasync.PIPE, event_cb=told.append)
         process.input.write(bytes(MORE_THAN_FITS), write_cb=partial(pytest.fail, "called"))
         process.input.close()
         pyasync.delay(lambda: process.kill(signal.SIGKILL), time=0.01)
