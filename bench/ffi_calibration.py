@@ -7,15 +7,13 @@ each the lowest of several rounds: what disturbs a round only makes it slower.
 
 import cProfile
 import hashlib
-import importlib.util
-import json
+import importlib
 import sys
 from struct import Struct
-from time import perf_counter_ns
 from timeit import Timer
 
 from cffi import FFI
-from common import BENCH, KIB, option_parser
+from common import BENCH, KIB
 
 CACHE = BENCH.parent / "build" / "ffi-calibration"
 PYPY = sys.implementation.name == "pypy"
@@ -30,14 +28,11 @@ TYPES = ["void *loop", "int slot", "int64_t value", "const char *data", "const i
 COUNTS = range(len(TYPES) + 1)
 # Functions to profile: as many as a program calls by turns, which the profiler looks up in a tree.
 BY_TURNS = range(40)
-PROTOTYPES = [
-    *(f"void pa_empty{count}({', '.join(TYPES[:count]) or 'void'})" for count in COUNTS),
-    *(f"void pa_by_turns{i}(void)" for i in BY_TURNS),
-]
+EMPTY = [f"pa_empty{count}({', '.join(TYPES[:count]) or 'void'})" for count in COUNTS]
+EMPTY += [f"pa_by_turns{i}(void)" for i in BY_TURNS]
 CALLBACK = "void pa_called(int slot, int64_t value, int64_t data);"
-DECLARATIONS = "\n".join(
-    [f'extern "Python" {CALLBACK}', "void pa_call_in(int times);", *(f"{p};" for p in PROTOTYPES)]
-)
+DECLARATIONS = f'extern "Python" {CALLBACK} void pa_call_in(int times);'
+DECLARATIONS += "".join(f"void {function};" for function in EMPTY)
 # A compiler that sees through the functions would leave out the calls.
 SOURCE = f"""
 #include <stdint.h>
@@ -47,7 +42,7 @@ static void pa_call_in(int times) {{
   for (int i = 0; i < times; i++)
     pa_called(i & 63, i, i);
 }}
-""" + "\n".join(f'__attribute__((noinline)) static {p} {{ __asm__(""); }}' for p in PROTOTYPES)
+""" + "\n".join(f'__attribute__((noinline)) static void {f} {{ __asm__(""); }}' for f in EMPTY)
 
 
 def load_module():
@@ -55,13 +50,15 @@ def load_module():
     text = DECLARATIONS + SOURCE + sys.version
     name = f"ffi_calibration_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     sys.path.append(str(CACHE))
-    if importlib.util.find_spec(name) is None:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
         builder = FFI()
         builder.cdef(DECLARATIONS)
         builder.set_source(name, SOURCE, extra_compile_args=["-O2"])
         builder.compile(tmpdir=str(CACHE))
         importlib.invalidate_caches()
-    return importlib.import_module(name)
+        return importlib.import_module(name)
 
 
 def calibrate():
@@ -81,18 +78,22 @@ def calibrate():
     return found
 
 
-def time_each(statement, *, at_once=1, **names):
-    """What a statement costs that does so many at once: for each, in a loop, its names local."""
+def time_each(statement, *, but_for="pass", at_once=1, **names):
+    """What a statement costs more than another that does as many at once, for each of them.
+
+    Both run in a loop, and the names are local there.
+    """
     setup = "\n".join(f"{name} = given[{name!r}]" for name in names)
-    timer = Timer(statement, setup, perf_counter_ns, {"given": names})
-    return min(timer.repeat(ROUNDS, REPEATS // at_once)) / REPEATS
+    whole, rest = (
+        min(timer.repeat(ROUNDS, REPEATS // at_once))
+        for timer in (Timer(text, setup, globals={"given": names}) for text in (statement, but_for))
+    )
+    return max(0.0, whole - rest) * 1e9 / REPEATS
 
 
 def call_time(call, arguments):
-    """Return what one call in a loop costs more than the loop."""
     names = {f"argument{i}": value for i, value in enumerate(arguments)}
-    called = time_each(f"call({', '.join(names)})", call=call, **names)
-    return max(0.0, called - time_each("pass"))
+    return time_each(f"call({', '.join(names)})", call=call, **names)
 
 
 class Target:
@@ -126,7 +127,7 @@ def event_times(ffi, lib):
 
     records = memoryview(b"".join(RECORD.pack(4, i & 63, i, i) for i in range(REPEATS)))
     names = {"unpack": RECORD.iter_unpack, "records": records, "objects": objects}
-    call = time_each("target.on_event(value, value)", target=objects[0], value=0)
+    call = time_each("target.on_event(0, 0)", target=objects[0])
     call_in = time_each("call_in(times)", at_once=REPEATS, call_in=lib.pa_call_in, times=REPEATS)
     record = time_each(WALK_RECORDS, at_once=REPEATS, **names)
     return max(0.0, call_in - call), max(0.0, record - call)
@@ -136,11 +137,10 @@ def copy_time(ffi, size):
     """Return what one copy out of C's memory costs, as a read makes it."""
     arena = ffi.buffer(ffi.new("char[]", 64 * KIB))
     starts = [(i * 64, i * 64 + size) for i in range(500)]
-    copies, nothing = (
-        time_each(f"for start, end in starts: {each}", at_once=500, arena=arena, starts=starts)
-        for each in ("arena[start:end]", "pass")
+    each = "for start, end in starts: "
+    return time_each(
+        f"{each} arena[start:end]", but_for=f"{each} pass", at_once=500, arena=arena, starts=starts
     )
-    return max(0.0, copies - nothing)
 
 
 def profiler_times(functions, inside):
@@ -165,25 +165,3 @@ def profiler_times(functions, inside):
         of_callees.append(sum(time for calls, time in own if calls == rounds))
     in_callee = max(0.0, min(of_callees) - inside)
     return max(0.0, min(of_all) - plain - in_callee), in_callee
-
-
-def report(calibration):
-    """Say what was measured, as lines of text."""
-    rows = {
-        f"a call out, with {COUNTS[0]} to {COUNTS[-1]} arguments": calibration["call_out"].values(),
-        'a call in through extern "Python" *': [calibration["call_in"]],
-        "a queue record unpacked and dispatched *": [calibration["record"]],
-        "a copy of 1 byte, of 1 KiB": [calibration["copy"], calibration["copy_1k"]],
-    }
-    if "profiler" in calibration:
-        rows["cProfile, for a call of Python, of C"] = map(sum, calibration["profiler"].values())
-    yield "calibration, in ns"
-    for name, figures in rows.items():
-        yield f"  {name:42} {' '.join(f'{figure:.0f}' for figure in figures)}"
-    yield "  * to the object that it is for, whose own call is not counted"
-
-
-if __name__ == "__main__":
-    options = option_parser(__doc__).parse_args()
-    measured = calibrate()
-    print(json.dumps(measured) if options.json else "\n".join(report(measured)))

@@ -20,10 +20,11 @@ import cProfile
 import json
 import multiprocessing
 import os
+import pstats
 import signal
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,14 +33,30 @@ from typing import NamedTuple
 import chart
 import common
 import http_delay
-from common import aligned, positive_int, progress
-from ffi_calibration import PYPY, calibrate, report
-from ffi_costs import Observation, analyze_profile, analyze_run, read_profile, with_callbacks
+from common import KIB, aligned, positive_int, progress
+from ffi_calibration import COUNTS, PYPY, calibrate
 
 import pyasync
-from pyasync._ffi import lib
+from pyasync._ffi import ffi, lib
 
 VARIANTS = {"buffered": False, "unbuffered": True}
+
+# By name: a title, the unit, and what the server of http_delay.py does in place of its answer. The
+# load of the same name is put on it.
+WORKLOADS = {
+    "http": ("http_delay: a connection for each request", "request", None),
+    "echo": ("echo: messages of 1 KiB", "message", lambda socket, data: socket.write(data)),
+}
+
+CROSSING = "<built-in method pyasync._libuv."
+RUN = f"{CROSSING}pa_run>"  # sleeps, too
+CFFI = "_cffi_backend"
+PACKAGE = "/pyasync/"
+
+KERNEL, FFI, PYASYNC, APPLICATION = "kernel and libuv", "FFI crossings", "pyasync", "application"
+SLEEP = "sleep, kernel, libuv"
+KERNEL_ALONE, REST = "kernel", "libuv and Python"  # where no profiler tells more
+RECORDS, CALLS_IN, COPIES = "event records, in", 'extern "Python" calls, in', "data read, copied"
 
 
 def main():
@@ -99,18 +116,19 @@ def parse_options():
 # The runs
 
 
-class Workload(NamedTuple):
-    """What the server of http_delay.py does, which the load of the same name is put on."""
+class Run(NamedTuple):
+    """What a run has cost, from the time when the load was started."""
 
-    title: str
-    unit: str
-    on_data: object = None
+    requests: int
+    user: float  # CPU seconds
+    system: float
+    stats: pyasync.Stats
+    counts: Counter  # crossings by name, where they were counted
+    profile: dict  # of a profiled one, as cProfile has it
 
-
-WORKLOADS = {
-    "http": Workload("http_delay: a connection for each request", "request"),
-    "echo": Workload("echo: messages of 1 KiB", "message", lambda socket, data: socket.write(data)),
-}
+    @property
+    def cpu(self):
+        return self.user + self.system
 
 
 def measure(name, calibration, options):
@@ -127,16 +145,19 @@ def measure(name, calibration, options):
                 runs.append(run.result())
     # What else the machine does only adds to a run.
     best = {key: min(runs, key=lambda run: run.cpu) for key, runs in observed.items()}
-    costs = {
-        variant: analyze_run(best[variant, True], best[variant, False], calibration)
-        for variant in VARIANTS
-    }
-    costs["callbacks"] = with_callbacks(costs["unbuffered"], calibration)
-    return costs
+    found = {}
+    for variant in VARIANTS:
+        run, plain = best[variant, True], best[variant, False]
+        if PYPY:
+            found[variant] = analyze_counts(run, plain, calibration)
+        else:
+            found[variant] = analyze_profile(run.profile, calibration, run=run, plain=plain)
+    found["callbacks"] = with_callbacks(found["unbuffered"], calibration)
+    return found
 
 
 def observe(name, watched, unbuffered, options):
-    """Run a server under load, and end it with the load. Returns an Observation."""
+    """Run a server under load, and end it with the load. Returns a Run."""
     common.raise_open_files_limit()
     run = SimpleNamespace()
 
@@ -161,13 +182,13 @@ def observe(name, watched, unbuffered, options):
         count_crossings(counts)
     elif watched:
         profiler.enable()
-    http_delay.serve(http_delay.parse_options(words), send, WORKLOADS[name].on_data)
+    http_delay.serve(http_delay.parse_options(words), send, WORKLOADS[name][2])
     profiler.create_stats()  # which ends it
     output, _ = run.client.communicate()
     if run.client.returncode != 0:
         raise RuntimeError(f"the load on {name} has failed")
     requests = json.loads(output.splitlines()[-1])["done"]
-    return Observation(requests, *run.cpu, run.loop.stats() - run.stats, counts, profiler.stats)
+    return Run(requests, *run.cpu, run.loop.stats() - run.stats, counts, profiler.stats)
 
 
 def count_crossings(counts):
@@ -198,7 +219,207 @@ def count_crossings(counts):
                 setattr(module, name, counting_lib if value is lib else counting(value))
 
 
+# From a profile, and the calibration, to what the FFI costs
+
+
+def crossing(name, calls, nanoseconds, in_c=None):
+    """A row: a function of C's, or another way of crossing, and what it took in all.
+
+    `in_c` is what was spent on the other side. Both are seconds of CPU.
+    """
+    return {"name": name, "calls": calls, "cost": calls * nanoseconds / 1e9, "in_c": in_c}
+
+
+def costs(requests, parts, rows, *, plain=None, measured=None, system=None, computed=False):
+    """Where the time of some requests went, in seconds of CPU, as --json has it.
+
+    `requests` are 0 if their number is not known. `plain` is the run that nothing watched: the
+    loop's own counter there says how many crossings a request took. The sum is compared with
+    `measured`, of which `system` was spent in the kernel.
+    """
+    total = sum(parts.values())
+    for row in rows:
+        row["share"] = row["cost"] / total
+    return {
+        "requests": requests,
+        "parts": parts,
+        "shares": {name: seconds / total for name, seconds in parts.items()},
+        "total": total,
+        "crossings": sorted(rows, key=lambda row: -row["cost"]),
+        "measured": measured,
+        "system": system,
+        "residual": measured and total / measured - 1,
+        "counted": plain and plain.stats.crossings / plain.requests,
+        "computed": computed,
+    }
+
+
+def read_profile(path):
+    """Return what a file of cProfile's holds. Raises ValueError or OSError in words of one line."""
+    try:
+        return pstats.Stats(str(path)).stats
+    except OSError:
+        raise
+    except Exception:  # whatever marshal, and pstats on something odd, may raise
+        raise ValueError(f"{path} is not a file that cProfile has written") from None
+
+
+def analyze_profile(profile, calibration, *, run=None, plain=None, cpu=None):
+    """Return the costs that a profile shows.
+
+    It is of a run that was then repeated with no profiler (`plain`); or of a program that used so
+    much CPU, if that is known.
+    """
+    package, roots = find_loop(profile)
+
+    def part(function, caller=None):
+        file, _, name = function
+        if file != "~":
+            return PYASYNC if file.startswith(package) else APPLICATION
+        if name.startswith(CROSSING) or CFFI in name:
+            return name
+        return part(caller) if caller and caller[0] != "~" else APPLICATION
+
+    # The profiler's own time is in the caller's, and to a lesser degree in the function's.
+    own_time, overhead, calls = defaultdict(float), defaultdict(float), Counter()
+    own_time[PYASYNC] += sum(profile[root][2] for root in roots)
+    for caller, function, count, seconds in calls_within(profile, roots):
+        callee = part(function, caller)
+        in_caller, in_callee = calibration["profiler"]["c" if function[0] == "~" else "python"]
+        own_time[callee] += seconds
+        calls[callee] += count
+        overhead[callee] += count * in_callee / 1e9
+        overhead[part(caller)] += count * in_caller / 1e9
+
+    # cProfile's clock goes on while the loop sleeps, and while others have the processor.
+    busy, asleep = 1.0, 0.0
+    if run:
+        asleep = run.stats.idle_time
+        busy = run.cpu / (sum(own_time.values()) - asleep)
+    elif cpu is not None:
+        asleep = max(0.0, sum(entry[2] for entry in profile.values()) - cpu)
+    own_time[RUN] = max(0.0, own_time[RUN] - asleep)
+    cpu_time = Counter({name: time * busy - overhead[name] for name, time in own_time.items()})
+
+    rows, in_c = rows_inward(run, calibration) if run else [], 0.0
+    cpu_time[PYASYNC] -= sum(row["cost"] for row in rows)
+    for name, count in calls.items():
+        if name.startswith(CROSSING):
+            row = crossing_out(name[len(CROSSING) : -1], count, calibration)
+            in_c += cpu_time[name] - row["cost"]
+            rows.append({**row, "in_c": max(0.0, cpu_time[name] - row["cost"])})
+        elif CFFI in name:
+            _, function, *_ = name.split("'")
+            rows.append(crossing(f"ffi.{function}", count, cpu_time[name] * 1e9 / count))
+    parts = {
+        SLEEP if run is None and cpu is None else KERNEL: in_c,
+        FFI: sum(row["cost"] for row in rows),
+        PYASYNC: cpu_time[PYASYNC],
+        APPLICATION: cpu_time[APPLICATION],
+    }
+    if run is None:
+        return costs(0, parts, rows)
+    scale = run.requests / plain.requests
+    measured, system = plain.cpu * scale, plain.system * scale
+    return costs(run.requests, parts, rows, plain=plain, measured=measured, system=system)
+
+
+def analyze_counts(run, plain, calibration):
+    """Return the costs that counts of crossings show, times what each costs.
+
+    The sum is what was measured: there is no second figure to compare it with.
+    """
+    rows, scale = rows_inward(plain, calibration), plain.requests / run.requests
+    for name, count in run.counts.items():
+        rows.append(crossing_out(name, round(count * scale), calibration))
+    crossings = sum(row["cost"] for row in rows)
+    parts = {KERNEL_ALONE: plain.system, FFI: crossings, REST: plain.user - crossings}
+    return costs(plain.requests, parts, rows, plain=plain)
+
+
+def with_callbacks(found, calibration):
+    """Return what it would cost if C called Python for each event, with all else as it is."""
+    rows = [
+        crossing(CALLS_IN, row["calls"], calibration["call_in"]) if row["name"] == RECORDS else row
+        for row in map(dict, found["crossings"])
+    ]
+    parts = {**found["parts"], FFI: sum(row["cost"] for row in rows)}
+    return costs(found["requests"], parts, rows, computed=True)
+
+
+def rows_inward(run, calibration):
+    """What it costs that events come as records, and that each request is read once."""
+    size = run.stats.bytes_read / run.requests
+    copy = calibration["copy"] + (calibration["copy_1k"] - calibration["copy"]) * size / KIB
+    records = crossing(RECORDS, run.stats.events, calibration["record"])
+    return [records, crossing(COPIES, run.requests, copy)]
+
+
+def crossing_out(function, count, calibration):
+    """What calls of a function of the extension's cost: by how many arguments it has."""
+    try:
+        arguments = len(ffi.typeof(getattr(lib, function)).args)
+    except AttributeError:  # a profile of another version
+        arguments = 3
+    return crossing(function, count, calibration["call_out"][min(arguments, COUNTS[-1])])
+
+
+def find_loop(profile):
+    """Return the package's folder, and the functions in it that run the loop.
+
+    These are told by no name of theirs: the callers of pa_run, theirs in the package, and so on
+    to those that are called from outside.
+    """
+    ahead = [key for function in profile if function[2] == RUN for key in profile[function][4]]
+    files = [key[0].replace("\\", "/") for key in ahead]
+    if not files or PACKAGE not in files[0]:
+        raise ValueError("the profile is not of a program that has run pyasync's event loop")
+    package = ahead[0][0][: files[0].rindex(PACKAGE) + len(PACKAGE)]
+    callers = {
+        function: {caller for caller in entry[4] if caller[0].startswith(package)}
+        for function, entry in profile.items()
+    }
+    above = reach(ahead, lambda function: callers[function])
+    return package, {function for function in above if not callers[function] - {function}}
+
+
+def calls_within(profile, roots):
+    """Return (caller, function, calls, own time) of all calls under `roots`."""
+    callees = defaultdict(list)
+    for function, (_, _, _, _, callers) in profile.items():
+        for caller, (calls, _, seconds, _) in callers.items():
+            callees[caller].append((caller, function, calls, seconds))
+    under = reach(roots, lambda caller: [function for _, function, _, _ in callees[caller]])
+    return [call for caller in under for call in callees[caller]]
+
+
+def reach(start, neighbours):
+    """All that can be reached from some functions."""
+    reached, ahead = set(start), list(start)
+    while ahead:
+        found = set(neighbours(ahead.pop())) - reached
+        reached |= found
+        ahead += found
+    return reached
+
+
 # What is printed
+
+
+def calibration_text(calibration):
+    rows = {
+        f"a call out, with {COUNTS[0]} to {COUNTS[-1]} arguments": calibration["call_out"].values(),
+        'a call in through extern "Python" *': [calibration["call_in"]],
+        "a queue record unpacked and dispatched *": [calibration["record"]],
+        "a copy of 1 byte, of 1 KiB": [calibration["copy"], calibration["copy_1k"]],
+    }
+    if "profiler" in calibration:
+        rows["cProfile, for a call of Python, of C"] = map(sum, calibration["profiler"].values())
+    yield "calibration, in ns"
+    for name, figures in rows.items():
+        yield f"  {name:42} {' '.join(f'{figure:.0f}' for figure in figures)}"
+    yield "  * to the object that it is for, whose own call is not counted"
+
 
 MEASURED = {
     "sum": "total",
@@ -211,19 +432,19 @@ FORMATS = {"error of the sum": "{:+.1%}", "crossings, unwatched": "{:,.3f}      
 
 
 def text(calibration, results):
-    yield from report(calibration)
+    yield from calibration_text(calibration)
     for name, variants in results.items():
-        workload = WORKLOADS.get(name, Workload("the time in the loop", ""))
+        title, unit, _ = WORKLOADS.get(name, ("the time in the loop", "", None))
         yield ""
-        yield f"{name}: {workload.title}"
-        yield from aligned(shares(variants, workload.unit))
-        for variant, costs in variants.items():
-            if not costs["computed"]:
+        yield f"{name}: {title}"
+        yield from aligned(share_rows(variants, unit))
+        for variant, found in variants.items():
+            if not found["computed"]:
                 yield ""
-                yield from aligned(crossings(variant, costs, workload.unit))
+                yield from aligned(crossing_rows(variant, found, unit))
 
 
-def shares(variants, unit):
+def share_rows(variants, unit):
     """A row for each part, with its time and its share of the sum; then what else was measured."""
 
     def cell(name, costs, value):
@@ -243,7 +464,7 @@ def shares(variants, unit):
             yield [name, *(cell(name, costs, value) for costs, value in zip(found, values))]
 
 
-def crossings(variant, costs, unit):
+def crossing_rows(variant, costs, unit):
     """A row for each crossing, but for those that are only made at the beginning or the end."""
     requests = costs["requests"]
     calls = f"calls/{unit}" if unit else "calls"

@@ -262,7 +262,7 @@ def test_load_that_cannot_fit_says_how_many_workers_would():
         ("c1m.py", "--limit=inf"),
         ("hot.py", "--events=3"),
         ("hot.py", "--against=/nowhere"),
-        ("ffi_calibration.py", "--bogus"),
+        ("ffi_profile.py", "--bogus"),
         ("../examples/background_work.py", "--workers=0"),
         ("../examples/background_work.py", "--workers=1000000"),
         ("../examples/hardened_server.py", "--connections=0"),
