@@ -22,7 +22,7 @@ import sys
 import chart
 import common
 from common import aligned, positive_float, positive_int, progress, say
-from contenders import Unsupported, known_contenders
+from contenders import Unsupported, installed, known_contenders
 from workloads import all_workloads
 
 # In full, with --quick, the type, and what --help says of the option; None: it has none.
@@ -45,11 +45,7 @@ def main():
     options = parse_options()
     common.raise_open_files_limit()  # of all that it starts, too
     common.compile_baseline("peer", "load")
-    contenders = [one for one in known_contenders() if one.name in options.servers]
-    for contender in contenders:
-        if contender.missing:
-            say(f"skipped: {contender.name} ({contender.missing})")
-    contenders = [contender for contender in contenders if not contender.missing]
+    contenders = installed(options.servers)
     here = common.machine()
     if not options.json:
         print(common.in_words(here))

@@ -14,7 +14,7 @@ import sys
 import threading
 from typing import NamedTuple
 
-from common import BASELINE, BENCH, LOAD, Cpu, end_with_parent
+from common import BASELINE, BENCH, LOAD, Cpu, end_with_parent, say
 
 PEERS = BENCH / "peers"
 PYPY = BENCH.parent / ".venv-pypy3" / "bin" / "python"
@@ -62,6 +62,15 @@ def known_contenders():
         Contender("pypy-asyncio", [*pypy, *asyncio[1:]], no_pypy),
         Contender("bare", bare),
     ]
+
+
+def installed(names):
+    """Those of these names that can be started; says what is missing."""
+    chosen = [one for one in known_contenders() if one.name in names]
+    for one in chosen:
+        if one.missing:
+            say(f"skipped: {one.name} ({one.missing})")
+    return [one for one in chosen if not one.missing]
 
 
 def no_module(name):
@@ -113,10 +122,10 @@ def running(contender, cores, *words, patience=PATIENCE):
 def run(contender, cores, *words):
     """Run a program that measures itself. Gives what it says."""
     with started([*contender.command, *words], cores) as process:
-        output = process.stdout.read()
-        if process.wait() != 0 or not output:
+        *_, last = process.stdout.read().splitlines() or [""]
+        if process.wait() != 0 or not last.startswith("{"):
             raise failure(process)
-        return json.loads(output)
+        return json.loads(last)
 
 
 @contextlib.contextmanager

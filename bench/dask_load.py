@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -46,8 +47,7 @@ async def run_client(options, connections, rate, concurrency):
 
     def send(kind, tally):
         counts = {name: getattr(tally, name) for name in ("started", "open", "replies")}
-        counts["errors"] = sum(tally.errors.values())
-        worker.log_event(TOPIC, {"worker": worker.name, **counts})
+        worker.log_event(TOPIC, (worker.name, {**counts, "errors": dict(tally.errors)}))
 
     sources = http_load.source_addresses(options.server, options.num_conns)
     client = http_load.LoadClient(options, connections, rate, concurrency, sources)
@@ -114,20 +114,12 @@ async def run_load(options, console, where):
     latest, progress = {}, []
 
     def on_progress(event):
-        _, message = event
-        latest[message["worker"]] = message
-        names = ("started", "open", "replies", "errors")
-        total = {name: sum(one[name] for one in latest.values()) for name in names}
-        elapsed = asyncio.get_running_loop().time() - began
-        progress.append((elapsed, total["replies"]))
-        console.print(
-            "load",
-            "workers: {workers}  started: {started:,}  open: {open:,}  replies: {replies:,}"
-            "  errors: {errors:,}",
-            progress=True,
-            workers=len(latest),
-            **total,
-        )
+        _, (worker, counts) = event
+        latest[worker] = http_load.Tally(**{**counts, "errors": Counter(counts["errors"])})
+        total = sum(latest.values(), http_load.Tally())
+        progress.append((asyncio.get_running_loop().time() - began, total.replies))
+        if worker == next(iter(latest)):  # once a second, whatever the number of workers
+            http_load.print_tally(console, total, workers=len(latest))
 
     async with Client(asynchronous=True, timeout=PATIENCE, **where) as client:
         await client.wait_for_workers(options.workers, timeout=PATIENCE)
@@ -151,14 +143,14 @@ async def run_load(options, console, where):
 def print_results(console, results, options):
     total = sum((tally for tally, _, _ in results), http_load.Tally())
     for number, (tally, loop, pid) in enumerate(results):
-        found = http_load.percentiles(tally.latencies)
+        latency_ms, shown = http_load.percentiles_ms(tally.latencies)
         console.print(
             "worker",
-            "worker {number}: {replies:,} replies, latency ms: {shown}; {loop}, process {pid}",
+            f"worker {{number}}: {{replies:,}} replies, latency ms: {shown}; "
+            "{loop}, process {pid}",
             number=number,
             replies=tally.replies,
-            latency_ms={name: value * 1e3 for name, value in found.items()},
-            shown="  ".join(f"{name} {value * 1e3:,.2f}" for name, value in found.items()),
+            latency_ms=latency_ms,
             loop=loop,
             pid=pid,
         )

@@ -12,7 +12,6 @@ program once, in turn; a ratio is the median of the ratios within each round.
 To compare with a commit: `git worktree add ../other COMMIT`, and there `make .venv/.built`.
 """
 
-import itertools
 import json
 import os
 import sys
@@ -20,66 +19,62 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 import common
-from compare import case_table, summarize
-from contenders import Contender, failure, known_contenders, started
+from compare import compare, tables
+from contenders import Contender, installed, known_contenders, run
+from workloads import Case, Workload
 
-#: The words for the program, how many connections it has at a time, and the size of a message.
+#: What is counted, the words for the program, how many connections it has, the size of a message.
 WORKLOADS = {
-    "request": (["http", 0], 200, 0),  # 0: a connection a request
-    "echo": (["echo"], 100, 1024),
-    "one": (["echo"], 1, 1024),
-    "timers": (["timers", "fire", "EVENTS", 1], 0, 0),
-}
-TITLES = {
-    "request": "a connection a request, 200 at a time",
-    "echo": "echo of 1 KiB, 100 connections: 100 messages an iteration",
-    "one": "echo of 1 KiB, 1 connection: a message an iteration",
-    "timers": "timers created, due over a second, and fired",
+    "request": ("a connection a request, 200 at a time", ["http", 0], 200, 0),  # 0: no message
+    "echo": ("echo of 1 KiB, 100 connections: 100 messages an iteration", ["echo"], 100, 1024),
+    "one": ("echo of 1 KiB, 1 connection: a message an iteration", ["echo"], 1, 1024),
+    "timers": (
+        "timers created, due over a second, and fired",
+        ["timers", "fire", "EVENTS", 1],
+        0,
+        0,
+    ),
 }
 SERVERS = ["c", "pyasync", "aio", "uvloop"]  # if not told; all of them are on libuv
 CHOICES = [*SERVERS, "unbuffered", "pypy", "pypy-aio"]
-FIGURE = "CPU µs/event"
 
 
 def main():
     options = parse_options()
     common.compile_baseline("peer", "hot.so")
-    contenders = [one for one in known_contenders() if one.name in options.servers]
+    contenders = installed(options.servers)
     if options.against:
         pyasync = next(one for one in known_contenders() if one.name == "pyasync")
         other = ["env", f"PYTHONPATH={options.against}", *pyasync.command]
         contenders.insert(0, Contender("against", other))
-    contenders = [one for one in contenders if not one.missing]
-    runs = {kind: {one.name: [] for one in contenders} for kind in options.workloads}
-    rounds = range(1, options.rounds + 1)
-    for number, kind, contender in itertools.product(rounds, options.workloads, contenders):
-        common.progress(f"{kind} {number}/{options.rounds} {contender.name}")
-        cost = measure(contender, kind, options)
-        runs[kind][contender.name].append({FIGURE: cost * 1e6})
-    common.progress("")
-    references = ("against", "c", "uvloop")
-    measured = {kind: summarize(runs[kind], references) for kind in options.workloads}
+    measured = compare(HOT, contenders, options)
     if options.json:
         print(json.dumps({"machine": common.machine(), "workloads": measured}, indent=2))
-        return
-    print(common.in_words(common.machine()))
-    for kind, summary in measured.items():
-        print(f"\n{kind}: {TITLES[kind]}", *case_table(summary), sep="\n")
+    else:
+        print(common.in_words(common.machine()), *tables(HOT, measured, options), sep="\n")
 
 
 def measure(contender, kind, options):
-    """Run a program until it has had its events; return the CPU time of each, in seconds."""
-    words, connections, size = WORKLOADS[kind]
+    """Run a program until it has had its events; return the CPU time of each."""
+    _, words, connections, size = WORKLOADS[kind]
     words = [options.events if word == "EVENTS" else word for word in words]
-    settings = {"LD_PRELOAD": common.BASELINE / "hot.so", "HOT_CONNECTIONS": connections,
-                "HOT_SIZE": size, "HOT_EVENTS": options.events}  # fmt: skip
-    settings = [f"{name}={value}" for name, value in settings.items()]
-    core = {max(os.sched_getaffinity(0))}
-    with started(["env", *settings, *contender.command, *words], core) as process:
-        *_, last = process.stdout.read().splitlines() or [""]
-        if process.wait() != 0 or not last.startswith("{"):
-            raise failure(process)
-    return json.loads(last)["cpu_seconds"]
+    settings = [f"LD_PRELOAD={common.BASELINE / 'hot.so'}", f"HOT_CONNECTIONS={connections}",
+                f"HOT_SIZE={size}", f"HOT_EVENTS={options.events}"]  # fmt: skip
+    program = Contender(contender.name, ["env", *settings, *contender.command])
+    found = run(program, {max(os.sched_getaffinity(0))}, *words)
+    return {"CPU µs/event": found["cpu_seconds"] * 1e6}
+
+
+HOT = Workload(
+    "hot",
+    "the program alone",
+    "\n".join(f"{name}: {title}" for name, (title, *_) in WORKLOADS.items()),
+    measure,
+    cases=lambda options: [Case(kind, kind) for kind in options.workloads],
+    once=False,
+    curve="",
+    references=("against", "c", "uvloop"),
+)
 
 
 def parse_options():

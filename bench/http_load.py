@@ -245,24 +245,21 @@ def source_addresses(server, connections):
     return [str(first + i) for i in range(count)]
 
 
-def print_tally(console, total):
+def print_tally(console, total, **more):
+    errors = sum(total.errors.values())
+    counts = {name: getattr(total, name) for name in ("started", "open", "replies")}
     console.print(
         "load",
         "client: started: {started:,}  open: {open:,}  replies: {replies:,}"
         "  errors: {errors:,}  rate: {rate:,.0f} req/s",
         progress=True,
-        started=total.started,
-        open=total.open,
-        replies=total.replies,
-        errors=sum(total.errors.values()),
-        rate=console.rate(total.replies),
+        **{**counts, "errors": errors, "rate": console.rate(total.replies), **more},
     )
 
 
 def print_result(console, total, connections, **more):
     errors = ", ".join(f"{kind} {count:,}" for kind, count in total.errors.items())
-    latency = {name: value * 1e3 for name, value in percentiles(total.latencies).items()}
-    shown = "  ".join(f"{name} {value:,.2f}" for name, value in latency.items())
+    latency_ms, shown = percentiles_ms(total.latencies)
     console.print(
         "load-summary",
         "client: {connections:,} connections in {seconds:.2f} s, {maximum_concurrent:,} open at"
@@ -277,16 +274,17 @@ def print_result(console, total, connections, **more):
         requests_per_second=total.replies / (total.seconds or 1.0),
         connects_per_second=total.connected / (total.connecting_seconds or 1.0),
         maximum_concurrent=total.peak,
-        latency_ms=latency,
+        latency_ms=latency_ms,
         **more,
     )
 
 
-def percentiles(values):
-    """The values at some percentiles, by name; none of no values."""
-    ordered, last = sorted(values), len(values) - 1
+def percentiles_ms(seconds):
+    """Milliseconds at some percentiles, by name, and in words; none of nothing."""
+    ordered, last = sorted(seconds), len(seconds) - 1
     points = {"min": 0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1}
-    return {name: ordered[round(last * point)] for name, point in points.items() if values}
+    found = {name: ordered[round(last * point)] * 1e3 for name, point in points.items() if seconds}
+    return found, "  ".join(f"{name} {value:,.2f}" for name, value in found.items())
 
 
 if __name__ == "__main__":

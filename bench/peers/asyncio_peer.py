@@ -7,6 +7,7 @@ the command line.
 
 import asyncio
 import contextlib
+import importlib
 import socket
 import sys
 import time
@@ -14,25 +15,10 @@ import time
 import peer
 
 
-def forever(start):
-    """Run `start()`, a coroutine, then the loop until a signal ends the process."""
-
-    async def run():
-        await start()
-        await asyncio.Event().wait()
-
-    asyncio.run(run())
-
-
-def serve(protocol, **options):
-    async def start():
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(
-            protocol, peer.HOST, 0, backlog=socket.SOMAXCONN, **options
-        )
-        peer.listening(server.sockets[0].getsockname())
-
-    forever(start)
+async def serve(protocol, **options):
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(protocol, peer.HOST, 0, backlog=socket.SOMAXCONN, **options)
+    peer.listening(server.sockets[0].getsockname())
 
 
 class EchoProtocol(asyncio.Protocol):
@@ -65,36 +51,33 @@ class DelayProtocol(EchoProtocol):
             self.transport.close()
 
 
-def http(delay):
-    serve(lambda: DelayProtocol(delay))
+async def http(delay):
+    await serve(lambda: DelayProtocol(delay))
 
 
-def echo():
-    serve(EchoProtocol)
+async def echo():
+    await serve(EchoProtocol)
 
 
 # The same two servers with streams, and the echo with a socket's own calls
 
 
-def serve_streams(handle):
-    async def start():
-        server = await asyncio.start_server(handle, peer.HOST, 0, backlog=socket.SOMAXCONN)
-        peer.listening(server.sockets[0].getsockname())
-
-    forever(start)
+async def serve_streams(handle):
+    server = await asyncio.start_server(handle, peer.HOST, 0, backlog=socket.SOMAXCONN)
+    peer.listening(server.sockets[0].getsockname())
 
 
-def http_streams():
+async def http_streams():
     async def handle(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(peer.RESPONSE)
         await writer.drain()
         writer.close()
 
-    serve_streams(handle)
+    await serve_streams(handle)
 
 
-def echo_streams():
+async def echo_streams():
     async def handle(reader, writer):
         # A client that ends while an answer is on its way resets the connection.
         with contextlib.suppress(ConnectionError):
@@ -103,34 +86,39 @@ def echo_streams():
                 await writer.drain()
         writer.close()
 
-    serve_streams(handle)
+    await serve_streams(handle)
 
 
-def echo_sock():
-    async def handle(loop, sock):
+async def echo_sock():
+    async def handle(sock):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with sock, contextlib.suppress(ConnectionError):
             while data := await loop.sock_recv(sock, peer.BUFFER):
                 await loop.sock_sendall(sock, data)
 
-    async def start():
-        loop, tasks = asyncio.get_running_loop(), set()
-        with socket.create_server((peer.HOST, 0), backlog=socket.SOMAXCONN) as listener:
-            listener.setblocking(False)
-            peer.listening(listener.getsockname())
-            while True:
-                sock, _ = await loop.sock_accept(listener)
-                task = loop.create_task(handle(loop, sock))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
+    loop = asyncio.get_running_loop()
+    with socket.create_server((peer.HOST, 0), backlog=socket.SOMAXCONN) as listener:
+        listener.setblocking(False)
+        peer.listening(listener.getsockname())
+        while True:
+            sock, _ = await loop.sock_accept(listener)
+            begin(handle(sock))
 
-    forever(start)
+
+TASKS = set()
+
+
+def begin(coroutine):
+    """Run a coroutine beside the others."""
+    task = asyncio.get_running_loop().create_task(coroutine)
+    TASKS.add(task)
+    task.add_done_callback(TASKS.discard)
 
 
 # Servers of others, which keep their connections
 
 
-def uvicorn(http):
+async def uvicorn(http):
     with peer.needed():
         import uvicorn
 
@@ -141,49 +129,43 @@ def uvicorn(http):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"omglolwtf"})
 
-    async def start():
-        listener = socket.create_server((peer.HOST, 0), backlog=socket.SOMAXCONN)
-        peer.listening(listener.getsockname())
-        quiet = {"lifespan": "off", "log_level": "critical", "access_log": False}
-        config = uvicorn.Config(application, loop="none", http=http, **quiet)
-        await uvicorn.Server(config).serve(sockets=[listener])
-
-    forever(start)
+    listener = socket.create_server((peer.HOST, 0), backlog=socket.SOMAXCONN)
+    peer.listening(listener.getsockname())
+    quiet = {"lifespan": "off", "log_level": "critical", "access_log": False}
+    config = uvicorn.Config(application, loop="none", http=http, **quiet)
+    await uvicorn.Server(config).serve(sockets=[listener])
 
 
-def aiohttp():
+async def aiohttp():
     with peer.needed():
         from aiohttp import web
 
     async def answer(request):
         return web.Response(text="omglolwtf")
 
-    async def start():
-        application = web.Application()
-        application.router.add_get("/", answer)
-        runner = web.AppRunner(application, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, peer.HOST, 0, backlog=socket.SOMAXCONN).start()
-        peer.listening(runner.addresses[0])
-
-    forever(start)
+    application = web.Application()
+    application.router.add_get("/", answer)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, peer.HOST, 0, backlog=socket.SOMAXCONN).start()
+    peer.listening(runner.addresses[0])
 
 
-def tls(certificate, key):
-    serve(EchoProtocol, ssl=peer.server_context(certificate, key))
+async def tls(certificate, key):
+    await serve(EchoProtocol, ssl=peer.server_context(certificate, key))
 
 
 tls_idle = tls
 
 
-def tls_source(certificate, key, size):
+async def tls_source(certificate, key, size):
     class SourceProtocol(asyncio.Protocol):
         def connection_made(self, transport):
             transport.write(data)
             transport.close()
 
     data = b"x" * size
-    serve(SourceProtocol, ssl=peer.server_context(certificate, key))
+    await serve(SourceProtocol, ssl=peer.server_context(certificate, key))
 
 
 class AcceptProtocol(asyncio.Protocol):
@@ -193,8 +175,8 @@ class AcceptProtocol(asyncio.Protocol):
         transport.close()
 
 
-def accept():
-    serve(AcceptProtocol)
+async def accept():
+    await serve(AcceptProtocol)
 
 
 class UdpProtocol(asyncio.DatagramProtocol):
@@ -205,31 +187,26 @@ class UdpProtocol(asyncio.DatagramProtocol):
         self.transport.sendto(data, address)
 
 
-def udp():
-    async def start():
-        loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_datagram_endpoint(UdpProtocol, local_addr=(peer.HOST, 0))
-        peer.listening(transport.get_extra_info("sockname"))
-
-    forever(start)
+async def udp():
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(UdpProtocol, local_addr=(peer.HOST, 0))
+    peer.listening(transport.get_extra_info("sockname"))
 
 
-def timers(mode, count, spread):
-    async def start():
-        loop = asyncio.get_running_loop()
-        handles = [None] * count
-        measured = peer.Timers(mode, count, spread)
-        on_timer = measured.on_timer
-        for i, seconds in enumerate(measured.deadlines):
-            handles[i] = loop.call_later(seconds, on_timer)
-        if mode == "cancel":
-            for handle in handles:
-                handle.cancel()
-        if mode != "fire":
-            await asyncio.sleep(0)
-            measured.end()
-
-    forever(start)
+async def timers(mode, count, spread):
+    loop = asyncio.get_running_loop()
+    handles = [None] * count
+    measured = peer.Timers(mode, count, spread)
+    on_timer = measured.on_timer
+    for i, seconds in enumerate(measured.deadlines):
+        handles[i] = loop.call_later(seconds, on_timer)
+    if mode == "cancel":
+        for handle in handles:
+            handle.cancel()
+    if mode == "fire":
+        await asyncio.Event().wait()
+    await asyncio.sleep(0)
+    measured.end()
 
 
 # What a loop does without a socket
@@ -284,46 +261,32 @@ async def just_return():
     pass
 
 
-def steps(kind, count):
-    async def start():
-        loop, act = asyncio.get_running_loop(), globals()[kind]
-        await act(loop, count)  # to warm up: PyPy compiles meanwhile
-        cpu = time.process_time()
-        await act(loop, count)
-        peer.result(cpu_seconds=(time.process_time() - cpu) / count)
-
-    forever(start)
+async def steps(kind, count):
+    loop, act = asyncio.get_running_loop(), globals()[kind]
+    await act(loop, count)  # to warm up: PyPy compiles meanwhile
+    cpu = time.process_time()
+    await act(loop, count)
+    peer.result(cpu_seconds=(time.process_time() - cpu) / count)
 
 
-def connect(port, connections, seconds):
-    async def start():
-        loop = asyncio.get_running_loop()
-        pace = peer.Pace(seconds)
-        tasks = set()
+async def connect(port, connections, seconds):
+    class ConnectProtocol(asyncio.Protocol):
+        def connection_lost(self, error):
+            pace.one_more()
+            start()
 
-        class ConnectProtocol(asyncio.Protocol):
-            def connection_lost(self, error):
-                pace.one_more()
-                start_one()
+    def start():
+        begin(loop.create_connection(ConnectProtocol, peer.HOST, port))
 
-        def start_one():
-            task = loop.create_task(loop.create_connection(ConnectProtocol, peer.HOST, port))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-
-        for _ in range(connections):
-            start_one()
-
-    forever(start)
+    loop, pace = asyncio.get_running_loop(), peer.Pace(seconds)
+    for _ in range(connections):
+        start()
 
 
-def wakeups(seconds):
-    async def start():
-        loop = asyncio.get_running_loop()
-        wakeups = peer.Wakeups(seconds)
-        wakeups.start(lambda: loop.call_soon_threadsafe(wakeups.answer))
-
-    forever(start)
+async def wakeups(seconds):
+    loop = asyncio.get_running_loop()
+    wakeups = peer.Wakeups(seconds)
+    wakeups.start(lambda: loop.call_soon_threadsafe(wakeups.answer))
 
 
 def lines(port, when, limit):
@@ -362,16 +325,17 @@ async def count_lines(reader):
     return lines
 
 
+async def forever(coroutine):
+    """Run a kind until it, or a signal, ends the process."""
+    await coroutine
+    await asyncio.Event().wait()
+
+
 if __name__ == "__main__":
     words = sys.argv[1:]
-    if words[0] == "--uvloop":
-        import uvloop
-
-        uvloop.install()
-        del words[0]
-    elif words[0] == "--aio":
-        import pyasync.aio
-
-        pyasync.aio.install()
-        del words[0]
-    peer.main(globals(), words)
+    if words[0] in ("--uvloop", "--aio"):
+        importlib.import_module(
+            {"--uvloop": "uvloop", "--aio": "pyasync.aio"}[words.pop(0)]
+        ).install()
+    if coroutine := peer.main(globals(), words):
+        asyncio.run(forever(coroutine))

@@ -50,7 +50,7 @@ UNSUPPORTED = 3  # the exit status
 
 
 def main(functions, words):
-    """Run what the words ask for: the function of that name."""
+    """Call what the words ask for, the function of that name. Returns what it does."""
     if "--busy" in words:
         words.remove("--busy")
         common.start_busy_thread()
@@ -58,7 +58,7 @@ def main(functions, words):
     if kind not in functions:
         sys.exit(UNSUPPORTED)
     readers = ARGUMENTS.get(kind, [str] * len(arguments))
-    functions[kind](*(read(word) for read, word in zip(readers, arguments)))
+    return functions[kind](*(read(word) for read, word in zip(readers, arguments)))
 
 
 @contextlib.contextmanager
