@@ -5,8 +5,6 @@ import gc
 import io
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -162,18 +160,13 @@ def open_descriptors():
 @pytest.fixture(scope="session")
 def strange_kernel(tmp_path_factory):
     """Give a function that runs a program on a system that refuses, or cuts off, datagrams."""
-    from peers import REFUSING_KERNEL, preloaded  # after register_assert_rewrite
+    from peers import REFUSING_KERNEL, preloaded, run_python  # after register_assert_rewrite
 
     environment = preloaded(tmp_path_factory.mktemp("kernel"), REFUSING_KERNEL)
 
     def run_program(which, program):
-        result = subprocess.run(
-            [sys.executable, "-c", "import pyasync, socket, os\n" + program],
-            env={**environment, which: "1"},
-            capture_output=True,
-            text=True,
-            timeout=50,
-        )
+        program = "import pyasync, socket, os\n" + program
+        result = run_python("-c", program, env={**environment, which: "1"})
         assert (result.returncode, result.stderr) == (0, "")
         return result.stdout
 

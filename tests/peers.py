@@ -177,6 +177,29 @@ def preloaded(folder, source):
     return {**os.environ, "LD_PRELOAD": preload}
 
 
+def run_python(*words, timeout=3 * PATIENCE, **options):
+    """Run Python with these words to its end. Gives its exit status, output and errors, as text."""
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
+
+
+@contextlib.contextmanager
+def full_backlog(listener):
+    """Fill the backlog of a plain socket that listens, so that nobody else gets an answer."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            sock = stack.enter_context(socket.socket(listener.family))
+            sock.settimeout(0.2)
+            try:
+                sock.connect(listener.getsockname())
+            except (socket.timeout, BlockingIOError):
+                sock.close()  # or it would be the next
+                break
+        else:
+            pytest.skip("this system's backlogs are never full")
+        yield listener
+
+
 @contextlib.contextmanager
 def no_descriptor_left():
     """Let this process open nothing more."""

@@ -7,18 +7,9 @@ import gc
 import socket
 
 import pytest
+from peers import PATIENCE
 
 import pyasync.aio
-
-PATIENCE = 30
-
-
-@pytest.fixture
-def loop():
-    loop = pyasync.aio.new_event_loop()
-    yield loop
-    loop.run_until_complete(loop.shutdown_default_executor())
-    loop.close()
 
 
 @pytest.fixture(params=["127.0.0.1", "::1"])

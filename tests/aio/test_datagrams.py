@@ -7,22 +7,14 @@ import socket
 import sys
 
 import pytest
+from peers import PATIENCE
 
 import pyasync.aio
 
-PATIENCE = 30
 LOCAL = ("127.0.0.1", 0)
 HOSTS = {"v4": "127.0.0.1", "v6": "::1"}
 PYPY = sys.implementation.name == "pypy"  # its sockets take the others for names
 each_family = pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)
-
-
-@pytest.fixture
-def loop():
-    loop = pyasync.aio.new_event_loop()
-    yield loop
-    loop.run_until_complete(loop.shutdown_default_executor())
-    loop.close()
 
 
 @pytest.fixture

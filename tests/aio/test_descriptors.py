@@ -6,10 +6,9 @@ import selectors
 import socket
 
 import pytest
+from peers import PATIENCE
 
 import pyasync.aio
-
-PATIENCE = 30
 
 
 @pytest.fixture(params=[None, selectors.DefaultSelector], ids=["own set", "a given selector"])

@@ -8,7 +8,6 @@ import math
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -16,18 +15,10 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from peers import PATIENCE, run_python
 
 import pyasync
 import pyasync.aio
-
-PATIENCE = 30
-
-
-@pytest.fixture
-def loop():
-    loop = pyasync.aio.new_event_loop()
-    yield loop
-    loop.close()
 
 
 def run(main, **options):
@@ -60,7 +51,7 @@ def test_install_changes_what_asyncio_run_makes_and_run_does_not():
         "async def main(): print(type(asyncio.get_running_loop()).__module__)\n"
         "pyasync.aio.run(main()); asyncio.run(main()); pyasync.aio.install(); asyncio.run(main())"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = run_python("-c", program)
     first, second, third = done.stdout.split()
     assert [first, third] == ["pyasync.aio.loop"] * 2
     assert second.startswith("asyncio")
@@ -77,20 +68,13 @@ def test_any_program_is_run_by_the_command(tmp_path, by_name):
     )
     (tmp_path / "beside.py").touch()
     words = ["-m", "program"] if by_name else [str(program)]
-    done = subprocess.run(
-        [sys.executable, "-m", "pyasync.aio", *words, "--port", "80"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+    done = run_python("-m", "pyasync.aio", *words, "--port", "80", cwd=tmp_path)
     assert done.stdout == "pyasync.aio.loop ['--port', '80']\n", done.stderr
 
 
 @pytest.mark.parametrize("words", [["/no/such.py"], ["-m", "no_such"], ["-m", "no.such"]])
 def test_a_program_that_is_not_there_is_named_in_one_line(words):
-    done = subprocess.run(
-        [sys.executable, "-m", "pyasync.aio", *words], capture_output=True, text=True
-    )
+    done = run_python("-m", "pyasync.aio", *words)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert words[-1] in done.stderr
@@ -520,9 +504,7 @@ def test_the_child_of_a_fork_leaves_the_loop_to_its_parent():
         server = loop.run_until_complete(asyncio.start_server(echo, "127.0.0.1", 0))
         loop.run_until_complete(asyncio.wait_for(main(), 30))
     """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True
-    )
+    done = run_python("-W", "ignore", "-c", program)
     assert done.stdout == "b'still here'\n", done.stderr
 
 
@@ -611,9 +593,7 @@ except OSError as error:
     print(error.errno)
 gc.collect()
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True
-    )
+    done = run_python("-W", "error", "-c", program)
     assert (done.stdout.strip(), done.stderr) == (str(errno.EMFILE), "")
 
 

@@ -9,17 +9,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from peers import PATIENCE
 
 import pyasync.aio
-
-PATIENCE = 30
-
-
-@pytest.fixture
-def loop():
-    loop = pyasync.aio.new_event_loop()
-    yield loop
-    loop.close()
 
 
 def run(main):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import tls_peers
-from peers import wait_until
+from peers import run_python, wait_until
 
 import pyasync.aio
 
@@ -434,13 +434,7 @@ def test_dask_computes(tmp_path, processes):
         "if __name__ == '__main__':\n"
         "    asyncio.run(main())\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "pyasync.aio", str(script)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=2 * PATIENCE,
-    )
+    done = run_python("-m", "pyasync.aio", script, cwd=tmp_path, timeout=2 * PATIENCE)
     total = sum(range(1000)) ** 2
     assert done.stdout == f"{total} {sum(n * n for n in range(100))} pyasync.aio.loop\n", (
         done.stderr
@@ -450,12 +444,7 @@ def test_dask_computes(tmp_path, processes):
 def test_dask_workers_share_the_load_of_a_benchmark():
     pytest.importorskip("distributed")
     words = ["--json", "--workers", "2", "--num-conns", "100", "--delay", "0.1"]
-    done = subprocess.run(
-        [sys.executable, str(BENCH / "dask_load.py"), *words],
-        capture_output=True,
-        text=True,
-        timeout=2 * PATIENCE,
-    )
+    done = run_python(BENCH / "dask_load.py", *words, timeout=2 * PATIENCE)
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
     workers = [event for event in events if event["event"] == "worker"]
@@ -488,10 +477,6 @@ def test_a_plugin_of_pytest_runs_tests(tmp_path, plugin):
         "    assert isinstance(asyncio.get_running_loop(), pyasync.aio.EventLoop)\n"
         "    await asyncio.sleep(0.001)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+    quiet = ["-p", "no:cacheprovider", "-W", "ignore"]
+    done = run_python("-m", "pytest", *quiet, tmp_path, cwd=tmp_path)
     assert "1 passed" in done.stdout, done.stdout + done.stderr

@@ -24,14 +24,6 @@ TLS_1_2, TLS_1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 BIG = 3 << 20
 
 
-@pytest.fixture
-def loop():
-    loop = pyasync.aio.new_event_loop()
-    yield loop
-    loop.run_until_complete(loop.shutdown_default_executor())
-    loop.close()
-
-
 def both_versions(test):
     return pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3], ids=["1.2", "1.3"])(test)
 

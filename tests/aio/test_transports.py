@@ -7,24 +7,12 @@ import io
 import os
 import socket
 import struct
-import subprocess
-import sys
 import threading
 
 import pytest
 import tls_peers
-from peers import PATIENCE, read_all, read_exactly
+from peers import PATIENCE, read_all, read_exactly, run_python
 from protocols import Buffered, Recorder, in_thread, random_bytes
-
-import pyasync.aio
-
-
-@pytest.fixture
-def loop():
-    loop = pyasync.aio.new_event_loop()
-    yield loop
-    loop.run_until_complete(loop.shutdown_default_executor())
-    loop.close()
 
 
 async def connected(factory=Recorder):
@@ -684,9 +672,7 @@ try:
 except OSError:
     print("closed")
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True
-    )
+    done = run_python("-W", "ignore", "-c", program)
     assert (done.stdout, done.stderr) == ("closed\n", "")
 
 

@@ -15,6 +15,7 @@ from peers import (
     PATIENCE,
     Background,
     after_iterations,
+    full_backlog,
     nothing,
     preloaded,
     read_all,
@@ -84,19 +85,9 @@ def port_free_everywhere():
 
 @contextlib.contextmanager
 def full_listener(host, port=0):
-    """Give a plain socket that listens, and whose backlog is full: nobody else gets an answer."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(listening(host, port or port_free_everywhere(), backlog=0))
-        for _ in range(20):
-            sock = stack.enter_context(socket.socket())
-            sock.settimeout(0.2)
-            try:
-                sock.connect(listener.getsockname())
-            except socket.timeout:
-                sock.close()  # or it would be the next
-                break
-        else:
-            pytest.skip("this system's backlogs are never full")
+    """Give a plain socket that listens, and whose backlog is full."""
+    address = host, port or port_free_everywhere()
+    with listening(*address, backlog=0) as listener, full_backlog(listener):
         yield listener
 
 

@@ -2,12 +2,10 @@
 
 import os
 import socket
-import subprocess
-import sys
 from functools import partial
 
 import pytest
-from peers import nothing, preloaded, resident_size
+from peers import nothing, preloaded, resident_size, run_python
 
 import pyasync
 
@@ -295,13 +293,7 @@ def slow_resolver(tmp_path_factory):
     environment = preloaded(tmp_path_factory.mktemp("resolver"), RESOLVER)
 
     def run_program(program):
-        return subprocess.run(
-            [sys.executable, "-W", "always", "-c", "import pyasync\n" + program],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
+        return run_python("-W", "always", "-c", "import pyasync\n" + program, env=environment)
 
     return run_program
 

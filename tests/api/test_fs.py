@@ -7,14 +7,12 @@ import os
 import pathlib
 import socket
 import stat
-import subprocess
-import sys
 import tempfile
 import threading
 from functools import partial
 
 import pytest
-from peers import Background, nothing, read_exactly
+from peers import Background, nothing, read_exactly, run_python
 
 import pyasync
 from pyasync import fs
@@ -217,13 +215,7 @@ def interrupt():
 pyasync.start_event_loop(start)
 assert told == [b"hello"], told
 """
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "UV_THREADPOOL_SIZE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
+    result = run_python("-c", program, env={**os.environ, "UV_THREADPOOL_SIZE": "1"})
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -257,12 +249,7 @@ print(os.fstat(fd).st_size)
 
 
 def output_of(script, *arguments):
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    done = run_python("-c", script, *arguments)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 

@@ -1,6 +1,5 @@
 """Notifiers: a callback in the loop that any thread asks for."""
 
-import contextlib
 import os
 import queue
 import signal
@@ -244,24 +243,6 @@ def test_a_trigger_after_the_loop_has_ended_raises(run):
     with pytest.raises(pyasync.NotifierFreed, match="its loop has ended"):
         notifier.trigger()
     notifier.free()
-
-
-def test_triggers_that_race_with_the_end_of_the_loop_raise_or_are_forgotten(run):
-    def trigger_until_the_end(notifier):
-        with contextlib.suppress(pyasync.NotifierFreed):
-            while True:
-                notifier.trigger()
-
-    def start():
-        notifier = pyasync.make_notifier(nothing, single_shot=False)
-        others.extend(Background(trigger_until_the_end, notifier) for _ in range(2))
-        pyasync.delay(pyasync.exit_event_loop, time=0.001)
-
-    others = []
-    for _ in range(20):
-        run(start)
-    for other in others:
-        other.result()
 
 
 def test_a_notifier_that_is_freed_after_its_trigger_is_not_called(run):

@@ -11,7 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from peers import PATIENCE, Background, echo, exchange, fork_and_check, nothing, when
+from peers import PATIENCE, Background, echo, exchange, fork_and_check, full_backlog, nothing, when
 
 import pyasync
 
@@ -427,18 +427,7 @@ def test_without_permission_a_server_has_an_error(path):
 @contextlib.contextmanager
 def full_listener(name):
     """Give a plain socket that listens, and whose backlog is full."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(listening(name, backlog=0))
-        for _ in range(20):
-            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
-            sock.setblocking(False)
-            try:
-                sock.connect(name)
-            except BlockingIOError:
-                sock.close()
-                break
-        else:
-            pytest.skip("this system's backlogs are never full")
+    with listening(name, backlog=0) as listener, full_backlog(listener):
         yield listener
 
 

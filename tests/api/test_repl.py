@@ -12,7 +12,7 @@ import sys
 import termios
 
 import pytest
-from peers import read_all
+from peers import read_all, run_python
 
 import pyasync
 
@@ -276,26 +276,16 @@ def test_sys_ps1_is_the_prompt(terminal):
 
 
 def test_lines_come_from_a_pipe_as_well(tmp_path):
-    finished = subprocess.run(
-        [sys.executable, "-m", "pyasync"],
-        input="print(6 * 7)\n_ = delay(lambda: 1 / 0)\nprint(current_loop() is None)\n",
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        env={**os.environ, "HOME": str(tmp_path)},
-    )
+    lines = "print(6 * 7)\n_ = delay(lambda: 1 / 0)\nprint(current_loop() is None)\n"
+    home = {**os.environ, "HOME": str(tmp_path)}
+    finished = run_python("-m", "pyasync", input=lines, env=home)
     assert finished.returncode == 0
     assert "42" in finished.stdout
     assert "False" in finished.stdout
 
 
 def test_it_explains_itself():
-    finished = subprocess.run(
-        [sys.executable, "-m", "pyasync", "--help"],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    finished = run_python("-m", "pyasync", "--help")
     assert finished.returncode == 0
     assert "python -m pyasync" in finished.stdout
     assert "event loop" in finished.stdout

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from peers import preloaded
+from peers import preloaded, run_python
 
 from pyasync import _libuv
 
@@ -458,9 +458,7 @@ for left in range(10):
 @pytest.mark.parametrize("which", ["first", "later"])
 def test_a_loop_without_descriptors_raises_and_leaves_none_open(which):
     """libuv aborts if it cannot open the pipe of the process with the first loop."""
-    done = subprocess.run(
-        [sys.executable, "-c", FEW_DESCRIPTORS, which], capture_output=True, text=True, timeout=50
-    )
+    done = run_python("-c", FEW_DESCRIPTORS, which)
     assert (done.returncode, done.stderr) == (0, "")
     raised = [int(line) for line in done.stdout.split()]
     assert len(raised) == 10
@@ -555,8 +553,7 @@ assert os.waitpid(child, 0)[1] == 0
 
 
 def test_without_threads_a_lookup_raises_under_a_limit_of_the_system(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-c", """
+    result = run_python("-c", """
 import os, resource
 import pyasync, encodings.idna
 
@@ -565,12 +562,7 @@ if os.geteuid() == 0:  # to whom the limit does not apply
     os.setuid(54322)
 resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
 pyasync.start_event_loop(lambda: pyasync.dns_lookup("localhost", print, event_cb=print))
-"""],
-        capture_output=True,
-        text=True,
-        cwd="/",
-        timeout=50,
-    )  # fmt: skip
+""", cwd="/")  # fmt: skip
     if "Operation not permitted" in result.stderr:
         pytest.skip("may not become another user")
     assert (result.returncode, result.stderr) == (0, "")

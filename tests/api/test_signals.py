@@ -11,7 +11,7 @@ import threading
 from functools import partial
 
 import pytest
-from peers import PATIENCE, interrupt, nothing, preloaded
+from peers import PATIENCE, interrupt, nothing, preloaded, run_python
 
 import pyasync
 
@@ -34,9 +34,7 @@ def python_handler(signo, handler):
 
 def run_script(script, *arguments):
     """Run a Python program; return how it ended."""
-    return subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=30
-    )
+    return run_python("-c", script, *arguments)
 
 
 # What a handler does

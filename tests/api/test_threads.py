@@ -162,15 +162,23 @@ def test_a_call_after_the_loop_has_ended_raises(run):
         loops[0].call_threadsafe(nothing)
 
 
-def test_calls_that_race_with_the_end_of_the_loop_raise_or_are_forgotten(run):
-    def call_until_the_end(loop):
-        with contextlib.suppress(pyasync.EventLoopNotRunning):
+@pytest.mark.parametrize(
+    ("make", "refusal"),
+    [
+        (lambda: partial(pyasync.current_loop().call_threadsafe, nothing), "EventLoopNotRunning"),
+        (lambda: pyasync.make_notifier(nothing, single_shot=False).trigger, "NotifierFreed"),
+    ],
+    ids=["call_threadsafe", "trigger"],
+)
+def test_calls_that_race_with_the_end_of_the_loop_raise_or_are_forgotten(run, make, refusal):
+    def call_until_the_end(call):
+        with contextlib.suppress(getattr(pyasync, refusal)):
             while True:
-                loop.call_threadsafe(nothing)
+                call()
 
     def start():
-        loop = pyasync.current_loop()
-        others.extend(Background(call_until_the_end, loop) for _ in range(2))
+        call = make()
+        others.extend(Background(call_until_the_end, call) for _ in range(2))
         pyasync.delay(pyasync.exit_event_loop, time=0.001)
 
     others = []

@@ -1,14 +1,12 @@
 """Work: functions that run in other threads, and their results in the loop."""
 
 import os
-import subprocess
-import sys
 import threading
 import time
 from functools import partial
 
 import pytest
-from peers import Background, fork_and_check, interrupt, nothing
+from peers import Background, fork_and_check, interrupt, nothing, run_python
 
 import pyasync
 from pyasync import threads
@@ -338,9 +336,7 @@ with pyasync.event_loop():
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
     go.set()
 """
-    finished = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30
-    )
+    finished = run_python("-c", script)
     assert (finished.stdout, finished.stderr) == ("done\n", "")
 
 

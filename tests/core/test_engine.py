@@ -3,8 +3,6 @@
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +18,7 @@ from engines import (
     stream_and_peer,
 )
 from interrupts import Interrupt, each_line, raise_interrupt
-from peers import in_other_thread, wait_until
+from peers import in_other_thread, run_python, wait_until
 
 import pyasync
 from pyasync._core.deadlines import Timer
@@ -546,7 +544,5 @@ def test_a_signal_handler_may_end_the_loop_while_c_moves_its_records():
         print("ended")
         """
     for _ in range(5):
-        result = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
-        )
+        result = run_python("-c", program)
         assert (result.returncode, result.stdout) == (0, "ended\n"), result.stderr

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from interrupts import each_line
-from peers import small_buffers
+from peers import nothing, small_buffers
 from tls_peers import CLIENT, SERVER
 
 import pyasync
@@ -63,10 +63,6 @@ def pair(connected, *, read_cb=None, **options):
         "127.0.0.1", server.address[1], nothing, connect_cb=report("client"), event_cb=nothing,
         **options,
     )  # fmt: skip
-
-
-def nothing(*args):
-    pass
 
 
 def close_all(*sockets):

@@ -3,11 +3,11 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from peers import run_python
 
 PROGRAM = Path(__file__).with_name("run.py")
 
@@ -21,9 +21,7 @@ pytestmark = [
 
 
 def test_a_fault_of_any_function_is_raised_or_reported_and_all_else_goes_on():
-    done = subprocess.run(
-        [sys.executable, PROGRAM, "--json", "--short"], capture_output=True, text=True, timeout=110
-    )
+    done = run_python(PROGRAM, "--json", "--short", timeout=110)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     assert len(results) > 80

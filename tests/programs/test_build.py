@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from peers import run_python
 
 import pyasync
 from pyasync import _libuv
@@ -32,14 +33,7 @@ def run_build_script(**environment):
         for name, value in os.environ.items()
         if name not in ("PKG_CONFIG", "PYASYNC_LIBUV_PREFIX")
     }
-    return subprocess.run(
-        [sys.executable, "build_libuv.py"],
-        cwd=ROOT,
-        env={**inherited, **environment},
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    return run_python("build_libuv.py", cwd=ROOT, env={**inherited, **environment})
 
 
 def assert_stopped(build, *words):
@@ -139,16 +133,9 @@ def test_the_extension_is_hardened():
 def flags_of_build(**environment):
     """Return the compiler's and the linker's flags of our own, in this environment."""
     inherited = {name: value for name, value in os.environ.items() if name not in FLAG_VARIABLES}
-    done = subprocess.run(
-        [sys.executable, "-c", "import build_libuv; print(*build_libuv.hardening_flags())"],
-        cwd=ROOT,
-        env={**inherited, **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=30,
-    )
-    return done.stdout
+    program = "import build_libuv; print(*build_libuv.hardening_flags())"
+    environment = {**inherited, **environment}
+    return run_python("-c", program, cwd=ROOT, env=environment, check=True).stdout
 
 
 FLAG_VARIABLES = ("CFLAGS", "CPPFLAGS", "LDFLAGS")
@@ -210,14 +197,8 @@ def project(tmp_path):
 
 
 def run_setup(project, *arguments, **environment):
-    done = subprocess.run(
-        [sys.executable, "setup.py", "--quiet", *arguments],
-        cwd=project,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
+    environment = {**os.environ, **environment}
+    done = run_python("setup.py", "--quiet", *arguments, cwd=project, env=environment)
     assert done.returncode == 0, done.stderr
 
 
@@ -244,9 +225,7 @@ while [ $# -gt 1 ]; do [ "$1" = -o ] && touch "$2"; shift; done
 
 def test_an_older_python_is_refused_by_the_first_line_that_it_reads(project):
     program = "import sys; sys.version_info, sys.version = (3, 8, 18), '3.8.18'; import setup"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=project, capture_output=True, text=True, timeout=50
-    )
+    done = run_python("-c", program, cwd=project)
     assert done.stderr == "pyasync needs Python 3.9 or newer; this is Python 3.8.18\n"
     assert done.returncode == 1
 
@@ -318,25 +297,17 @@ def tree(tmp_path):
     return tmp_path
 
 
-def run_python(*arguments, cwd, without=("LD_PRELOAD",)):
+def run_bare_python(*arguments, cwd, without=("LD_PRELOAD",)):
     """Run Python as a shell would that has not set these variables."""
     unwanted = ("PYTHONPATH", "PYTHONSAFEPATH", *without)
     environment = {name: value for name, value in os.environ.items() if name not in unwanted}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    return run_python(*arguments, cwd=cwd, env=environment, stdin=subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("arguments", [("-c", "import pyasync"), ("-m", "pyasync")])
 def test_a_tree_in_which_nothing_is_built_says_so_and_what_to_do(tree, arguments):
     # -S: an editable installation would find the extension of its own tree.
-    done = run_python("-S", *arguments, cwd=tree)
+    done = run_bare_python("-S", *arguments, cwd=tree)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"ImportError: {tree / 'pyasync'} has no extension")
@@ -358,7 +329,7 @@ def test_a_tree_in_which_nothing_is_built_says_so_and_what_to_do(tree, arguments
 def test_the_options_that_the_message_names_find_the_installed_package(tree, option):
     # An extension that is built with sanitizers needs their libraries in the process.
     program = "import pyasync; print(pyasync.__file__)"
-    done = run_python(option, "-c", program, cwd=tree, without=())
+    done = run_bare_python(option, "-c", program, cwd=tree, without=())
     assert (done.stdout.strip(), done.stderr) == (pyasync.__file__, "")
 
 
@@ -368,7 +339,7 @@ def test_an_extension_whose_library_is_missing_says_which(tree):
         pytest.skip("libuv is linked in another way")
     broken = tree / "pyasync" / Path(_libuv.__file__).name
     broken.write_bytes(code.replace(b"libuv.so.1\0", b"libuv.so.0\0"))
-    done = run_python("-c", "import pyasync", cwd=tree)
+    done = run_bare_python("-c", "import pyasync", cwd=tree)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("ImportError: ")
@@ -378,7 +349,7 @@ def test_an_extension_whose_library_is_missing_says_which(tree):
 
 def test_an_extension_that_misses_a_module_says_which(tree):
     (tree / "pyasync" / "_libuv.py").write_text("import _cffi_backend_of_nobody\n")
-    done = run_python("-c", "import pyasync", cwd=tree)
+    done = run_bare_python("-c", "import pyasync", cwd=tree)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last == "ModuleNotFoundError: No module named '_cffi_backend_of_nobody'"
@@ -387,7 +358,5 @@ def test_an_extension_that_misses_a_module_says_which(tree):
 def test_programs_that_tests_start_have_the_package_that_is_tested():
     """Also where that is installed, and the tree has none or one that is built otherwise."""
     program = "import pyasync; print(pyasync.__file__)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30
-    )
+    done = run_python("-c", program, check=True)
     assert done.stdout.strip() == pyasync.__file__

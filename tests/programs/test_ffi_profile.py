@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from peers import run_python
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 PYPY = sys.implementation.name == "pypy"
@@ -34,12 +35,7 @@ needs_cprofile = pytest.mark.skipif(PYPY, reason="PyPy's profiler does not name 
 
 def ffi_profile(*arguments):
     """Run ffi_profile.py to its end. Gives its exit status, output and errors."""
-    return subprocess.run(
-        [sys.executable, str(BENCH / "ffi_profile.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    return run_python(BENCH / "ffi_profile.py", *arguments)
 
 
 @pytest.fixture(scope="module")

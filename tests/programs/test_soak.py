@@ -3,11 +3,11 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from peers import run_python
 
 PROGRAM = Path(__file__).resolve().parents[2] / "bench" / "soak.py"
 
@@ -21,12 +21,7 @@ pytestmark = [
 
 @pytest.mark.timeout(180)
 def test_some_seconds_of_everything_leave_nothing_behind():
-    done = subprocess.run(
-        [sys.executable, PROGRAM, "--minutes=0.1", "--json"],
-        capture_output=True,
-        text=True,
-        timeout=150,
-    )
+    done = run_python(PROGRAM, "--minutes=0.1", "--json", timeout=150)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(done.stdout)
     assert figures["failures"] == []
