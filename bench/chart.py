@@ -3,11 +3,11 @@
 matplotlib is needed, and imported only to draw.
 """
 
+import argparse
 import importlib.util
 import textwrap
 from functools import partial
-
-MISSING = "--svg needs matplotlib: pip install 'pyasync[bench]'"
+from pathlib import Path
 
 PYASYNC, OTHERS = "#d9480f", "#8d99ae"
 COLORS = {"c": "#222222", "pyasync": PYASYNC, "pypy": PYASYNC, "unbuffered": "#f4a261"}
@@ -29,8 +29,29 @@ STYLE = {
 }
 
 
-def available():
-    return importlib.util.find_spec("matplotlib") is not None
+def require_matplotlib():
+    if importlib.util.find_spec("matplotlib") is None:
+        raise argparse.ArgumentTypeError("needs matplotlib: pip install 'pyasync[bench]'")
+
+
+def new_folder(text):
+    """A type for argparse: a folder to draw into, made now rather than after hours of measuring."""
+    require_matplotlib()
+    folder = Path(text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return folder
+
+
+def new_file(text):
+    """A type for argparse: a file to draw into."""
+    require_matplotlib()
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"no file can be made there: {text}")
+    return path
 
 
 def draw_comparison(workloads, measured, options, where):

@@ -74,24 +74,6 @@ port_to_connect = between(int, 1, 65535)
 delay_time = between(float, 0, 1_000_000)  # before an answer, in seconds
 
 
-def new_folder(text):
-    """A type for argparse: a folder to draw into, made now rather than after hours of measuring."""
-    folder = Path(text)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return folder
-
-
-def new_file(text):
-    """A type for argparse: a file to draw into."""
-    path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"no file can be made there: {text}")
-    return path
-
-
 def progress(text):
     """Say what is under way, in one line of a terminal."""
     if sys.stderr.isatty():

@@ -179,13 +179,11 @@ def parse_options():
             add(f"--{name.replace('_', '-')}", type=kind, metavar="NUM",
                 nargs="+" if many else None, help=f"{words} ({shown})".strip())  # fmt: skip
     add("--quick", action="store_true", help="small numbers; a look, no measurement")
-    add("--svg", metavar="FOLDER", type=common.new_folder, help="draw the figures into this folder")
+    add("--svg", metavar="FOLDER", type=chart.new_folder, help="draw the figures into this folder")
     options = parser.parse_args()
     for name, (full, quick, *_) in SIZES.items():
         if getattr(options, name, None) is None:
             setattr(options, name, quick if options.quick else full)
-    if options.svg and not chart.available():
-        parser.error(chart.MISSING)
     cores = sorted(os.sched_getaffinity(0))
     options.server_cores, options.client_cores = {cores[0]}, {cores[-1]}
     return options

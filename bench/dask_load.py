@@ -207,13 +207,11 @@ def parse_options():
     add("--concurrency", type=positive_int, help="how many to keep open, or with --rate the most"
         " (without either: 2,000)")  # fmt: skip
     add("--timeout", type=positive_float, default=60.0, help="seconds a request (%(default)g)")
-    add("--svg", type=common.new_file, metavar="FILE", help="draw the latencies into it")
+    add("--svg", type=chart.new_file, metavar="FILE", help="draw the latencies into it")
     add("--verbose", action="store_true", help="let Dask's programs say what they do")
     options = parser.parse_args()
     if (options.server is None) != (options.port is None):
         parser.error("--server and --port go together")
-    if options.svg and not chart.available():
-        parser.error(chart.MISSING)
     if not options.rate and not options.concurrency:
         options.concurrency = min(2000, options.num_conns)
     options.tls = False

@@ -102,14 +102,12 @@ def parse_options():
     add("--cpu", type=common.positive_float, metavar="SECONDS",
         help="with --from: the CPU time of the program, as time(1) says; without it what libuv and"
         " the kernel take cannot be told from sleep")  # fmt: skip
-    add("--svg", type=common.new_file, metavar="FILE", help="draw a bar for each variant into it")
+    add("--svg", type=chart.new_file, metavar="FILE", help="draw a bar for each variant into it")
     options = parser.parse_args()
     if options.cpu is not None and options.profile is None:
         parser.error("--cpu needs --from")
     if options.profile and PYPY:
         parser.error("--from needs CPython: PyPy's profiler does not name functions in C")
-    if options.svg and not chart.available():
-        parser.error(chart.MISSING)
     return options
 
 

@@ -29,6 +29,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -46,6 +48,10 @@ HONEST_CLIENTS, HOSTILE_CLIENTS = 6, 8
 MOST_BYTES = 100_000  # in a message
 MEMORY_SLACK = 12 * MIB  # what Python and malloc keep back, beside 5 %
 
+#: What the server does beside, over and over, and how many seconds lie between on average.
+JOBS = {"time": 0.05, "spawn": 0.3, "file": 0.05, "look_up": 0.1, "watch": 0.1, "work": 0.05,
+        "notify": 0.05, "starve": 3, "connect": 0.05}  # fmt: skip
+
 
 # The server
 
@@ -57,15 +63,15 @@ class Boom(Exception):
 class Server:
     """The server's process: `run` is its life, `sample` what it tells once a second."""
 
-    def __init__(self, folder, pipe):
-        self.folder, self.pipe = folder, pipe
-        self.received = self.written = self.raised = self.reported = self.done = 0
+    def __init__(self, folder):
+        self.folder = folder
+        self.counts = Counter(received=0, written=0, raised=0, reported=0, done=0)
         self.unexpected = []
         self.rng = random.Random(1)
         self.jobs = True
 
-    def run(self):
-        common.end_with_parent()
+    def run(self, pipe):
+        self.pipe = pipe
         with pyasync.event_loop(catch_app_errors=self.on_error):
             signal.signal(signal.SIGTERM, lambda *_: self.stop())
             self.loop = pyasync.current_loop()
@@ -84,14 +90,11 @@ class Server:
                 pyasync.tcp_ssl_server(HOST, 0, self.echo_hostile, **tls, **hostile),
             ]
             self.udp = pyasync.udp_socket(HOST, 0, lambda sock, *what: sock.send(*what))
-            self.idle_handles = None
             self.clock = pyasync.interval(self.sample, time=1)
-            for job in (self.time, self.spawn, self.file, self.look_up, self.watch, self.work,
-                        self.notify, self.starve, self.connect):  # fmt: skip
-                job()
+            for job in JOBS:
+                self.attempt(job)
             addresses = [server.address for server in self.servers]
             self.pipe.send([*addresses[:2], str(addresses[2]), *addresses[3:], self.udp.address])
-        self.pipe.send(None)
 
     def stop(self):
         self.jobs = False
@@ -100,21 +103,19 @@ class Server:
 
     def sample(self):
         stats = self.loop.stats()
-        descriptors = os.listdir("/proc/self/fd")
+        names = ("accepted", "connected", "closed", "accept_errors", "max_callback_time")
         self.pipe.send({
-            "memory": common.private_bytes(), "descriptors": len(descriptors),
+            **self.counts, **{name: getattr(stats, name) for name in names},
             "handles": {kind: count for kind, count in stats.handles.items() if count},
-            "accepted": stats.accepted, "connected": stats.connected, "closed": stats.closed,
-            "accept_errors": stats.accept_errors, "slowest": stats.max_callback_time,
-            "received": self.received, "written": self.written, "raised": self.raised,
-            "reported": self.reported, "done": self.done, "unexpected": self.unexpected[:5],
+            "memory": common.private_bytes(), "descriptors": len(os.listdir("/proc/self/fd")),
+            "unexpected": self.unexpected[:5],
         })  # fmt: skip
         if self.pipe.poll():
             self.jobs = self.pipe.recv()  # False: begin no more
 
     def on_error(self, error):
         if isinstance(error, Boom):
-            self.reported += 1
+            self.counts["reported"] += 1
         elif not isinstance(error, OSError):  # of a shortage of descriptors
             self.unexpected.append(repr(error))
 
@@ -127,10 +128,9 @@ class Server:
         sock.disable(read=True) if paused else sock.enable(read=True)
 
     def echo(self, sock, data):
-        self.received += len(data)
-        self.written += len(data)
-        sock.write(data)
-        self.may_raise()
+        self.counts["received"] += len(data)
+        self.counts["written"] += len(data)
+        self.echo_hostile(sock, data)
 
     def echo_hostile(self, sock, data):
         sock.write(data)
@@ -138,87 +138,79 @@ class Server:
 
     def may_raise(self):
         if self.rng.random() < 0.001:
-            self.raised += 1
+            self.counts["raised"] += 1
             raise Boom
-
-    def again(self, job, seconds):
-        """Do the job again later, unless the end is near."""
-        self.done += 1
-        if self.jobs:
-            pyasync.delay(partial(self.attempt, job), time=seconds * self.rng.random() * 2)
 
     def attempt(self, job):
         try:
-            job()
+            getattr(self, job)(partial(self.again, job))
         except OSError:  # no descriptors
-            self.again(job, 0.1)
+            self.again(job)
 
-    def time(self):
+    def again(self, job, *_):
+        """Do the job again later, unless the end is near."""
+        self.counts["done"] += 1
+        if self.jobs:
+            seconds = JOBS[job] * self.rng.random() * 2
+            pyasync.delay(partial(self.attempt, job), time=seconds)
+
+    # The jobs: each calls `over` when it is done.
+
+    def time(self, over):
         timers = [pyasync.delay(self.may_raise, time=self.rng.random()) for _ in range(50)]
         for timer in timers[::3]:
             timer.free()
-        self.again(self.time, 0.05)
+        over()
 
-    def spawn(self):
-        failed = partial(self.finish, self.spawn, 0.3)
+    def spawn(self, over):
         process = pyasync.spawn(
             "cat", [], input=pyasync.PIPE, output=pyasync.StdioPipe(read_cb=lambda *_: None),
-            exit_cb=failed, event_cb=self.on_event,
+            exit_cb=over, event_cb=self.on_event,
         )  # fmt: skip
         process.input.write(bytes(self.rng.randrange(MOST_BYTES)))
         if self.rng.random() < 0.3:
             process.kill(signal.SIGKILL)
         process.input.close()
 
-    def finish(self, job, seconds, *_):
-        self.again(job, seconds)
-
-    def file(self):
-        path = self.folder / f"file{self.done % 7}"
-        over = partial(self.finish, self.file, 0.05)
+    def file(self, over):
+        path = self.folder / f"file{self.counts['done'] % 7}"
 
         def opened(fd):
-            def closed():
-                fs.unlink(path, over, event_cb=over)
-
             def close(*_):
-                fs.close(fd, closed, event_cb=over)
+                fs.close(fd, partial(fs.unlink, path, over, event_cb=over), event_cb=over)
 
             fs.write(fd, bytes(self.rng.randrange(MOST_BYTES)), close, event_cb=close)
 
         fs.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, opened, event_cb=over)
 
-    def look_up(self):
-        over = partial(self.finish, self.look_up, 0.1)
+    def look_up(self, over):
         pyasync.dns_lookup_all("localhost", over, event_cb=over)
 
-    def watch(self):
+    def watch(self, over):
         monitor = pyasync.fs_watch(self.folder, lambda *_: None, event_cb=self.on_event)
 
         def end():
             monitor.close()
-            self.again(self.watch, 0.1)
+            over()
 
         pyasync.delay(end, time=0.5)
 
-    def work(self):
-        over = partial(self.finish, self.work, 0.05)
+    def work(self, over):
         pyasync.work(lambda: time.sleep(0.002), over, event_cb=over)
 
-    def notify(self):
-        notifier = pyasync.make_notifier(partial(self.finish, self.notify, 0.05))
+    def notify(self, over):
+        notifier = pyasync.make_notifier(over)
         pyasync.work(notifier.trigger, lambda _: None, event_cb=lambda _: notifier.trigger())
 
-    def connect(self):
+    def connect(self, over):
         """Be a client, too: of the server's own hostile port, in the same loop."""
-        over = partial(self.finish, self.connect, 0.05)
         pyasync.tcp_connect(
             HOST, self.servers[3].address[1], lambda sock, data: sock.close(),
             data=b"hello", event_cb=self.on_event,
         )  # fmt: skip
         over()
 
-    def starve(self):
+    def starve(self, over):
         """Have no descriptor left for a moment."""
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         highest = max(map(int, os.listdir("/proc/self/fd")))
@@ -226,7 +218,7 @@ class Server:
 
         def end():
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-            self.again(self.starve, 3)
+            over()
 
         pyasync.delay(end, time=0.1)
 
@@ -237,29 +229,24 @@ class Server:
 class Honest:
     """The process of clients that check what they get, and take the time."""
 
-    def __init__(self, addresses, folder, pipe):
-        self.addresses, self.folder, self.pipe = addresses, folder, pipe
+    def __init__(self, addresses):
+        self.addresses = addresses
         self.sent = self.received = 0
         self.times, self.failures = [], []
         self.lock, self.over = threading.Lock(), threading.Event()
 
-    def run(self):
-        common.end_with_parent()
+    def run(self, pipe):
         self.context = common.trusting_context()
-        threads = [threading.Thread(target=self.talk, args=(n,)) for n in range(HONEST_CLIENTS)]
-        for thread in threads:
-            thread.start()
-        while not self.pipe.poll(1):
-            with self.lock:
-                times, self.times = sorted(self.times), []
-            tail = times[int(0.99 * len(times))] if times else 0
-            self.pipe.send({"exchanges": len(times), "median": times[len(times) // 2] if times
-                            else 0, "p99": tail, "failures": self.failures[:3]})  # fmt: skip
-        self.over.set()
-        for thread in threads:
-            thread.join()
-        self.pipe.send({"sent": self.sent, "received": self.received, "failures": self.failures})
-        self.pipe.send(None)
+        with ThreadPoolExecutor(HONEST_CLIENTS) as pool:
+            talks = pool.map(self.talk, range(HONEST_CLIENTS))
+            while not pipe.poll(1):
+                with self.lock:
+                    times, self.times = sorted(self.times), []
+                tail = times[int(0.99 * len(times))] if times else 0
+                pipe.send({"exchanges": len(times), "p99": tail})
+            self.over.set()
+            list(talks)  # raises what they have
+        pipe.send({"sent": self.sent, "received": self.received, "failures": self.failures})
 
     def talk(self, number):
         rng = random.Random(number)
@@ -314,7 +301,6 @@ class Honest:
 
 def attack(addresses, pipe):
     """Run the hostile peers until the pipe says that it is over."""
-    common.end_with_parent()
     over = threading.Event()
 
     def go_on(number):
@@ -323,13 +309,11 @@ def attack(addresses, pipe):
             with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
                 rng.choice(ATTACKS)(rng, partial(dial, addresses, rng, stack))
 
-    threads = [threading.Thread(target=go_on, args=(n,)) for n in range(HOSTILE_CLIENTS)]
-    for thread in threads:
-        thread.start()
-    pipe.recv()
-    over.set()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(HOSTILE_CLIENTS) as pool:
+        attacks = pool.map(go_on, range(HOSTILE_CLIENTS))
+        pipe.recv()
+        over.set()
+        list(attacks)  # raises what they have
 
 
 def dial(addresses, rng, stack):
@@ -413,74 +397,72 @@ ATTACKS = [never_read, bytes_slowly, storm_of_resets, half_close, garbage, updat
 # All of it
 
 
+class Part:
+    """One of the processes, what it says, and how to tell it something."""
+
+    def __init__(self, run):
+        fork = multiprocessing.get_context("fork")
+        self.said = []
+        self.pipe, theirs = fork.Pipe()
+        self.process = fork.Process(target=self.begin, args=(run, theirs))
+        self.process.start()
+        theirs.close()
+
+    def begin(self, run, pipe):
+        common.end_with_parent()
+        self.pipe.close()
+        run(pipe)
+
+    def listen(self, seconds):
+        """Keep what it says, for so long unless it ends before."""
+        deadline = time.monotonic() + seconds
+        with contextlib.suppress(EOFError, OSError):
+            while self.pipe.poll(max(0, deadline - time.monotonic())):
+                self.said.append(self.pipe.recv())
+
+    def tell(self, what):
+        with contextlib.suppress(OSError):  # it has ended, which is found out elsewhere
+            self.pipe.send(what)
+
+
 class Soak:
     def __init__(self, options):
         self.options = options
-        self.samples, self.latencies = [], []
-        self.context = multiprocessing.get_context("fork")
 
     def run(self):
         """Return the reasons why it has failed, and the figures."""
         with tempfile.TemporaryDirectory() as folder:
             folder = Path(folder)
             common.make_certificate(folder)
-            server, server_pipe = self.start(lambda pipe: Server(folder, pipe).run())
-            addresses = server_pipe.recv()
-            honest, honest_pipe = self.start(lambda pipe: Honest(addresses, folder, pipe).run())
-            hostile, hostile_pipe = self.start(partial(attack, addresses))
+            server = Part(Server(folder).run)
+            addresses = server.pipe.recv()
+            honest, hostile = Part(Honest(addresses).run), Part(partial(attack, addresses))
+            self.samples, self.latencies = server.said, honest.said
             end = time.monotonic() + 60 * self.options.minutes
-            while (left := end - time.monotonic()) > 0 and server.is_alive():
-                self.collect(server_pipe, self.samples, 0.2)
-                self.collect(honest_pipe, self.latencies, 0.2)
+            while (left := end - time.monotonic()) > 0 and server.process.is_alive():
+                server.listen(0.2)
+                honest.listen(0.2)
                 common.progress(f"{left:.0f} s left, {self.samples[-1:]}"[:100])
-            hostile_pipe.send("over")
-            hostile.join(PATIENCE)
-            honest_pipe.send("over")
-            totals = self.until_none(honest_pipe, self.latencies, PATIENCE + QUIET)
-            if server.is_alive():
-                server_pipe.send(False)
-            settled = self.settle(server_pipe)
-            server.terminate()
-            self.until_none(server_pipe, [], QUIET)
-            server.join(QUIET)
-            failures = list(self.failures(server.exitcode, totals, settled))
-            for process in (server, honest, hostile):
-                process.kill()
-                process.join()
+            hostile.tell("over")
+            hostile.process.join(PATIENCE)
+            honest.tell("over")
+            honest.listen(PATIENCE + QUIET)
+            totals = honest.said.pop() if "sent" in (honest.said or [{}])[-1] else None
+            server.tell(False)
+            settled = self.settle(server)
+            server.process.terminate()
+            server.process.join(QUIET)
+            failures = list(self.failures(server.process.exitcode, totals, settled))
+            for part in (server, honest, hostile):
+                part.process.kill()
+                part.process.join()
         return failures, self.figures(totals)
 
-    def start(self, target):
-        ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=target, args=(theirs,))
-        process.start()
-        theirs.close()
-        return process, ours
-
-    @staticmethod
-    def collect(pipe, into, seconds):
-        with contextlib.suppress(EOFError, OSError):
-            while pipe.poll(seconds):
-                into.append(pipe.recv())
-                seconds = 0
-
-    @staticmethod
-    def until_none(pipe, into, seconds):
-        """Collect until None comes; return what came before it."""
-        last, deadline = None, time.monotonic() + seconds
-        with contextlib.suppress(EOFError, OSError):
-            while pipe.poll(max(0, deadline - time.monotonic())):
-                found = pipe.recv()
-                if found is None:
-                    return last
-                last = found
-                into.append(found)
-        return None
-
-    def settle(self, pipe):
+    def settle(self, server):
         """Wait until the server has no connections and jobs; return its last sample."""
         deadline = time.monotonic() + QUIET
         while time.monotonic() < deadline:
-            self.collect(pipe, self.samples, 2)
+            server.listen(1)
             handles = self.samples[-1]["handles"] if self.samples else {}
             # Timers: the clock's.
             if handles == {"tcp-server": 4, "pipe-server": 1, "udp": 1, "timer": 1}:
@@ -532,7 +514,8 @@ class Soak:
             "exchanges": sum(sample.get("exchanges", 0) for sample in self.latencies),
             "bytes": (totals or {}).get("sent"),
             **{name: last.get(name) for name in
-               ("accepted", "connected", "closed", "accept_errors", "raised", "done", "slowest")},
+               ("accepted", "connected", "closed", "accept_errors", "raised", "done")},
+            "slowest": last.get("max_callback_time"),
             "memory_mib": [round(first / MIB, 1), round(later / MIB, 1)],
             "p99_ms": round(1000 * max((s.get("p99", 0) for s in self.latencies), default=0), 1),
         }  # fmt: skip
@@ -557,10 +540,8 @@ def draw_line(title, values, axes):
 def main():
     parser = common.option_parser(__doc__)
     parser.add_argument("--minutes", type=common.positive_float, default=10.0, help="(%(default)g)")
-    parser.add_argument("--svg", type=common.new_file, help="draw memory and latency into this")
+    parser.add_argument("--svg", type=chart.new_file, help="draw memory and latency into this")
     options = parser.parse_args()
-    if options.svg and not chart.available():
-        parser.error(chart.MISSING)
     common.raise_open_files_limit()
     soak = Soak(options)
     failures, figures = soak.run()
