@@ -135,7 +135,7 @@ def draw_curves(workload, summaries, options, axes):
     axes.set_xscale("log")
     axes.set_yscale("log", nonpositive="mask")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, position: f"{value:,.10g}")
+        axis.set_major_formatter(plain)
         axis.set_minor_formatter("")
     axes.set(title=workload.title, xlabel=workload.curve, ylabel=f"{figure} (less is better)")
     axes.legend()
@@ -159,6 +159,11 @@ def draw_stack(title, variants, axes):
     unit = "µs for each" if first["requests"] else "s"
     axes.set(title=f"{title}: where the CPU time goes", xlabel=f"CPU {unit}")
     axes.legend(ncols=len(PARTS), loc="upper left", bbox_to_anchor=(0, -0.25))
+
+
+def plain(value, position):
+    """What stands at a tick, with no power of ten."""
+    return f"{value:,.10g}"
 
 
 def short(value):

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from typing import NamedTuple
 
 from common import BASELINE, BENCH, LOAD, Cpu, end_with_parent, say
@@ -147,6 +148,19 @@ def load(kind, cores, port, number, *words):
         yield lines()
 
 
+class Watch:
+    """What a process does from now on."""
+
+    def __init__(self, pid):
+        self.pid, self.cpu, self.began = pid, Cpu.of(pid), time.monotonic()
+
+    def figures(self, count, what):
+        """Its CPU time for each of so many, and how many there were a second."""
+        total, user, system = Cpu.of(self.pid).for_each(count, since=self.cpu)
+        rate = count / (time.monotonic() - self.began)
+        return {f"CPU µs/{what}": total, "user": user, "system": system, f"{what}s/s": rate}
+
+
 def cost(contender, options, words, what, kind, number, *load_words):
     """Run a server under load. Returns the figures: its CPU time for each of `what`, and rates."""
     load_words += ("-w", options.warm_up, "-d", options.seconds)
@@ -155,9 +169,16 @@ def cost(contender, options, words, what, kind, number, *load_words):
         load(kind, options.client_cores, port, number, *load_words) as lines,
     ):
         next(lines)
-        before = Cpu.of(pid)
+        watch = Watch(pid)
         found = next(lines)
-        return {**cpu_figures(pid, found["done"], before, what), **rates(found, what)}
+        return {**watch.figures(found["done"], what), **rates(found, what)}
+
+
+def rates(found, what):
+    figures = {f"{what}s/s": found["per_second"]}
+    if what == "packet":  # of datagrams the client knows no latencies, and some get lost
+        return {**figures, "lost": found["lost"]}
+    return {**figures, **{f"{name} ms": found["latency_ms"][name] for name in ("p50", "p99")}}
 
 
 def wrk(cores, port, seconds):
@@ -169,15 +190,3 @@ def wrk(cores, port, seconds):
     if not done or "errors" in report or "Non-2xx" in report:
         raise RuntimeError(f"wrk says {report!r}")
     return int(done[1])
-
-
-def cpu_figures(pid, count, before, what):
-    total, user, system = Cpu.of(pid).for_each(count, since=before)
-    return {f"CPU µs/{what}": total, "user": user, "system": system}
-
-
-def rates(found, what):
-    figures = {f"{what}s/s": found["per_second"]}
-    if what == "packet":  # of datagrams the client knows no latencies, and some get lost
-        return {**figures, "lost": found["lost"]}
-    return {**figures, **{f"{name} ms": found["latency_ms"][name] for name in ("p50", "p99")}}

@@ -177,7 +177,7 @@ def draw_latencies(results, options, axes):
         color = colors[number % len(colors)]
         axes.plot(ordered, shares_below, label=f"worker {number}", color=color, linewidth=1.2)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, position: f"{value:,.10g}")
+    axes.xaxis.set_major_formatter(chart.plain)
     axes.set(
         title=f"{options.num_conns:,} requests from {len(results)} Dask workers",
         xlabel=f"latency beyond the delay of {options.delay:g} s, in ms",
@@ -189,7 +189,7 @@ def draw_latencies(results, options, axes):
 def draw_progress(progress, options, axes):
     times, replies = zip(*progress) if progress else ((), ())
     axes.plot(times, replies, color=chart.PYASYNC, marker="o", markersize=2.5)
-    axes.yaxis.set_major_formatter(lambda value, position: f"{value:,.0f}")
+    axes.yaxis.set_major_formatter(chart.plain)
     axes.set(title="answers so far", xlabel="seconds since the start")
 
 

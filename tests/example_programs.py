@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from peers import PATIENCE
+from peers import PATIENCE, run_python
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -20,13 +20,7 @@ def command(program, *arguments):
 
 def run(program, *arguments, **options):
     """Run an example to its end. Gives its exit status, output and errors, as text."""
-    return subprocess.run(
-        command(program, *arguments),
-        capture_output=True,
-        text=True,
-        timeout=2 * PATIENCE,
-        **options,
-    )
+    return run_python(EXAMPLES / program, *arguments, **options)
 
 
 class Server:

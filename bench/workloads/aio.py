@@ -1,10 +1,9 @@
 """What programs of asyncio do: one text, on each loop that runs it."""
 
 import shutil
-import time
 
-from common import KIB, Cpu
-from contenders import cost, cpu_figures, run, running, wrk
+from common import KIB
+from contenders import Watch, cost, run, running, wrk
 
 from workloads import Case, workload
 from workloads.network import echo_cases
@@ -58,10 +57,8 @@ def web(contender, words, options):
         raise RuntimeError("wrk is not installed")
     with running(contender, options.server_cores, *words) as (pid, port):
         wrk(options.client_cores, port, options.warm_up)
-        began, before = time.monotonic(), Cpu.of(pid)
-        done = wrk(options.client_cores, port, options.seconds)
-        seconds = time.monotonic() - began
-        return {**cpu_figures(pid, done, before, "request"), "requests/s": done / seconds}
+        watch = Watch(pid)
+        return watch.figures(wrk(options.client_cores, port, options.seconds), "request")
 
 
 def kinds_of_steps(options):

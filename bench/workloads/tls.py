@@ -7,8 +7,8 @@ import socket
 import tempfile
 import time
 
-from common import KIB, MIB, Cpu, make_certificate, private_bytes, trusting_context
-from contenders import cpu_figures, running
+from common import KIB, MIB, make_certificate, private_bytes, trusting_context
+from contenders import Watch, running
 
 from workloads import Case, workload
 
@@ -49,12 +49,11 @@ def receive(sock, size):
 def cost(pid, act, options, what, each=1):
     """Do it over and over, with so many of what it does each time; return the server's figures."""
     for seconds in (options.warm_up, options.seconds):
-        count, began, before = 0, time.monotonic(), Cpu.of(pid)
-        while time.monotonic() < began + seconds:
+        count, watch, end = 0, Watch(pid), time.monotonic() + seconds
+        while time.monotonic() < end:
             act()
             count += each
-    seconds = time.monotonic() - began
-    return {**cpu_figures(pid, count, before, what), f"{what}s/s": count / seconds}
+    return watch.figures(count, what)
 
 
 def sizes(options):
@@ -117,11 +116,9 @@ def tls_many(contender, size, options):
             )
             askers.append(asker)
         await asyncio.sleep(options.warm_up)
-        count, began, before = -sum(a.count for a in askers), time.monotonic(), Cpu.of(pid)
+        watch, count = Watch(pid), -sum(asker.count for asker in askers)
         await asyncio.sleep(options.seconds)
-        count += sum(asker.count for asker in askers)
-        seconds = time.monotonic() - began
-        return {**cpu_figures(pid, count, before, "message"), "messages/s": count / seconds}
+        return watch.figures(count + sum(asker.count for asker in askers), "message")
 
     with serving(contender, options, "tls") as (pid, connect):
         return asyncio.run(ask(pid, connect.port))
