@@ -1,7 +1,7 @@
 """Measures what an event costs in the program alone: no epoll, read or write reaches the kernel.
 
     python bench/hot.py                                       pyasync beside C and uvloop
-    python bench/hot.py --servers pyasync --against ../other  and the build of another checkout
+    python bench/hot.py --servers aio --against ../other      and the build of another checkout
 
 A library in C (baseline/hot.c) is loaded before the system's into a server of bench/peers. It
 gives the server connections, requests and messages as fast as that takes them, and counts them.
@@ -44,8 +44,8 @@ def main():
     common.compile_baseline("peer", "hot.so")
     contenders = installed(options.servers)
     if options.against:
-        pyasync = next(one for one in known_contenders() if one.name == "pyasync")
-        other = ["env", f"PYTHONPATH={options.against}", *pyasync.command]
+        ours = next(one for one in contenders if one.name not in ("c", "uvloop"))
+        other = ["env", f"PYTHONPATH={options.against}", *ours.command]
         contenders.insert(0, Contender("against", other))
     measured = compare(HOT, contenders, options)
     if options.json:
@@ -84,7 +84,8 @@ def parse_options():
         help=", ".join(WORKLOADS))  # fmt: skip
     add("--servers", nargs="+", choices=CHOICES, default=SERVERS, metavar="NAME",
         help=f"{', '.join(CHOICES)} ({' '.join(SERVERS)})")  # fmt: skip
-    add("--against", metavar="FOLDER", type=built_checkout, help="a checkout that is built")
+    add("--against", metavar="FOLDER", type=built_checkout,
+        help="a checkout that is built: of pyasync's servers the first")  # fmt: skip
     add("--rounds", type=common.positive_int, default=5, help="(5)")
     add("--events", type=common.between(int, 4, 10**9), default=100_000, help="of a run (100,000)")
     return parser.parse_args()

@@ -40,6 +40,7 @@ BLOCKED = 2048  # the kernel has refused a write, which waits in libuv
 FORCED = 4096  # closed without flushing
 ENDED = 8192  # the peer's end has come
 TOLD = 16384  # connection_lost was called
+PRESUMED = 32768  # `_own` is the listener's name: while the connection is open, the kernel is asked
 
 _HOLDS_INPUT = PAUSED | PAUSED_INPUT | STARTING
 _NOT_PLAIN = _HOLDS_INPUT | CLOSING | BUFFERED
@@ -378,15 +379,11 @@ class SocketTransport(StreamTransport):
     def _keep_names(self) -> None:
         """Ask the system for the names that are not known yet."""
         if self._slot >= 0:
-            if self._own is None:
-                self._own = self._ask_name(lib.pa_getsockname)
+            if self._own is None or self._state & PRESUMED:
+                self._own = _ask_name(self._engine, self._slot, lib.pa_getsockname)
+                self._state &= ~PRESUMED
             if self._peer is None:
-                self._peer = self._ask_name(lib.pa_getpeername)
-
-    def _ask_name(self, function: Any) -> bytes | None:
-        name = ffi.new("char[]", lib.PA_NAME_MAX)
-        size = function(self._engine.c, self._slot, name)
-        return ffi.buffer(name, size)[:] if size >= 0 else None
+                self._peer = _ask_name(self._engine, self._slot, lib.pa_getpeername)
 
     def _begin(self, waiter: Any) -> None:
         """Report an adopted connection, or one that has connected, and read from it."""
@@ -585,7 +582,8 @@ class SocketTransport(StreamTransport):
         # would hit whatever gets its number next.
         self._detach_socket()
         if self._slot >= 0:
-            self._keep_names()
+            if self._own is None or self._peer is None:
+                self._keep_names()
             self._engine.queue((CLOSE, self._slot, mode, b"", None))
 
     def _detach_socket(self) -> None:
@@ -704,6 +702,12 @@ class SocketTransport(StreamTransport):
         self._state |= CLOSING | LOST
 
 
+def _ask_name(engine: Any, slot: int, function: Any) -> bytes | None:
+    name = ffi.new("char[]", lib.PA_NAME_MAX)
+    size = function(engine.c, slot, name)
+    return ffi.buffer(name, size)[:] if size >= 0 else None
+
+
 def _os_error(value: int) -> OSError:
     """Return asyncio's exception for libuv's error: of the builtin class for its errno."""
     return OSError(-value, os.strerror(-value))
@@ -789,7 +793,7 @@ class _Socket(PeerHandle):
 class Listener(CoreListener):
     """A listening socket of an `asyncio.Server`."""
 
-    __slots__ = ("_context", "_factory", "_kind", "_server")
+    __slots__ = ("_context", "_factory", "_kind", "_name", "_server")
 
     def __init__(self, engine: Any, sock: sockets.socket, factory: Any, server: Any) -> None:
         unix = sock.family == sockets.AF_UNIX
@@ -801,11 +805,15 @@ class Listener(CoreListener):
             if not unix:
                 base_events._set_nodelay(sock)
             options = SimpleNamespace(loop=engine, needs_begin=False, event_cb=None, server=None)
+            names_new = unix or _names_connections(sock)
             engine.submit()
             super().__init__(options, sock, None)
         except BaseException:
             sock.close()
             raise
+        #: The packed address that connections have too, or None. It saves each a system call at its
+        #: close, for programs that ask for the name after that.
+        self._name = _ask_name(engine, self._slot, lib.pa_getsockname) if names_new else None
 
     def close(self) -> None:
         super().close()
@@ -827,6 +835,9 @@ class Listener(CoreListener):
             return
         if address >= 0:
             transport._peer = engine._arena[address : address + PACKED_MAX]
+        if self._name is not None:
+            transport._own = self._name
+            transport._state |= PRESUMED
         engine.register(slot, transport)
         context.run(transport._made)
 
@@ -845,3 +856,20 @@ class Listener(CoreListener):
         self._loop.aio.call_exception_handler(
             {"message": "socket.accept() out of system resource", "exception": error}
         )
+
+
+def _names_connections(sock: sockets.socket) -> bool:
+    """Whether the connections of a listening socket of TCP have its own name.
+
+    They have another where it has a wildcard address, or takes those for any (ip(7)).
+    """
+    six = sock.family == sockets.AF_INET6
+    if sock.getsockname()[0] in ("0.0.0.0", "::", "::ffff:0.0.0.0"):
+        return False
+    if not sys.platform.startswith("linux"):
+        return False
+    level, transparent = (sockets.IPPROTO_IPV6, 75) if six else (sockets.IPPROTO_IP, 19)
+    try:
+        return not sock.getsockopt(level, transparent)
+    except OSError:
+        return False

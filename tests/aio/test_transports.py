@@ -415,6 +415,66 @@ def test_names_and_the_socket_are_there_and_outlive_the_connection(loop):
     loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
 
 
+@pytest.mark.parametrize("while_open", [False, True])
+@pytest.mark.parametrize(
+    ("bound", "connected"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.0.0.2", "127.0.0.2"),
+        ("0.0.0.0", "127.0.0.3"),
+        ("::1", "::1"),
+        ("::", "::1"),
+        ("::", "127.0.0.3"),
+        ("::ffff:127.0.0.3", "127.0.0.3"),
+        ("::ffff:0.0.0.0", "127.0.0.3"),
+        ("path", "path"),
+        ("\0abstract", "\0abstract"),
+    ],
+)
+def test_the_name_of_an_accepted_connection_outlives_it(
+    loop, tmp_path, bound, connected, while_open
+):
+    class Closes(asyncio.Protocol):
+        def connection_made(self, transport):
+            self.transport = transport
+            self.before = transport.get_extra_info("sockname") if while_open else None
+            transport.close()
+
+        def connection_lost(self, error):
+            assert error is None
+            loop.call_soon(lost.set_result, self)  # the descriptor is closed then
+
+    internet = ":" in bound or "." in bound
+    family = socket.AF_UNIX if not internet else socket.AF_INET6 if ":" in bound else socket.AF_INET
+    listening = socket.socket(family)
+    if internet:
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listening.bind((bound, 0))
+        address = (connected, listening.getsockname()[1])
+    else:
+        address = str(tmp_path / bound) if bound == "path" else f"{bound} {tmp_path}"
+        listening.bind(address)
+    lost = loop.create_future()
+
+    async def main():
+        serve = loop.create_server if internet else loop.create_unix_server
+        server = await serve(Closes, sock=listening)
+        with socket.socket(family) as peer:
+            peer.setblocking(False)
+            mapped = family == socket.AF_INET6 and "." in connected
+            await loop.sock_connect(
+                peer, (f"::ffff:{connected}", address[1]) if mapped else address
+            )
+            expected = peer.getpeername()
+            closed = await lost
+        assert closed.transport.get_extra_info("sockname") == expected
+        assert closed.before == (expected if while_open else None)
+        server.close()
+
+    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+
+
 def test_the_socket_of_a_transport_equals_itself(loop):
     async def main():
         accepted = loop.create_future()
