@@ -22,7 +22,7 @@ html_title = f"pyasync {version}"
 html_show_sphinx = False
 # Each name must be that of something: `find_name` knows what Sphinx does not. These are typeshed's.
 nitpicky = True
-nitpick_ignore_regex = [("py:class", "MaybeNone|ReadableBuffer|WriteableBuffer")]
+nitpick_ignore_regex = [("py:class", "MaybeNone|PathOf|ReadableBuffer|WriteableBuffer")]
 
 myst_heading_anchors = 3  # for links such as streams.md#closing
 

@@ -23,6 +23,8 @@ from pyasync.errors import EventError, IncompleteReadError, LimitOverrunError
 if TYPE_CHECKING:
     from _typeshed import MaybeNone, ReadableBuffer, WriteableBuffer
 
+    from pyasync.streams import Stream
+
 #: Small pieces are joined up to this size, in bytes, because each `bytes` object has an overhead of
 #: some 40 bytes.
 JOINED_SIZE = 1024
@@ -78,10 +80,10 @@ class AsyncStream(io.BufferedIOBase):
 
     #: Never set, as in `io.BytesIO`. Declared, because the type that `io.TextIOWrapper` takes has
     #: it.
-    name: Any
+    name: str
 
     def __init__(self, socket: Any) -> None:
-        self._socket = socket
+        self._socket: Stream = socket
         try:
             self._loop = socket._loop
         except AttributeError:
@@ -108,7 +110,7 @@ class AsyncStream(io.BufferedIOBase):
         return f"<AsyncStream, {self._fed - self._position} bytes wait, of {self._socket!r}>"
 
     @property
-    def socket(self) -> Any:
+    def socket(self) -> Stream:
         """The socket under the stream, a `TcpSocket` or one like it."""
         return self._socket
 

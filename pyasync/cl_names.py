@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pyasync._core.arguments import require_instance
+from pyasync.async_stream import AsyncStream
 from pyasync.fs_events import FsMonitor
-from pyasync.processes import Process
+from pyasync.processes import Process, ProcessPipe
 from pyasync.threads import Notifier
 from pyasync.timers import Interval
 from pyasync.watchers import Idler, Poller
@@ -42,19 +41,19 @@ def process_kill(process: Process, signo: int) -> bool:
     return process.kill(signo)
 
 
-def process_input(process: Process) -> Any:
+def process_input(process: Process) -> ProcessPipe | AsyncStream | None:
     """Return ``process.input``."""
     require_instance("process", process, Process)
     return process.input
 
 
-def process_output(process: Process) -> Any:
+def process_output(process: Process) -> ProcessPipe | AsyncStream | None:
     """Return ``process.output``."""
     require_instance("process", process, Process)
     return process.output
 
 
-def process_error_output(process: Process) -> Any:
+def process_error_output(process: Process) -> ProcessPipe | AsyncStream | None:
     """Return ``process.error_output``."""
     require_instance("process", process, Process)
     return process.error_output

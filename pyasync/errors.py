@@ -11,9 +11,13 @@ import errno
 import os
 import socket
 import ssl
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyasync._ffi import ffi, lib
+
+if TYPE_CHECKING:
+    from pyasync.streams import Server, Stream
+    from pyasync.udp import UdpSocket
 
 
 class EventInfo(Exception):
@@ -81,13 +85,13 @@ class DnsError(EventError, socket.gaierror):
 class SocketEOF(EventInfo):
     """The peer has shut down its sending side: nothing more will be read from ``socket``."""
 
-    socket: Any = None
+    socket: Stream = None  # type: ignore[assignment]  # set before it is reported
 
 
 class SocketError(EventError, OSError):
     """A socket's error; ``socket`` is the socket or server that has it, if there is one."""
 
-    socket: Any = None
+    socket: Stream | UdpSocket | Server | None = None
 
 
 class IncompleteReadError(EventError, EOFError):
@@ -149,15 +153,15 @@ class SocketAcceptError(SocketError):
     ``server`` is the server, ``count`` the number of failures since its last report.
     """
 
-    server: Any = None
+    server: Server = None  # type: ignore[assignment]  # set before it is reported
     count: int = 1
 
 
 class TcpServerBindError(SocketError):
     """A server, or a UDP socket, could not bind to its ``address`` and ``port``."""
 
-    address: Any = None
-    port: Any = None
+    address: str | None = None
+    port: int | None = None
 
 
 class SocketAddressInUse(TcpServerBindError):
@@ -248,7 +252,7 @@ def message(status: int) -> str:
 
 def socket_error(
     status: int,
-    socket: object = None,
+    socket: Any = None,
     kind: type[SocketError] | None = None,
     detail: str | None = None,
 ) -> SocketError:

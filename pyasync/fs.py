@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from types import GenericAlias
+from typing import TYPE_CHECKING, Any, AnyStr, Generic, NamedTuple, Union
 
 from pyasync._core.arguments import (
     MAX_FD,
@@ -43,7 +44,7 @@ from pyasync._core.arguments import (
 )
 from pyasync._core.engine import PYPY
 from pyasync._core.pool_requests import Request
-from pyasync._core.stream import as_buffer_slice
+from pyasync._core.stream import Data, as_buffer_slice
 from pyasync._ffi import ffi, lib
 from pyasync.errors import EventError, FilesystemError, filesystem_error
 from pyasync.loop import EventCallback, Loop, get_loop
@@ -85,15 +86,27 @@ Callback = Callable[..., object]
 _TYPES = ("unknown", "file", "directory", "link", "fifo", "socket", "char", "block")
 
 
-class Entry(NamedTuple):
-    """An entry of a directory.
+if TYPE_CHECKING:
+    #: A path that is text or bytes, as the results of the operation are. bytes-like is bytes.
+    PathOf = Union[AnyStr, "os.PathLike[AnyStr]", bytearray, memoryview]
 
-    ``type`` is ``"file"``, ``"directory"``, ``"link"`` (a symbolic one), ``"fifo"``, ``"socket"``,
-    ``"char"``, ``"block"``, or ``"unknown"`` where the file system does not say: then `lstat` does.
-    """
+    class Entry(NamedTuple, Generic[AnyStr]):
+        name: AnyStr
+        type: str
+else:
 
-    name: Any
-    type: str
+    class Entry(NamedTuple):
+        """An entry of a directory; for type checkers ``Entry[str]`` or ``Entry[bytes]``.
+
+        ``type`` is ``"file"``, ``"directory"``, ``"link"`` (a symbolic one), ``"fifo"``,
+        ``"socket"``, ``"char"``, ``"block"``, or ``"unknown"`` where the file system does not say:
+        then `lstat` does.
+        """
+
+        name: str
+        type: str
+
+        __class_getitem__ = classmethod(GenericAlias)
 
 
 class FsRequest(Request):
@@ -313,7 +326,7 @@ def read(
 
 def write(
     fd: Descriptor,
-    data: Any,
+    data: Data,
     callback: Callable[[int], object],
     *,
     offset: int | None = None,
@@ -429,7 +442,7 @@ def read_file(
 
 def write_file(
     path: StrOrBytesPath,
-    data: Any,
+    data: Data,
     callback: Callable[[], object],
     *,
     mode: int = 0o666,
@@ -631,8 +644,8 @@ def unlink(
 
 
 def scandir(
-    path: StrOrBytesPath,
-    callback: Callable[[list[Entry]], object],
+    path: PathOf[AnyStr],
+    callback: Callable[[list[Entry[AnyStr]]], object],
     *,
     event_cb: EventCallback | None = None,
 ) -> FsRequest:
@@ -644,7 +657,7 @@ def scandir(
     decode = _decoder(name)
 
     # A digit for the type, the name, and a zero byte for each entry: see csrc/fs.c.
-    def entries(address: int, outcome: Any) -> tuple[list[Entry]]:
+    def entries(address: int, outcome: Any) -> tuple[list[Entry[Any]]]:
         packed = ffi.buffer(outcome.data, outcome.size)[:].split(b"\0") if outcome.size else [b""]
         return ([Entry(decode(each[1:]), _TYPES[each[0] - 48]) for each in packed[:-1]],)
 
@@ -652,8 +665,8 @@ def scandir(
 
 
 def readlink(
-    path: StrOrBytesPath,
-    callback: Callable[[Any], object],
+    path: PathOf[AnyStr],
+    callback: Callable[[AnyStr], object],
     *,
     event_cb: EventCallback | None = None,
 ) -> FsRequest:
@@ -665,8 +678,8 @@ def readlink(
 
 
 def realpath(
-    path: StrOrBytesPath,
-    callback: Callable[[Any], object],
+    path: PathOf[AnyStr],
+    callback: Callable[[AnyStr], object],
     *,
     event_cb: EventCallback | None = None,
 ) -> FsRequest:
@@ -681,8 +694,8 @@ def realpath(
 
 
 def mkdtemp(
-    template: StrOrBytesPath,
-    callback: Callable[[Any], object],
+    template: PathOf[AnyStr],
+    callback: Callable[[AnyStr], object],
     *,
     event_cb: EventCallback | None = None,
 ) -> FsRequest:

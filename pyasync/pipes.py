@@ -7,7 +7,7 @@ import os
 import socket as sockets
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
@@ -74,6 +74,13 @@ class PipeSocket(Stream, Socket):
 
     __slots__ = ()
 
+    if TYPE_CHECKING:
+
+        @property
+        def peername(self) -> str | bytes: ...
+        @property
+        def sockname(self) -> str | bytes: ...
+
     @property
     def peer_credentials(self) -> PeerCredentials:
         """The process id, user and group of the peer: ``(pid, uid, gid)``, told by the kernel.
@@ -97,6 +104,13 @@ class PipeServer(Server):
     """A server at a pipe, made by `pipe_server`."""
 
     __slots__ = ("_file",)
+
+    if TYPE_CHECKING:
+
+        @property
+        def address(self) -> str | bytes: ...
+        @property
+        def connections(self) -> Sequence[PipeSocket]: ...
 
     _connection = PipeSocket
     _kind = lib.PA_PIPE_SERVER

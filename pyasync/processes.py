@@ -18,6 +18,7 @@ from pyasync._core.stream import (
     WriteCallback,
     as_buffer_slice,
 )
+from pyasync.async_stream import AsyncStream
 from pyasync.loop import EventCallback, Loop, get_loop
 from pyasync.options import StreamOptions
 from pyasync.streams import Stream
@@ -159,9 +160,9 @@ class Process(ChildProcess):
     ) -> None:
         self._exit_cb = exit_cb
         #: The `ProcessPipe` or `AsyncStream` to each standard stream; None if it has none.
-        self.input: Any = None
-        self.output: Any = None
-        self.error_output: Any = None
+        self.input: ProcessPipe | AsyncStream | None = None
+        self.output: ProcessPipe | AsyncStream | None = None
+        self.error_output: ProcessPipe | AsyncStream | None = None
         super().__init__(loop, slot, event_cb)
 
     def close(self) -> None:
@@ -349,12 +350,12 @@ def _open(options: StreamOptions, stdio: Any, child: NewChild, fd: int) -> Any:
     return ProcessPipe(options, slot, state, stdio._write_cb)
 
 
-def _begin(pipe: ProcessPipe | None) -> Any:
+def _begin(pipe: ProcessPipe | None) -> ProcessPipe | AsyncStream | None:
     """Return the pipe of a child that has started, or its AsyncStream."""
     if pipe is None:
         return None
     pipe._begin()
-    subject = pipe._subject
-    if pipe._state & ENDED and subject is not pipe:
+    subject: ProcessPipe | AsyncStream = pipe._subject
+    if pipe._state & ENDED and isinstance(subject, AsyncStream):
         subject._end()
     return subject

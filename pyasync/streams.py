@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket as sockets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import get_ident
 from typing import Any
 
@@ -316,7 +316,7 @@ class Server(Listener):
         super().close()
 
     @property
-    def connections(self) -> list[Any]:
+    def connections(self) -> Sequence[Stream]:
         """The open connections that the server has accepted, also in the handshake of TLS.
 
         A new list, which takes a look at each handle of the loop: no connection pays for it.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import socket as sockets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, overload
 
-from pyasync._core.addresses import numeric_address
+from pyasync._core.addresses import Address, numeric_address
 from pyasync._core.arguments import (
     Descriptor,
     optional_callable,
@@ -51,6 +51,13 @@ class TcpSocket(Stream, Socket):
     """A TCP connection, accepted by a `TcpServer` or made by `tcp_connect`."""
 
     __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        @property
+        def peername(self) -> Address: ...
+        @property
+        def sockname(self) -> Address: ...
 
     @property
     def nodelay(self) -> bool:
@@ -115,6 +122,13 @@ class TcpServer(Server):
     """A TCP server, made by `tcp_server`."""
 
     __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        @property
+        def address(self) -> Address: ...
+        @property
+        def connections(self) -> Sequence[TcpSocket]: ...
 
     _connection = TcpSocket
     _kind = lib.PA_TCP_SERVER

@@ -21,6 +21,9 @@ from pyasync.errors import check
 #: An address of the `socket` module: (host, port), or of IPv6 (host, port, flowinfo, scope_id).
 Address = Union["tuple[str, int]", "tuple[str, int, int, int]"]
 
+#: What a socket's name may be: an address, or of a pipe a path, or the bytes of an abstract name.
+SocketName = Union[Address, str, bytes]
+
 #: An address family of the `socket` module, and a numeric address.
 NumericAddress = tuple[int, str]
 
@@ -117,7 +120,7 @@ def pack_address(host: str, port: int, flowinfo: int = 0, scope: int = 0) -> byt
     return _IN6.pack(V6, in_order, flowinfo.to_bytes(4, "big"), packed, scope)
 
 
-def unpack_name(packed: bytes) -> Any:
+def unpack_name(packed: bytes) -> SocketName:
     """Return a socket's name in the form of the `socket` module: of a pipe too."""
     if int.from_bytes(packed[:2], sys.byteorder) != sockets.AF_UNIX:
         return unpack_address(packed)
@@ -125,7 +128,7 @@ def unpack_name(packed: bytes) -> Any:
     return name if name[:1] == b"\0" else os.fsdecode(name)  # bytes: an abstract name
 
 
-def unpack_address(packed: bytes) -> Any:
+def unpack_address(packed: bytes) -> Address:
     """Return a packed address in the form of the `socket` module; bytes may follow it."""
     if int.from_bytes(packed[:2], sys.byteorder) == V4:
         _, port, address = _IN.unpack(packed[: _IN.size])

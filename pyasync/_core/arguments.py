@@ -13,7 +13,10 @@ from functools import partial
 from numbers import Real
 from operator import index
 from types import AsyncGeneratorType, CoroutineType
-from typing import Any, Protocol, Union
+from typing import TYPE_CHECKING, Any, Protocol, Union
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 class HasFileno(Protocol):
@@ -22,8 +25,8 @@ class HasFileno(Protocol):
     def fileno(self) -> int: ...
 
 
-#: A path, or another text for the system. At run time any bytes-like object will do.
-StrOrBytesPath = Union[str, bytes, bytearray, memoryview, "os.PathLike[str]", "os.PathLike[bytes]"]
+#: A path, or another text for the system.
+StrOrBytesPath = Union[str, "ReadableBuffer", "os.PathLike[str]", "os.PathLike[bytes]"]
 
 #: What `as_path` takes, for messages.
 PATH = "a str, bytes-like or os.PathLike"

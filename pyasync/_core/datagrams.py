@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from struct import Struct
 from threading import get_ident
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyasync._core.addresses import (
     TO_PEER,
@@ -89,6 +89,13 @@ class DatagramSocket(PeerHandle, CHandle):
     )
 
     _closed_error = SocketClosed
+
+    if TYPE_CHECKING:
+
+        @property
+        def peername(self) -> Address: ...
+        @property
+        def sockname(self) -> Address: ...
 
     #: Not zero, so that the engine calls `_on_read`: see the contract in Engine.
     _state = 2
@@ -240,9 +247,10 @@ class DatagramSocket(PeerHandle, CHandle):
     # The socket
 
     @property
-    def address(self) -> Any:
+    def address(self) -> Address:
         """The address that the socket was bound to, from `socket.socket.getsockname`."""
-        return self._address
+        address: Address = self._address
+        return address
 
     def close(self) -> None:
         """Send the datagrams that are pending, then close. Closing twice does nothing.

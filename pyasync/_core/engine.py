@@ -50,7 +50,7 @@ from threading import current_thread, get_ident, main_thread
 from time import perf_counter, sleep
 from typing import Any
 
-from pyasync._core.addresses import PACKED_MAX, unpack_address
+from pyasync._core.addresses import PACKED_MAX, Address, unpack_address
 from pyasync._core.arguments import require_callable
 from pyasync._core.callback_names import name_of, record_callback
 from pyasync._core.deadlines import Deadlines, due_in
@@ -490,7 +490,7 @@ class Engine:
         self.counters.bytes_read += len(data)
         return data
 
-    def unpack_address(self, start: int) -> Any:
+    def unpack_address(self, start: int) -> Address | None:
         """Return the address at an offset of the arena, good in this iteration; -1: None."""
         return None if start < 0 else unpack_address(self._arena[start : start + PACKED_MAX])
 

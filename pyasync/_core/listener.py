@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket as sockets
 from typing import Any
 
+from pyasync._core.addresses import SocketName
 from pyasync._core.clock import monotonic
 from pyasync._core.deadlines import Timer
 from pyasync._core.handles import CHandle, ClosedHandle
@@ -52,9 +53,10 @@ class Listener(CHandle, SocketHandle):
         super().__init__(loop, slot, options.event_cb)
 
     @property
-    def address(self) -> Any:
+    def address(self) -> SocketName:
         """The address at which the server listens, from `socket.socket.getsockname`."""
-        return self._address
+        address: SocketName = self._address
+        return address
 
     def _state_text(self) -> str:
         return "closed" if self.closed else "listening"
@@ -121,7 +123,7 @@ class Listener(CHandle, SocketHandle):
         if monotonic() - self._reported >= ACCEPT_REPORT:
             self._reported = monotonic()
             error = SocketAcceptError(-value, message(value))
-            error.server = self
+            error.server = self  # type: ignore[assignment]  # the API's subclass
             error.count, self._failures = self._failures, 0
             self._report_error(error)
 

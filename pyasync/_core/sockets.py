@@ -9,6 +9,7 @@ import sys
 from typing import Any, overload
 
 from pyasync._core.addresses import (
+    SocketName,
     ascii_host,
     numeric_address,
     pack_address,
@@ -190,7 +191,7 @@ class PeerHandle(SocketHandle):
     __slots__ = ()
 
     @property
-    def peername(self) -> Any:
+    def peername(self) -> SocketName:
         """The peer's address, in the form of `socket.socket.getpeername`.
 
         Of a TCP connection it is known also when the peer has reset that. It can be read after the
@@ -200,14 +201,14 @@ class PeerHandle(SocketHandle):
         return self._name(PEERNAME)
 
     @property
-    def sockname(self) -> Any:
+    def sockname(self) -> SocketName:
         """The socket's own address, in the form of `socket.socket.getsockname`.
 
         It can be read after the end as `peername` can.
         """
         return self._name(SOCKNAME)
 
-    def _name(self, which: int) -> Any:
+    def _name(self, which: int) -> SocketName:
         name = ffi.new("char[]", lib.PA_NAME_MAX)
         return unpack_name(ffi.buffer(name, self._ask(_NAMES[which], name))[:])
 

@@ -20,7 +20,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from threading import get_ident
-from typing import Any, Protocol, Union
+from typing import TYPE_CHECKING, Any, Protocol, Union
 
 from pyasync._core.arguments import (
     require_flag,
@@ -43,7 +43,10 @@ from pyasync._core.stream_extras import (
 from pyasync._ffi import lib
 from pyasync.errors import EventError, SocketClosed, socket_error
 
-Data = Union[bytes, bytearray, memoryview, str]
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+Data = Union[str, "ReadableBuffer"]
 WriteCallback = Callable[[Any], object]
 
 # The flags of Stream._state. CLOSED (1): close() was called, or pyasync has closed the stream.

@@ -59,7 +59,7 @@ class TlsStream(TlsPump, Socket):
     # Results of the handshake
 
     @property
-    def ssl_object(self) -> Any:
+    def ssl_object(self) -> ssl.SSLObject | None:
         """The `ssl.SSLObject`, for all that TLS knows of the connection; None before connecting.
 
         Do not read, write or unwrap by it: the socket does.
@@ -84,7 +84,7 @@ class TlsStream(TlsPump, Socket):
         return None if tls is None else tls.selected_alpn_protocol()
 
     @property
-    def session(self) -> Any:
+    def session(self) -> ssl.SSLSession | None:
         """The `ssl.SSLSession`, for ``session=`` of the next connection to the same server.
 
         With TLS 1.3 a server's tickets come after the handshake (RFC 8446, 4.6.1): take the session

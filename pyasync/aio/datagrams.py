@@ -7,7 +7,7 @@ callback API. Sockets of other families, such as Unix datagrams, are asyncio's o
 from __future__ import annotations
 
 import socket as sockets
-from asyncio import constants, selector_events, transports, trsock
+from asyncio import constants, protocols, selector_events, transports, trsock
 from asyncio.log import logger
 from contextvars import copy_context
 from typing import Any
@@ -124,7 +124,7 @@ class DatagramTransport(transports._FlowControlMixin, transports.DatagramTranspo
         self._protocol = protocol
         self._received: Any = protocol.datagram_received
 
-    def get_protocol(self) -> Any:
+    def get_protocol(self) -> protocols.BaseProtocol:
         return self._protocol
 
     # Sending

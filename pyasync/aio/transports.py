@@ -123,7 +123,7 @@ class StreamTransport(transports._FlowControlMixin, transports.Transport):
         else:
             self._state &= ~BUFFERED
 
-    def get_protocol(self) -> Any:
+    def get_protocol(self) -> protocols.BaseProtocol:
         return self._protocol
 
     def _made(self) -> None:

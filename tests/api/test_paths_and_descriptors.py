@@ -315,7 +315,7 @@ def test_a_file_that_is_closed_or_has_no_descriptor_is_named(run, tmp_path, call
 
 #: The annotations of these parameters. `fs.close` takes a number only: an object would close its
 #: descriptor again.
-KINDS = {"StrOrBytesPath", "Name", "Argument", "Descriptor", "StdioOption"}
+KINDS = {"StrOrBytesPath", "Name", "Argument", "Descriptor", "StdioOption", "PathOf"}
 
 
 def annotated_parameters():
