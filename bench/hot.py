@@ -20,7 +20,7 @@ from pathlib import Path
 
 import common
 from compare import compare, tables
-from contenders import Contender, installed, known_contenders, run
+from contenders import Contender, installed, run
 from workloads import Case, Workload
 
 #: What is counted, the words for the program, how many connections it has, the size of a message.
