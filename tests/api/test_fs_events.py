@@ -284,7 +284,7 @@ def read_until(run, path, last, change):
             monitor.close()
 
     changing = []
-    with run(limit=30):
+    with run():
         pyasync.fs_watch(path, on_change)
         changing.append(Background(change))
     changing[0].result()
@@ -292,10 +292,10 @@ def read_until(run, path, last, change):
 
 def test_whoever_reads_at_each_report_misses_no_replacement(run, file):
     def change():
-        for number in range(2000):
+        for number in range(1000):
             replace(file, b"%d" % number)()
 
-    read_until(run, file, b"1999", change)
+    read_until(run, file, b"999", change)
 
 
 def test_whoever_reads_at_each_report_misses_no_return(run, tmp_path):
