@@ -12,6 +12,7 @@ import doctest
 import io
 import logging
 import os
+import random
 import re
 import signal
 import socket
@@ -61,6 +62,7 @@ class Runner:
         self.namespace = {"__name__": "__main__"}
         self.ports = {}
         self.loop = None
+        self.running = False
         enter = pyasync.loop.Loop.enter
 
         def noted(loop):
@@ -70,10 +72,19 @@ class Runner:
         pyasync.loop.Loop.enter = noted
 
     def free_port(self, found):
-        if found[0] not in self.ports:
-            with socket.create_server(("127.0.0.1", 0)) as sock:
-                self.ports[found[0]] = str(sock.getsockname()[1])
+        """Return a free port that the system gives to no other program: from below its range."""
+        candidates = iter(random.sample(range(10_000, 32_768), 100))
+        while found[0] not in self.ports:
+            address = "127.0.0.1", next(candidates)
+            with contextlib.suppress(OSError), socket.create_server(address):
+                self.ports[found[0]] = str(address[1])
         return self.ports[found[0]]
+
+    def interrupt(self, signo, frame):
+        """End a block. Ctrl-C may come when the block has ended by itself: then it does nothing."""
+        if self.running:
+            self.running = False
+            raise KeyboardInterrupt
 
     def run(self):
         text = self.page.read_text()
@@ -87,6 +98,7 @@ class Runner:
 
     def run_block(self, compiled, code, expected):
         self.loop, over, failures = None, threading.Event(), []
+        self.running = True
         printed = io.StringIO()
         done = expected and (lambda: alike(printed.getvalue(), expected))
         watch = threading.Thread(target=self.watch, args=(code, over, done, failures))
@@ -97,12 +109,11 @@ class Runner:
                 exec(compiled, self.namespace)
                 for name in re.findall(r"^def (test_\w+)", code, re.MULTILINE):
                     self.namespace[name]()
+            self.running = False
         except KeyboardInterrupt:
             pass
         finally:
             over.set()
-            with contextlib.suppress(KeyboardInterrupt):
-                watch.join()
             watch.join()
         assert not failures, failures
         return printed.getvalue()
@@ -129,6 +140,7 @@ class Runner:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.path.insert(0, str(ROOT / "examples"))
-    Runner(ROOT / sys.argv[1]).run()
+    runner = Runner(ROOT / sys.argv[1])
+    signal.signal(signal.SIGINT, runner.interrupt)
+    runner.run()
