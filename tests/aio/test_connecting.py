@@ -20,10 +20,6 @@ def server(request):
         yield server
 
 
-def run(loop, main):
-    return loop.run_until_complete(asyncio.wait_for(main, PATIENCE))
-
-
 def closed_port():
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
@@ -39,44 +35,40 @@ async def gone(loop):
 
 
 @pytest.mark.parametrize("words", ["alone", "local_addr", "happy_eyeballs_delay", "sock", "family"])
-def test_a_connection_has_its_names_and_carries_data(loop, server, words):
+async def test_a_connection_has_its_names_and_carries_data(loop, server, words):
     host, port = server.getsockname()[:2]
     options = {
         "local_addr": {"local_addr": (host, 0)},
         "happy_eyeballs_delay": {"happy_eyeballs_delay": 0.25, "interleave": 1},
         "family": {"family": server.family, "proto": socket.IPPROTO_TCP},
     }.get(words, {})
-
-    async def main():
-        if words == "sock":
-            sock = socket.socket(server.family, proto=socket.IPPROTO_TCP)
-            sock.setblocking(False)
-            await loop.sock_connect(sock, (host, port))
-            reader, writer = await asyncio.open_connection(sock=sock)
-        else:
-            reader, writer = await asyncio.open_connection(host, port, **options)
-        theirs, address = server.accept()
-        with theirs:
-            assert writer.get_extra_info("sockname") == address
-            assert writer.get_extra_info("peername") == server.getsockname()
-            ours = writer.get_extra_info("socket")
-            assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-            assert ours.family == server.family
-            writer.write(b"ping")
-            await writer.drain()
-            theirs.setblocking(False)
-            assert await loop.sock_recv(theirs, 9) == b"ping"
-            theirs.send(b"pong")
-            assert await reader.read(9) == b"pong"
-            writer.close()
-            await writer.wait_closed()
-            assert await loop.sock_recv(theirs, 9) == b""
-
-    run(loop, main())
+    if words == "sock":
+        sock = socket.socket(server.family, proto=socket.IPPROTO_TCP)
+        sock.setblocking(False)
+        await loop.sock_connect(sock, (host, port))
+        reader, writer = await asyncio.open_connection(sock=sock)
+    else:
+        reader, writer = await asyncio.open_connection(host, port, **options)
+    theirs, address = server.accept()
+    with theirs:
+        assert writer.get_extra_info("sockname") == address
+        assert writer.get_extra_info("peername") == server.getsockname()
+        ours = writer.get_extra_info("socket")
+        assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert ours.family == server.family
+        writer.write(b"ping")
+        await writer.drain()
+        theirs.setblocking(False)
+        assert await loop.sock_recv(theirs, 9) == b"ping"
+        theirs.send(b"pong")
+        assert await reader.read(9) == b"pong"
+        writer.close()
+        await writer.wait_closed()
+        assert await loop.sock_recv(theirs, 9) == b""
 
 
 @pytest.mark.parametrize("ending", ["data", "end", "reset"])
-def test_what_comes_before_the_protocol_exists_reaches_it(loop, server, ending):
+async def test_what_comes_before_the_protocol_exists_reaches_it(loop, server, ending):
     host, port = server.getsockname()[:2]
     calls, lost = [], loop.create_future()
 
@@ -94,99 +86,81 @@ def test_what_comes_before_the_protocol_exists_reaches_it(loop, server, ending):
             if not lost.done():
                 lost.set_result(None)
 
-    async def main():
-        connecting = loop._connect_sock(
-            [], (server.family, socket.SOCK_STREAM, 0, "", (host, port))
-        )
-        sock = await connecting
-        theirs, _ = server.accept()
-        with theirs:
-            theirs.send(b"early")
-            if ending == "reset":
-                theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1" + bytes(7))
-            if ending != "data":
-                theirs.close()
-            await asyncio.sleep(0.05)  # the loop reads it meanwhile
-            transport, _ = await loop._create_connection_transport(sock, Protocol, None, "")
-            await lost
-            transport.abort()
-        expected = {"data": [], "end": [type(None)], "reset": [ConnectionResetError]}[ending]
-        assert calls == ["made", b"early", *expected] or (
-            ending == "reset" and calls == ["made", *expected]  # the kernel has dropped the data
-        )
-        await gone(loop)
-
-    run(loop, main())
+    connecting = loop._connect_sock([], (server.family, socket.SOCK_STREAM, 0, "", (host, port)))
+    sock = await connecting
+    theirs, _ = server.accept()
+    with theirs:
+        theirs.send(b"early")
+        if ending == "reset":
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1" + bytes(7))
+        if ending != "data":
+            theirs.close()
+        await asyncio.sleep(0.05)  # the loop reads it meanwhile
+        transport, _ = await loop._create_connection_transport(sock, Protocol, None, "")
+        await lost
+        transport.abort()
+    expected = {"data": [], "end": [type(None)], "reset": [ConnectionResetError]}[ending]
+    assert calls == ["made", b"early", *expected] or (
+        ending == "reset" and calls == ["made", *expected]  # the kernel has dropped the data
+    )
+    await gone(loop)
 
 
-def test_a_refusal_names_the_address(loop):
+async def test_a_refusal_names_the_address(loop):
     port = closed_port()
-
-    async def main():
-        with pytest.raises(ConnectionRefusedError, match=f"Connect call failed .*{port}"):
-            await loop.create_connection(asyncio.Protocol, "127.0.0.1", port)
-        await gone(loop)
-
-    run(loop, main())
+    with pytest.raises(ConnectionRefusedError, match=f"Connect call failed .*{port}"):
+        await loop.create_connection(asyncio.Protocol, "127.0.0.1", port)
+    await gone(loop)
 
 
 @pytest.mark.parametrize("delay", [None, 0.05])
-def test_the_next_address_is_tried(loop, delay):
-    async def main():
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            address = server.getsockname()
+async def test_the_next_address_is_tried(loop, delay):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
 
-            async def lookup(*arguments, **options):
-                bad = ("127.0.0.1", closed_port())
-                kind = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
-                return [(*kind, bad), (*kind, address)]
+        async def lookup(*arguments, **options):
+            bad = ("127.0.0.1", closed_port())
+            kind = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
+            return [(*kind, bad), (*kind, address)]
 
-            loop.getaddrinfo = lookup
-            transport, _ = await loop.create_connection(
-                asyncio.Protocol, "a.name", 1, happy_eyeballs_delay=delay
-            )
-            assert transport.get_extra_info("peername") == address
-            assert connections(loop) == 1
-            transport.abort()
-            await gone(loop)
-
-    run(loop, main())
+        loop.getaddrinfo = lookup
+        transport, _ = await loop.create_connection(
+            asyncio.Protocol, "a.name", 1, happy_eyeballs_delay=delay
+        )
+        assert transport.get_extra_info("peername") == address
+        assert connections(loop) == 1
+        transport.abort()
+        await gone(loop)
 
 
 @pytest.mark.parametrize("steps", range(5))
-def test_a_cancelled_connection_leaves_nothing(loop, steps):
-    async def main():
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            task = asyncio.ensure_future(
-                loop.create_connection(asyncio.Protocol, *server.getsockname())
-            )
-            for _ in range(steps):
-                await asyncio.sleep(0)
-            task.cancel()
-            try:
-                transport, _ = await task
-            except asyncio.CancelledError:
-                pass
-            else:
-                transport.abort()
-            del task
-            gc.collect()
-            await gone(loop)
-
-    run(loop, main())
+async def test_a_cancelled_connection_leaves_nothing(loop, steps):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        task = asyncio.ensure_future(
+            loop.create_connection(asyncio.Protocol, *server.getsockname())
+        )
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        try:
+            transport, _ = await task
+        except asyncio.CancelledError:
+            pass
+        else:
+            transport.abort()
+        del task
+        gc.collect()
+        await gone(loop)
 
 
-def test_a_factory_that_raises_leaves_nothing(loop):
+async def test_a_factory_that_raises_leaves_nothing(loop):
     def fail():
         raise ZeroDivisionError
 
-    async def main():
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            with pytest.raises(ZeroDivisionError):
-                await loop.create_connection(fail, *server.getsockname())
-            await gone(loop)
-
-    run(loop, main())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with pytest.raises(ZeroDivisionError):
+            await loop.create_connection(fail, *server.getsockname())
+        await gone(loop)
 
 
 def test_a_loop_is_closed_while_it_connects():
@@ -200,7 +174,7 @@ def test_a_loop_is_closed_while_it_connects():
         task.get_coro().close()
 
 
-def test_a_program_may_connect_in_its_own_way(loop, monkeypatch):
+async def test_a_program_may_connect_in_its_own_way(loop, monkeypatch):
     made = []
 
     class Proxied(socket.socket):
@@ -209,36 +183,32 @@ def test_a_program_may_connect_in_its_own_way(loop, monkeypatch):
             super().connect(address)
 
     monkeypatch.setattr(socket, "socket", Proxied)
-
-    async def main():
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            transport, _ = await loop.create_connection(asyncio.Protocol, *server.getsockname())
-            assert made == [server.getsockname()]
-            transport.abort()
-            await gone(loop)
-
-    run(loop, main())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        transport, _ = await loop.create_connection(asyncio.Protocol, *server.getsockname())
+        assert made == [server.getsockname()]
+        transport.abort()
+        await gone(loop)
 
 
 @pytest.mark.parametrize(
     ("host", "port"), [("127.0.0.1", 80), ("::1", 80), (None, 80), ("127.0.0.1", None)]
 )
-def test_a_numeric_address_needs_no_thread(loop, host, port):
+async def test_a_numeric_address_needs_no_thread(loop, host, port):
     class Executor(concurrent.futures.ThreadPoolExecutor):
         def submit(self, *arguments, **options):
             raise AssertionError("a thread is asked")
 
     loop.set_default_executor(Executor())
-    found = run(loop, loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     assert found == socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
-def test_a_numeric_address_of_the_wrong_family_is_no_address(loop):
+async def test_a_numeric_address_of_the_wrong_family_is_no_address(loop):
     with pytest.raises(socket.gaierror):
-        run(loop, loop.getaddrinfo("127.0.0.1", 80, family=socket.AF_INET6))
+        await loop.getaddrinfo("127.0.0.1", 80, family=socket.AF_INET6)
 
 
-def test_an_unreachable_address_is_the_systems_error(loop):
+async def test_an_unreachable_address_is_the_systems_error(loop):
     with pytest.raises(OSError, match="Connect call failed") as caught:
-        run(loop, loop.create_connection(asyncio.Protocol, "255.255.255.255", 1))
+        await loop.create_connection(asyncio.Protocol, "255.255.255.255", 1)
     assert caught.value.errno in (errno.ENETUNREACH, errno.EACCES, errno.EHOSTUNREACH)

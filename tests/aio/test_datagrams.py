@@ -25,10 +25,6 @@ def peer():
         yield peer
 
 
-def run(loop, main):
-    return loop.run_until_complete(asyncio.wait_for(main, PATIENCE))
-
-
 class Recorder(asyncio.DatagramProtocol):
     """Puts what it is told into a queue; `lost` is a future of connection_lost."""
 
@@ -71,70 +67,60 @@ async def closed(*protocols):
 
 
 @each_family
-def test_datagrams_go_to_and_fro(loop, host):
-    async def main():
-        here, ours = await endpoint(loop, local_addr=(host, 0))
-        there, theirs = await endpoint(loop, remote_addr=name_of(here)[:2])
-        assert there.get_extra_info("peername") == name_of(here)
-        assert here.get_extra_info("peername") is None
-        assert here.get_extra_info("socket").type == socket.SOCK_DGRAM
-        for data in (b"bytes", bytearray(b"an array"), memoryview(b"a view"), b"x" * 60_000):
-            there.sendto(data)
-            assert await ours.told.get() == (bytes(data), name_of(there))
-            here.sendto(data, name_of(there))
-            assert await theirs.told.get() == (bytes(data), name_of(here))
-        await closed(ours, theirs)
-        assert here.is_closing()
-        here.sendto(b"to nobody", name_of(there))
-
-    run(loop, main())
+async def test_datagrams_go_to_and_fro(loop, host):
+    here, ours = await endpoint(loop, local_addr=(host, 0))
+    there, theirs = await endpoint(loop, remote_addr=name_of(here)[:2])
+    assert there.get_extra_info("peername") == name_of(here)
+    assert here.get_extra_info("peername") is None
+    assert here.get_extra_info("socket").type == socket.SOCK_DGRAM
+    for data in (b"bytes", bytearray(b"an array"), memoryview(b"a view"), b"x" * 60_000):
+        there.sendto(data)
+        assert await ours.told.get() == (bytes(data), name_of(there))
+        here.sendto(data, name_of(there))
+        assert await theirs.told.get() == (bytes(data), name_of(here))
+    await closed(ours, theirs)
+    assert here.is_closing()
+    here.sendto(b"to nobody", name_of(there))
 
 
 @pytest.mark.parametrize("how", ["remote_addr", "sock"])
-def test_a_connected_socket_talks_to_its_peer_only(loop, peer, how):
-    async def main():
-        if how == "sock":
-            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            sock.connect(peer.getsockname())
-            transport, protocol = await endpoint(loop, sock=sock)
-            transport.sendto(b"ignored address", ("127.0.0.1", 9))  # as with asyncio
-            await asyncio.sleep(0)
-            assert peer.recv(100) == b"ignored address"
-        else:
-            transport, protocol = await endpoint(loop, remote_addr=peer.getsockname())
-            with pytest.raises(ValueError, match="Invalid address"):
-                transport.sendto(b"x", ("127.0.0.1", 9))
-        transport.sendto(b"one")
-        transport.sendto(b"two", peer.getsockname())
+async def test_a_connected_socket_talks_to_its_peer_only(loop, peer, how):
+    if how == "sock":
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.connect(peer.getsockname())
+        transport, protocol = await endpoint(loop, sock=sock)
+        transport.sendto(b"ignored address", ("127.0.0.1", 9))  # as with asyncio
         await asyncio.sleep(0)
-        assert [peer.recv(100), peer.recv(100)] == [b"one", b"two"]
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
-            stranger.sendto(b"unheard", name_of(transport))
-        peer.sendto(b"heard", name_of(transport))
-        assert await protocol.told.get() == (b"heard", peer.getsockname())
-        await closed(protocol)
+        assert peer.recv(100) == b"ignored address"
+    else:
+        transport, protocol = await endpoint(loop, remote_addr=peer.getsockname())
+        with pytest.raises(ValueError, match="Invalid address"):
+            transport.sendto(b"x", ("127.0.0.1", 9))
+    transport.sendto(b"one")
+    transport.sendto(b"two", peer.getsockname())
+    await asyncio.sleep(0)
+    assert [peer.recv(100), peer.recv(100)] == [b"one", b"two"]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        stranger.sendto(b"unheard", name_of(transport))
+    peer.sendto(b"heard", name_of(transport))
+    assert await protocol.told.get() == (b"heard", peer.getsockname())
+    await closed(protocol)
 
-    run(loop, main())
 
-
-def test_a_refusal_is_told_and_costs_no_other_datagram(loop, peer):
+async def test_a_refusal_is_told_and_costs_no_other_datagram(loop, peer):
     address = peer.getsockname()
     peer.close()
-
-    async def main():
-        transport, protocol = await endpoint(loop, remote_addr=address)
-        transport.sendto(b"refused")
-        error = await protocol.told.get()
-        assert isinstance(error, ConnectionRefusedError)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
-            again.bind(address)
-            again.settimeout(PATIENCE)
-            transport.sendto(b"now there is somebody")
-            await asyncio.sleep(0)
-            assert again.recv(100) == b"now there is somebody"
-        await closed(protocol)
-
-    run(loop, main())
+    transport, protocol = await endpoint(loop, remote_addr=address)
+    transport.sendto(b"refused")
+    error = await protocol.told.get()
+    assert isinstance(error, ConnectionRefusedError)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
+        again.bind(address)
+        again.settimeout(PATIENCE)
+        transport.sendto(b"now there is somebody")
+        await asyncio.sleep(0)
+        assert again.recv(100) == b"now there is somebody"
+    await closed(protocol)
 
 
 @pytest.mark.parametrize(
@@ -148,120 +134,100 @@ def test_a_refusal_is_told_and_costs_no_other_datagram(loop, peer):
         (1, ("no such name.invalid", 9), socket.EAI_NONAME),
     ],
 )
-def test_what_cannot_be_sent_is_told_and_the_socket_goes_on(loop, peer, size, target, expected):
-    async def main():
-        transport, protocol = await endpoint(loop, local_addr=LOCAL)
-        transport.sendto(bytes(size), target or peer.getsockname())
-        if expected is None:
-            await asyncio.sleep(0)
-            assert len(peer.recv(size + 1)) == size
-        else:
-            assert (await protocol.told.get()).errno == expected
-        transport.sendto(b"next", ("localhost", peer.getsockname()[1]))
+async def test_what_cannot_be_sent_is_told_and_the_socket_goes_on(
+    loop, peer, size, target, expected
+):
+    transport, protocol = await endpoint(loop, local_addr=LOCAL)
+    transport.sendto(bytes(size), target or peer.getsockname())
+    if expected is None:
         await asyncio.sleep(0)
-        assert peer.recv(100) == b"next"
-        await closed(protocol)
-
-    run(loop, main())
+        assert len(peer.recv(size + 1)) == size
+    else:
+        assert (await protocol.told.get()).errno == expected
+    transport.sendto(b"next", ("localhost", peer.getsockname()[1]))
+    await asyncio.sleep(0)
+    assert peer.recv(100) == b"next"
+    await closed(protocol)
 
 
 @pytest.mark.parametrize("target", [None] if PYPY else [None, "name", ["127.0.0.1", 9]])
-def test_an_address_of_a_wrong_type_is_fatal_as_with_asyncio(loop, target):
-    async def main():
-        reports = []
-        loop.set_exception_handler(lambda loop, context: reports.append(context["exception"]))
-        transport, protocol = await endpoint(loop, local_addr=LOCAL)
-        transport.sendto(b"data", target)
-        assert isinstance(await protocol.lost, TypeError)
-        assert [type(error) for error in reports] == [TypeError]
-
-    run(loop, main())
+async def test_an_address_of_a_wrong_type_is_fatal_as_with_asyncio(loop, target):
+    reports = []
+    loop.set_exception_handler(lambda loop, context: reports.append(context["exception"]))
+    transport, protocol = await endpoint(loop, local_addr=LOCAL)
+    transport.sendto(b"data", target)
+    assert isinstance(await protocol.lost, TypeError)
+    assert [type(error) for error in reports] == [TypeError]
 
 
-def test_broadcasts_are_sent_if_asked_for(loop):
-    async def main():
-        here, ours = await endpoint(loop, local_addr=("0.0.0.0", 0))
-        broadcast = ("127.255.255.255", name_of(here)[1])
-        there, theirs = await endpoint(loop, local_addr=LOCAL, allow_broadcast=True)
-        there.sendto(b"to all", broadcast)
-        assert await ours.told.get() == (b"to all", name_of(there))
-        far, third = await endpoint(loop, remote_addr=broadcast, allow_broadcast=True)
-        far.sendto(b"by itself")
-        assert (await ours.told.get())[0] == b"by itself"
-        await closed(ours, theirs, third)
-
-    run(loop, main())
+async def test_broadcasts_are_sent_if_asked_for(loop):
+    here, ours = await endpoint(loop, local_addr=("0.0.0.0", 0))
+    broadcast = ("127.255.255.255", name_of(here)[1])
+    there, theirs = await endpoint(loop, local_addr=LOCAL, allow_broadcast=True)
+    there.sendto(b"to all", broadcast)
+    assert await ours.told.get() == (b"to all", name_of(there))
+    far, third = await endpoint(loop, remote_addr=broadcast, allow_broadcast=True)
+    far.sendto(b"by itself")
+    assert (await ours.told.get())[0] == b"by itself"
+    await closed(ours, theirs, third)
 
 
-def test_several_share_a_port_if_all_ask_for_it(loop):
-    async def main():
-        first, ours = await endpoint(loop, local_addr=LOCAL, reuse_port=True)
-        _, theirs = await endpoint(loop, local_addr=name_of(first), reuse_port=True)
-        with pytest.raises(OSError, match="in use"):
-            await endpoint(loop, local_addr=name_of(first))
-        await closed(ours, theirs)
-
-    run(loop, main())
+async def test_several_share_a_port_if_all_ask_for_it(loop):
+    first, ours = await endpoint(loop, local_addr=LOCAL, reuse_port=True)
+    _, theirs = await endpoint(loop, local_addr=name_of(first), reuse_port=True)
+    with pytest.raises(OSError, match="in use"):
+        await endpoint(loop, local_addr=name_of(first))
+    await closed(ours, theirs)
 
 
-def test_a_given_socket_keeps_its_options(loop):
-    async def main():
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("127.0.0.1", 0))
-        transport, protocol = await endpoint(loop, sock=sock)
-        kept = transport.get_extra_info("socket")
-        assert kept.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
-            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            other.bind(name_of(transport))  # as members of a multicast group do
-        sock.close()  # the program's object, and not the descriptor
-        transport.sendto(b"to itself", name_of(transport))
-        assert await protocol.told.get() == (b"to itself", name_of(transport))
-        await closed(protocol)
-
-    run(loop, main())
+async def test_a_given_socket_keeps_its_options(loop):
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    transport, protocol = await endpoint(loop, sock=sock)
+    kept = transport.get_extra_info("socket")
+    assert kept.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(name_of(transport))  # as members of a multicast group do
+    sock.close()  # the program's object, and not the descriptor
+    transport.sendto(b"to itself", name_of(transport))
+    assert await protocol.told.get() == (b"to itself", name_of(transport))
+    await closed(protocol)
 
 
 @pytest.mark.parametrize("name", ["path", "abstract", "pair"])
-def test_unix_datagrams(loop, tmp_path, name):
+async def test_unix_datagrams(loop, tmp_path, name):
     path = str(tmp_path / "socket") if name == "path" else f"\0pyasync-{tmp_path}"
-
-    async def main():
-        if name == "pair":
-            one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-            here, ours = await endpoint(loop, sock=one)
-            there, theirs = await endpoint(loop, sock=other)
-        else:
-            here, ours = await endpoint(loop, local_addr=path, family=socket.AF_UNIX)
-            there, theirs = await endpoint(loop, remote_addr=path, family=socket.AF_UNIX)
-        there.sendto(b"hello")
-        assert (await ours.told.get())[0] == b"hello"
-        await closed(ours, theirs)
-        assert here.is_closing()
-
-    run(loop, main())
+    if name == "pair":
+        one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        here, ours = await endpoint(loop, sock=one)
+        there, theirs = await endpoint(loop, sock=other)
+    else:
+        here, ours = await endpoint(loop, local_addr=path, family=socket.AF_UNIX)
+        there, theirs = await endpoint(loop, remote_addr=path, family=socket.AF_UNIX)
+    there.sendto(b"hello")
+    assert (await ours.told.get())[0] == b"hello"
+    await closed(ours, theirs)
+    assert here.is_closing()
 
 
 @pytest.mark.parametrize("end", ["close", "abort"])
 @pytest.mark.parametrize("number", [1, 200])
-def test_what_was_sent_before_the_end_arrives(loop, peer, end, number):
-    async def main():
-        transport, protocol = await endpoint(loop, local_addr=LOCAL)
-        for index in range(number):
-            transport.sendto(b"%d" % index, peer.getsockname())
-        getattr(transport, end)()
-        getattr(transport, end)()
-        assert transport.is_closing()
-        assert await protocol.lost is None
-        assert [int(peer.recv(9)) for _ in range(number)] == list(range(number))
-
-    run(loop, main())
+async def test_what_was_sent_before_the_end_arrives(loop, peer, end, number):
+    transport, protocol = await endpoint(loop, local_addr=LOCAL)
+    for index in range(number):
+        transport.sendto(b"%d" % index, peer.getsockname())
+    getattr(transport, end)()
+    getattr(transport, end)()
+    assert transport.is_closing()
+    assert await protocol.lost is None
+    assert [int(peer.recv(9)) for _ in range(number)] == list(range(number))
 
 
 @pytest.mark.parametrize("where", ["made", "datagram", "error", "lost"])
 @pytest.mark.parametrize("end", ["close", "abort"])
-def test_it_may_be_closed_within_each_callback(loop, peer, where, end):
+async def test_it_may_be_closed_within_each_callback(loop, peer, where, end):
     address = peer.getsockname()
     peer.close()
 
@@ -285,22 +251,19 @@ def test_it_may_be_closed_within_each_callback(loop, peer, where, end):
             super().connection_lost(error)
             self.note("lost")
 
-    async def main():
-        transport, protocol = await loop.create_datagram_endpoint(Closing, remote_addr=address)
-        if where == "datagram":
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-                sender.bind(address)
-                sender.sendto(b"one", name_of(transport))
-                sender.sendto(b"two", name_of(transport))
-                await protocol.lost
-        if where == "lost":
-            transport.close()
-        assert await protocol.lost is None
-
-    run(loop, main())
+    transport, protocol = await loop.create_datagram_endpoint(Closing, remote_addr=address)
+    if where == "datagram":
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.bind(address)
+            sender.sendto(b"one", name_of(transport))
+            sender.sendto(b"two", name_of(transport))
+            await protocol.lost
+    if where == "lost":
+        transport.close()
+    assert await protocol.lost is None
 
 
-def test_each_callback_has_the_context_of_its_endpoint(loop, peer):
+async def test_each_callback_has_the_context_of_its_endpoint(loop, peer):
     variable = contextvars.ContextVar("variable")
     seen = []
 
@@ -317,19 +280,16 @@ def test_each_callback_has_the_context_of_its_endpoint(loop, peer):
             seen.append(variable.get())
             super().connection_lost(error)
 
-    async def main():
-        variable.set("of the endpoint")
-        transport, protocol = await loop.create_datagram_endpoint(Noting, local_addr=LOCAL)
-        variable.set("another")
-        peer.sendto(b"hello", name_of(transport))
-        await protocol.told.get()
-        await closed(protocol)
-        assert seen == ["of the endpoint"] * 3
-
-    run(loop, main())
+    variable.set("of the endpoint")
+    transport, protocol = await loop.create_datagram_endpoint(Noting, local_addr=LOCAL)
+    variable.set("another")
+    peer.sendto(b"hello", name_of(transport))
+    await protocol.told.get()
+    await closed(protocol)
+    assert seen == ["of the endpoint"] * 3
 
 
-def test_an_exception_of_the_protocol_is_reported_and_the_socket_goes_on(loop, peer):
+async def test_an_exception_of_the_protocol_is_reported_and_the_socket_goes_on(loop, peer):
     reports = []
 
     class Failing(Recorder):
@@ -337,29 +297,23 @@ def test_an_exception_of_the_protocol_is_reported_and_the_socket_goes_on(loop, p
             super().datagram_received(data, addr)
             raise ZeroDivisionError
 
-    async def main():
-        loop.set_exception_handler(lambda loop, context: reports.append(context["exception"]))
-        transport, protocol = await loop.create_datagram_endpoint(Failing, local_addr=LOCAL)
-        for _ in range(2):
-            peer.sendto(b"hello", name_of(transport))
-            await protocol.told.get()
-        await closed(protocol)
-        assert [type(error) for error in reports] == [ZeroDivisionError] * 2
-
-    run(loop, main())
+    loop.set_exception_handler(lambda loop, context: reports.append(context["exception"]))
+    transport, protocol = await loop.create_datagram_endpoint(Failing, local_addr=LOCAL)
+    for _ in range(2):
+        peer.sendto(b"hello", name_of(transport))
+        await protocol.told.get()
+    await closed(protocol)
+    assert [type(error) for error in reports] == [ZeroDivisionError] * 2
 
 
 @pytest.mark.parametrize("data", [b"", bytearray()])
-def test_an_empty_datagram_is_sent_since_python_3_13(loop, peer, data):
-    async def main():
-        transport, protocol = await endpoint(loop, local_addr=LOCAL)
-        transport.sendto(data, peer.getsockname())
-        transport.sendto(b"full", peer.getsockname())
-        await closed(protocol)
-        expected = [b"", b"full"] if sys.version_info >= (3, 13) else [b"full"]
-        assert [peer.recv(9) for _ in expected] == expected
-
-    run(loop, main())
+async def test_an_empty_datagram_is_sent_since_python_3_13(loop, peer, data):
+    transport, protocol = await endpoint(loop, local_addr=LOCAL)
+    transport.sendto(data, peer.getsockname())
+    transport.sendto(b"full", peer.getsockname())
+    await closed(protocol)
+    expected = [b"", b"full"] if sys.version_info >= (3, 13) else [b"full"]
+    assert [peer.recv(9) for _ in expected] == expected
 
 
 def test_a_loop_is_closed_with_an_open_endpoint(peer):
@@ -406,17 +360,13 @@ def test_a_protocol_is_paused_while_the_kernel_refuses(strange_kernel):
     assert output.split() == ["pause", "27000", "resume", "0"]
 
 
-def test_a_send_that_fails_behind_a_close_is_the_end(loop):
+async def test_a_send_that_fails_behind_a_close_is_the_end(loop):
     """C has closed the handle before the program learns of the error."""
-
-    async def main():
-        transport, protocol = await endpoint(loop, local_addr=LOCAL)
-        address = name_of(transport)
-        transport.sendto(b"it fits", address)
-        transport.sendto(bytes(70_000), address)
-        transport.close()
-        assert await protocol.lost is None
-        error = await protocol.told.get()
-        assert error.errno == errno.EMSGSIZE
-
-    run(loop, main())
+    transport, protocol = await endpoint(loop, local_addr=LOCAL)
+    address = name_of(transport)
+    transport.sendto(b"it fits", address)
+    transport.sendto(bytes(70_000), address)
+    transport.close()
+    assert await protocol.lost is None
+    error = await protocol.told.get()
+    assert error.errno == errno.EMSGSIZE

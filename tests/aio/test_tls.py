@@ -88,21 +88,17 @@ def the_end(peer):
 @both_sides
 @pytest.mark.parametrize("factory", [Recorder, Buffered])
 @pytest.mark.parametrize("size", [1, 16384, 16385, BIG])
-def test_data_of_any_size_goes_both_ways(loop, version, server_side, factory, size):
+async def test_data_of_any_size_goes_both_ways(loop, version, server_side, factory, size):
     data = random_bytes(size)
-
-    async def main():
-        protocol, peer = await connected(factory, version, server_side)
-        reading = asyncio.ensure_future(in_thread(read_exactly, peer, size))
-        protocol.transport.write(data)
-        assert await reading == data
-        await in_thread(peer.sendall, data)
-        await in_thread(peer.close)
-        assert await protocol.lost is None
-        assert protocol.data == data
-        assert course(protocol) == ["made", "eof", "lost"]
-
-    run(loop, main())
+    protocol, peer = await connected(factory, version, server_side)
+    reading = asyncio.ensure_future(in_thread(read_exactly, peer, size))
+    protocol.transport.write(data)
+    assert await reading == data
+    await in_thread(peer.sendall, data)
+    await in_thread(peer.close)
+    assert await protocol.lost is None
+    assert protocol.data == data
+    assert course(protocol) == ["made", "eof", "lost"]
 
 
 def pressure(protocol):
@@ -114,78 +110,66 @@ def course(protocol):
     return [call for call in protocol.calls if call not in ("pause", "resume")]
 
 
-def test_records_may_come_in_single_bytes(loop):
-    async def main():
-        protocol, peer = await connected()
-        peer.object.write(b"in pieces")
-        for byte in peer._outgoing.read():
-            peer.sock.send(bytes([byte]))
+async def test_records_may_come_in_single_bytes(loop):
+    protocol, peer = await connected()
+    peer.object.write(b"in pieces")
+    for byte in peer._outgoing.read():
+        peer.sock.send(bytes([byte]))
+        await asyncio.sleep(0)
+    while protocol.data != b"in pieces":
+        await asyncio.sleep(0.001)
+    protocol.transport.abort()
+    peer.sock.close()
+
+
+async def test_an_echo_costs_one_crossing(loop):
+    protocol, peer = await connected()
+    transport, arrived = protocol.transport, asyncio.Event()
+
+    def echo(data):
+        transport.write(data)
+        arrived.set()
+
+    protocol.data_received = echo
+    transport.set_protocol(protocol)
+    before = loop.stats()
+    for _ in range(100):
+        peer.sendall(b"?")
+        await arrived.wait()
+        arrived.clear()
+        while not select.select([peer.sock], [], [], 0)[0]:
             await asyncio.sleep(0)
-        while protocol.data != b"in pieces":
-            await asyncio.sleep(0.001)
-        protocol.transport.abort()
-        peer.sock.close()
-
-    run(loop, main())
-
-
-def test_an_echo_costs_one_crossing(loop):
-    async def main():
-        protocol, peer = await connected()
-        transport, arrived = protocol.transport, asyncio.Event()
-
-        def echo(data):
-            transport.write(data)
-            arrived.set()
-
-        protocol.data_received = echo
-        transport.set_protocol(protocol)
-        before = loop.stats()
-        for _ in range(100):
-            peer.sendall(b"?")
-            await arrived.wait()
-            arrived.clear()
-            while not select.select([peer.sock], [], [], 0)[0]:
-                await asyncio.sleep(0)
-            assert peer.recv(1) == b"?"
-        after = loop.stats()
-        # An iteration reads, and the next one writes. Each is one crossing; a few more are rare.
-        assert after.iterations - before.iterations <= 2 * 100 + 5
-        assert after.crossings - before.crossings <= 2 * 100 + 5
-        transport.abort()
-        peer.sock.close()
-
-    run(loop, main())
+        assert peer.recv(1) == b"?"
+    after = loop.stats()
+    # An iteration reads, and the next one writes. Each is one crossing; a few more are rare.
+    assert after.iterations - before.iterations <= 2 * 100 + 5
+    assert after.crossings - before.crossings <= 2 * 100 + 5
+    transport.abort()
+    peer.sock.close()
 
 
-def test_many_small_writes_share_a_record(loop):
-    async def main():
-        protocol, peer = await connected()
-        before = peer.wire[1]
-        for _ in range(100):
-            protocol.transport.write(b"0123456789")
-        assert await in_thread(read_exactly, peer, 1000) == b"0123456789" * 100
-        assert peer.wire[1] - before < 1100
-        protocol.transport.abort()
-        peer.sock.close()
-
-    run(loop, main())
+async def test_many_small_writes_share_a_record(loop):
+    protocol, peer = await connected()
+    before = peer.wire[1]
+    for _ in range(100):
+        protocol.transport.write(b"0123456789")
+    assert await in_thread(read_exactly, peer, 1000) == b"0123456789" * 100
+    assert peer.wire[1] - before < 1100
+    protocol.transport.abort()
+    peer.sock.close()
 
 
 @tls_peers.key_updates
-def test_key_updates_are_answered(loop):
-    async def main():
-        protocol, peer = await connected()
-        for _ in range(3):
-            tls_peers.update_keys(peer.object)
-            peer.sendall(b"x")
-            protocol.transport.write(b"y")
-            assert await in_thread(peer.recv, 10) == b"y"
-        assert protocol.data == b"xxx"
-        protocol.transport.abort()
-        peer.sock.close()
-
-    run(loop, main())
+async def test_key_updates_are_answered(loop):
+    protocol, peer = await connected()
+    for _ in range(3):
+        tls_peers.update_keys(peer.object)
+        peer.sendall(b"x")
+        protocol.transport.write(b"y")
+        assert await in_thread(peer.recv, 10) == b"y"
+    assert protocol.data == b"xxx"
+    protocol.transport.abort()
+    peer.sock.close()
 
 
 # Closing
@@ -193,74 +177,62 @@ def test_key_updates_are_answered(loop):
 
 @both_versions
 @both_sides
-def test_close_flushes_and_waits_for_the_answer_to_its_close_notify(loop, version, server_side):
+async def test_close_flushes_and_waits_for_the_answer_to_its_close_notify(
+    loop, version, server_side
+):
     data = random_bytes(BIG)
-
-    async def main():
-        protocol, peer = await connected(version=version, server_side=server_side)
-        protocol.transport.write(data)
-        protocol.transport.close()
-        assert protocol.transport.is_closing()
-        protocol.transport.write(b"dropped")
-        assert await in_thread(the_end, peer) == (data, True)
-        assert not protocol.lost.done()
-        await in_thread(peer.close)
-        assert await protocol.lost is None
-
-    run(loop, main())
+    protocol, peer = await connected(version=version, server_side=server_side)
+    protocol.transport.write(data)
+    protocol.transport.close()
+    assert protocol.transport.is_closing()
+    protocol.transport.write(b"dropped")
+    assert await in_thread(the_end, peer) == (data, True)
+    assert not protocol.lost.done()
+    await in_thread(peer.close)
+    assert await protocol.lost is None
 
 
 @both_versions
 @both_sides
 @pytest.mark.parametrize("paused", [False, True])
-def test_close_drops_what_the_peer_still_sends(loop, version, server_side, paused):
-    async def main():
-        protocol, peer = await connected(version=version, server_side=server_side)
-        if paused:
-            protocol.transport.pause_reading()
-        sending = asyncio.ensure_future(in_thread(peer.sendall, random_bytes(BIG)))
-        await asyncio.sleep(0.01)
-        before = len(protocol.data)
-        protocol.transport.close()
-        await sending
-        assert await in_thread(the_end, peer) == (b"", True)
-        await in_thread(peer.close)
-        assert await protocol.lost is None
-        assert len(protocol.data) == before
-
-    run(loop, main())
+async def test_close_drops_what_the_peer_still_sends(loop, version, server_side, paused):
+    protocol, peer = await connected(version=version, server_side=server_side)
+    if paused:
+        protocol.transport.pause_reading()
+    sending = asyncio.ensure_future(in_thread(peer.sendall, random_bytes(BIG)))
+    await asyncio.sleep(0.01)
+    before = len(protocol.data)
+    protocol.transport.close()
+    await sending
+    assert await in_thread(the_end, peer) == (b"", True)
+    await in_thread(peer.close)
+    assert await protocol.lost is None
+    assert len(protocol.data) == before
 
 
 @pytest.mark.skipif(not HAS_SHUTDOWN_TIMEOUT, reason="asyncio has no such argument before 3.11")
 @pytest.mark.parametrize("size", [1, BIG])
-def test_the_time_for_closing_is_limited(loop, size):
-    async def main():
-        protocol, peer = await connected(ssl_shutdown_timeout=0.3)
-        protocol.transport.write(bytes(size))
-        protocol.transport.close()
-        with pytest.raises(asyncio.TimeoutError):
-            raise await protocol.lost
-        peer.sock.close()
-
-    run(loop, main())
+async def test_the_time_for_closing_is_limited(loop, size):
+    protocol, peer = await connected(ssl_shutdown_timeout=0.3)
+    protocol.transport.write(bytes(size))
+    protocol.transport.close()
+    with pytest.raises(asyncio.TimeoutError):
+        raise await protocol.lost
+    peer.sock.close()
 
 
 @both_versions
-def test_the_peers_close_notify_is_answered_behind_the_writes(loop, version):
+async def test_the_peers_close_notify_is_answered_behind_the_writes(loop, version):
     data = random_bytes(BIG)
-
-    async def main():
-        protocol, peer = await connected(version=version)
-        if version is TLS_1_3:  # 1.2 has no half-close
-            protocol.transport.write(data)
-        await in_thread(peer.shutdown, socket.SHUT_WR)
-        expected = data if version is TLS_1_3 else b""
-        assert await in_thread(the_end, peer) == (expected, True)
-        assert await protocol.lost is None
-        assert course(protocol) == ["made", "eof", "lost"]
-        peer.sock.close()
-
-    run(loop, main())
+    protocol, peer = await connected(version=version)
+    if version is TLS_1_3:  # 1.2 has no half-close
+        protocol.transport.write(data)
+    await in_thread(peer.shutdown, socket.SHUT_WR)
+    expected = data if version is TLS_1_3 else b""
+    assert await in_thread(the_end, peer) == (expected, True)
+    assert await protocol.lost is None
+    assert course(protocol) == ["made", "eof", "lost"]
+    peer.sock.close()
 
 
 @pytest.mark.parametrize("keep_open", [False, True])
@@ -282,64 +254,55 @@ def test_the_end_of_tcp_is_an_end_as_well(loop, keep_open, caplog):
 
 
 @pytest.mark.parametrize("notify", [False, True])
-def test_data_and_the_end_wait_while_reading_is_paused(loop, notify):
-    async def main():
-        protocol, peer = await connected()
-        transport = protocol.transport
-        assert transport.is_reading()
-        transport.pause_reading()
-        assert not transport.is_reading()
-        peer.sendall(b"paused")
-        if notify:
-            peer.shutdown(socket.SHUT_WR)
-        else:
-            peer.sock.shutdown(socket.SHUT_WR)
-        await asyncio.sleep(0.02)
-        assert protocol.calls == ["made"]
-        assert protocol.data == b""
-        transport.resume_reading()
-        assert await protocol.lost is None
-        assert protocol.calls == ["made", "eof", "lost"]
-        assert protocol.data == b"paused"
-        await in_thread(peer.close)
-
-    run(loop, main())
+async def test_data_and_the_end_wait_while_reading_is_paused(loop, notify):
+    protocol, peer = await connected()
+    transport = protocol.transport
+    assert transport.is_reading()
+    transport.pause_reading()
+    assert not transport.is_reading()
+    peer.sendall(b"paused")
+    if notify:
+        peer.shutdown(socket.SHUT_WR)
+    else:
+        peer.sock.shutdown(socket.SHUT_WR)
+    await asyncio.sleep(0.02)
+    assert protocol.calls == ["made"]
+    assert protocol.data == b""
+    transport.resume_reading()
+    assert await protocol.lost is None
+    assert protocol.calls == ["made", "eof", "lost"]
+    assert protocol.data == b"paused"
+    await in_thread(peer.close)
 
 
-def test_pause_in_data_received_holds_the_end_too(loop):
+async def test_pause_in_data_received_holds_the_end_too(loop):
     class Pausing(Recorder):
         def data_received(self, data):
             super().data_received(data)
             self.transport.pause_reading()
 
-    async def main():
-        protocol, peer = await connected(Pausing)
-        peer.object.write(b"last")
-        peer.shutdown(socket.SHUT_WR)  # in one segment
-        while not protocol.data:
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.02)
-        assert protocol.calls == ["made"]
-        protocol.transport.resume_reading()
-        assert await protocol.lost is None
-        assert protocol.calls == ["made", "eof", "lost"]
-        await in_thread(peer.close)
-
-    run(loop, main())
+    protocol, peer = await connected(Pausing)
+    peer.object.write(b"last")
+    peer.shutdown(socket.SHUT_WR)  # in one segment
+    while not protocol.data:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.02)
+    assert protocol.calls == ["made"]
+    protocol.transport.resume_reading()
+    assert await protocol.lost is None
+    assert protocol.calls == ["made", "eof", "lost"]
+    await in_thread(peer.close)
 
 
-def test_abort_drops_what_was_written(loop):
-    async def main():
-        protocol, peer = await connected()
-        protocol.transport.write(random_bytes(BIG))
-        protocol.transport.abort()
-        assert protocol.transport.is_closing()
-        assert await protocol.lost is None
-        assert protocol.transport.get_write_buffer_size() == 0
-        assert len((await in_thread(the_end, peer))[0]) < BIG
-        peer.sock.close()
-
-    run(loop, main())
+async def test_abort_drops_what_was_written(loop):
+    protocol, peer = await connected()
+    protocol.transport.write(random_bytes(BIG))
+    protocol.transport.abort()
+    assert protocol.transport.is_closing()
+    assert await protocol.lost is None
+    assert protocol.transport.get_write_buffer_size() == 0
+    assert len((await in_thread(the_end, peer))[0]) < BIG
+    peer.sock.close()
 
 
 class Closing(Recorder):
@@ -399,24 +362,20 @@ def talk(sock):
         "connection_lost",
     ],
 )
-def test_a_transport_may_be_ended_in_any_callback(loop, where, how):
+async def test_a_transport_may_be_ended_in_any_callback(loop, where, how):
     class Here(Closing):
         pass
 
     Here.where, Here.how = where, how
-
-    async def main():
-        ours, theirs = socket.socketpair()
-        theirs.settimeout(PATIENCE)
-        talking = asyncio.ensure_future(in_thread(talk, theirs))
-        protocol = await over(ours, Here, tls_peers.CLIENT(), False)
-        assert await protocol.lost is None
-        await talking
-        await asyncio.sleep(0.01)
-        assert protocol.calls.count("lost") == 1
-        assert protocol.calls[-1] == "lost"
-
-    run(loop, main())
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(PATIENCE)
+    talking = asyncio.ensure_future(in_thread(talk, theirs))
+    protocol = await over(ours, Here, tls_peers.CLIENT(), False)
+    assert await protocol.lost is None
+    await talking
+    await asyncio.sleep(0.01)
+    assert protocol.calls.count("lost") == 1
+    assert protocol.calls[-1] == "lost"
 
 
 @pytest.mark.parametrize("state", ["handshake", "open", "paused", "blocked", "closing"])
@@ -458,75 +417,63 @@ def test_the_loop_may_be_closed_in_any_state(state):
 
 
 @both_versions
-def test_writing_is_paused_while_the_peer_does_not_read(loop, version):
-    async def main():
-        protocol, peer = await connected(version=version)
-        transport = protocol.transport
-        transport.set_write_buffer_limits(high=BIG)
-        transport.write(bytes(BIG // 2))
-        await asyncio.sleep(0.01)
-        assert protocol.calls == ["made"]
-        transport.write(bytes(BIG))
-        assert protocol.calls == ["made", "pause"]
-        assert BIG < transport.get_write_buffer_size() <= BIG * 3 // 2
-        await in_thread(read_exactly, peer, BIG * 3 // 2)
-        while protocol.calls != ["made", "pause", "resume"]:
+async def test_writing_is_paused_while_the_peer_does_not_read(loop, version):
+    protocol, peer = await connected(version=version)
+    transport = protocol.transport
+    transport.set_write_buffer_limits(high=BIG)
+    transport.write(bytes(BIG // 2))
+    await asyncio.sleep(0.01)
+    assert protocol.calls == ["made"]
+    transport.write(bytes(BIG))
+    assert protocol.calls == ["made", "pause"]
+    assert BIG < transport.get_write_buffer_size() <= BIG * 3 // 2
+    await in_thread(read_exactly, peer, BIG * 3 // 2)
+    while protocol.calls != ["made", "pause", "resume"]:
+        await asyncio.sleep(0.001)
+    while transport.get_write_buffer_size():
+        await asyncio.sleep(0.001)
+    with pytest.raises(ValueError, match="must be >= low"):
+        transport.set_write_buffer_limits(high=1, low=2)
+    transport.abort()
+    peer.sock.close()
+
+
+async def test_drain_without_a_buffer_waits_for_the_kernel(loop):
+    protocol, peer = await connected()
+    protocol.transport.set_write_buffer_limits(0)
+    for _ in range(3):
+        protocol.transport.write(bytes(BIG))
+        assert protocol.calls[-1] == "pause"
+        await in_thread(read_exactly, peer, BIG)
+        while protocol.calls[-1] != "resume":
             await asyncio.sleep(0.001)
-        while transport.get_write_buffer_size():
-            await asyncio.sleep(0.001)
-        with pytest.raises(ValueError, match="must be >= low"):
-            transport.set_write_buffer_limits(high=1, low=2)
-        transport.abort()
-        peer.sock.close()
-
-    run(loop, main())
-
-
-def test_drain_without_a_buffer_waits_for_the_kernel(loop):
-    async def main():
-        protocol, peer = await connected()
-        protocol.transport.set_write_buffer_limits(0)
-        for _ in range(3):
-            protocol.transport.write(bytes(BIG))
-            assert protocol.calls[-1] == "pause"
-            await in_thread(read_exactly, peer, BIG)
-            while protocol.calls[-1] != "resume":
-                await asyncio.sleep(0.001)
-        assert protocol.calls == ["made", *["pause", "resume"] * 3]
-        protocol.transport.abort()
-        peer.sock.close()
-
-    run(loop, main())
+    assert protocol.calls == ["made", *["pause", "resume"] * 3]
+    protocol.transport.abort()
+    peer.sock.close()
 
 
 @pytest.mark.parametrize("data", [bytearray(b"changed"), memoryview(bytearray(b"changed"))])
-def test_a_buffer_may_be_changed_after_the_write(loop, data):
-    async def main():
-        protocol, peer = await connected()
-        protocol.transport.write(data)
-        data[0] = ord("X")
-        protocol.transport.writelines([b"", b" later"])
-        assert await in_thread(read_exactly, peer, 13) == b"changed later"
-        for wrong in ("text", None, 1):
-            with pytest.raises(TypeError):
-                protocol.transport.write(wrong)
-        assert not protocol.transport.can_write_eof()
-        with pytest.raises(NotImplementedError):
-            protocol.transport.write_eof()
-        protocol.transport.abort()
-        peer.sock.close()
-
-    run(loop, main())
+async def test_a_buffer_may_be_changed_after_the_write(loop, data):
+    protocol, peer = await connected()
+    protocol.transport.write(data)
+    data[0] = ord("X")
+    protocol.transport.writelines([b"", b" later"])
+    assert await in_thread(read_exactly, peer, 13) == b"changed later"
+    for wrong in ("text", None, 1):
+        with pytest.raises(TypeError):
+            protocol.transport.write(wrong)
+    assert not protocol.transport.can_write_eof()
+    with pytest.raises(NotImplementedError):
+        protocol.transport.write_eof()
+    protocol.transport.abort()
+    peer.sock.close()
 
 
-def test_a_coroutine_that_never_waits_learns_of_a_reset(loop):
-    async def main():
-        protocol, peer = await connected(tcp=True)
-        reset(peer.sock)
-        while not protocol.transport.is_closing():
-            protocol.transport.write(b"small")
-
-    run(loop, main())
+async def test_a_coroutine_that_never_waits_learns_of_a_reset(loop):
+    protocol, peer = await connected(tcp=True)
+    reset(peer.sock)
+    while not protocol.transport.is_closing():
+        protocol.transport.write(b"small")
 
 
 def test_a_transport_may_be_used_between_two_runs(loop):
@@ -540,59 +487,49 @@ def test_a_transport_may_be_used_between_two_runs(loop):
     peer.sock.close()
 
 
-def test_sendfile_falls_back_to_reading_the_file(loop, tmp_path):
+async def test_sendfile_falls_back_to_reading_the_file(loop, tmp_path):
     data = random_bytes(BIG)
     (tmp_path / "file").write_bytes(data)
-
-    async def main():
-        protocol, peer = await connected()
-        reading = asyncio.ensure_future(in_thread(the_end, peer))
-        with (tmp_path / "file").open("rb") as file:
-            assert await loop.sendfile(protocol.transport, file) == BIG
-            with pytest.raises(RuntimeError):
-                await loop.sendfile(protocol.transport, file, fallback=False)
-        protocol.transport.close()
-        assert await reading == (data, True)
-        await in_thread(peer.close)
-
-    run(loop, main())
+    protocol, peer = await connected()
+    reading = asyncio.ensure_future(in_thread(the_end, peer))
+    with (tmp_path / "file").open("rb") as file:
+        assert await loop.sendfile(protocol.transport, file) == BIG
+        with pytest.raises(RuntimeError):
+            await loop.sendfile(protocol.transport, file, fallback=False)
+    protocol.transport.close()
+    assert await reading == (data, True)
+    await in_thread(peer.close)
 
 
 # Errors
 
 
-def test_garbage_ends_the_connection_and_the_peer_is_told(loop):
-    async def main():
-        protocol, peer = await connected()
-        peer.sock.sendall(b"this is no record of TLS" * 10)
-        with pytest.raises(ssl.SSLError) as caught:
-            raise await protocol.lost
-        assert caught.value.reason == "WRONG_VERSION_NUMBER"
-        assert type(caught.value) is ssl.SSLError
-        with pytest.raises(ssl.SSLError, match=r"(?i)alert"):
-            await in_thread(peer.recv, 100)
-        assert protocol.calls == ["made", "lost"]
-        peer.sock.close()
-
-    run(loop, main())
+async def test_garbage_ends_the_connection_and_the_peer_is_told(loop):
+    protocol, peer = await connected()
+    peer.sock.sendall(b"this is no record of TLS" * 10)
+    with pytest.raises(ssl.SSLError) as caught:
+        raise await protocol.lost
+    assert caught.value.reason == "WRONG_VERSION_NUMBER"
+    assert type(caught.value) is ssl.SSLError
+    with pytest.raises(ssl.SSLError, match=r"(?i)alert"):
+        await in_thread(peer.recv, 100)
+    assert protocol.calls == ["made", "lost"]
+    peer.sock.close()
 
 
 @pytest.mark.parametrize("paused", [False, True])
-def test_a_reset_is_lost_once(loop, paused):
-    async def main():
-        protocol, peer = await connected(tcp=True)
-        protocol.transport.write(bytes(16 << 20))  # more than the kernel takes
-        if paused:
-            protocol.transport.pause_reading()
-        await asyncio.sleep(0.01)
-        reset(peer.sock)
-        assert isinstance(await protocol.lost, (ConnectionResetError, BrokenPipeError))
-        for _ in range(10):
-            protocol.transport.write(b"nobody")
-        await asyncio.sleep(0.01)
-        assert protocol.calls.count("lost") == 1
-
-    run(loop, main())
+async def test_a_reset_is_lost_once(loop, paused):
+    protocol, peer = await connected(tcp=True)
+    protocol.transport.write(bytes(16 << 20))  # more than the kernel takes
+    if paused:
+        protocol.transport.pause_reading()
+    await asyncio.sleep(0.01)
+    reset(peer.sock)
+    assert isinstance(await protocol.lost, (ConnectionResetError, BrokenPipeError))
+    for _ in range(10):
+        protocol.transport.write(b"nobody")
+    await asyncio.sleep(0.01)
+    assert protocol.calls.count("lost") == 1
 
 
 @pytest.mark.parametrize("factory", [Recorder, Buffered])
@@ -653,44 +590,38 @@ def test_the_exception_of_a_callback_is_reported(loop, factory, where):
     ],
 )
 @both_sides
-def test_a_failed_handshake_raises(loop, server_side, answer, error):
-    async def main():
-        ours, theirs = socket.socketpair()
-        our_context, _ = contexts(TLS_1_3, server_side)
-        if answer is not None:
-            theirs.sendall(answer)
-            theirs.shutdown(socket.SHUT_WR)
-        options = {} if answer is not None else {"ssl_handshake_timeout": 0.3}
-        protocols = []
+async def test_a_failed_handshake_raises(loop, server_side, answer, error):
+    ours, theirs = socket.socketpair()
+    our_context, _ = contexts(TLS_1_3, server_side)
+    if answer is not None:
+        theirs.sendall(answer)
+        theirs.shutdown(socket.SHUT_WR)
+    options = {} if answer is not None else {"ssl_handshake_timeout": 0.3}
+    protocols = []
 
-        def factory():
-            protocols.append(Recorder())
-            return protocols[0]
+    def factory():
+        protocols.append(Recorder())
+        return protocols[0]
 
-        with pytest.raises(error) as caught:
-            await over(ours, factory, our_context, server_side, **options)
-        assert isinstance(caught.value, error)
-        await asyncio.sleep(0.01)
-        assert protocols[0].calls == []
-        theirs.close()
-
-    run(loop, main())
+    with pytest.raises(error) as caught:
+        await over(ours, factory, our_context, server_side, **options)
+    assert isinstance(caught.value, error)
+    await asyncio.sleep(0.01)
+    assert protocols[0].calls == []
+    theirs.close()
 
 
-def test_a_certificate_that_is_refused_is_told_the_server(loop):
-    async def main():
-        ours, theirs = socket.socketpair()
-        theirs.settimeout(PATIENCE)
-        peer = asyncio.ensure_future(in_thread(shake_hands, theirs, tls_peers.SERVER(), True))
-        with pytest.raises(ssl.SSLCertVerificationError) as caught:
-            await over(ours, Recorder, ssl.create_default_context(), False)
-        assert caught.value.verify_code != 0
-        # In TLS 1.3 the server learns of it behind the handshake, or within.
-        with pytest.raises(ssl.SSLError, match=r"(?i)unknown.ca"):
-            await in_thread((await peer).recv, 1)
-        theirs.close()
-
-    run(loop, main())
+async def test_a_certificate_that_is_refused_is_told_the_server(loop):
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(PATIENCE)
+    peer = asyncio.ensure_future(in_thread(shake_hands, theirs, tls_peers.SERVER(), True))
+    with pytest.raises(ssl.SSLCertVerificationError) as caught:
+        await over(ours, Recorder, ssl.create_default_context(), False)
+    assert caught.value.verify_code != 0
+    # In TLS 1.3 the server learns of it behind the handshake, or within.
+    with pytest.raises(ssl.SSLError, match=r"(?i)unknown.ca"):
+        await in_thread((await peer).recv, 1)
+    theirs.close()
 
 
 def test_cancelling_a_connect_leaves_nothing(loop):
@@ -716,16 +647,12 @@ def test_cancelling_a_connect_leaves_nothing(loop):
 
 @pytest.mark.parametrize("option", ["ssl_handshake_timeout", "ssl_shutdown_timeout"])
 @pytest.mark.parametrize("seconds", [0, -1])
-def test_wrong_limits_are_refused(loop, option, seconds):
+async def test_wrong_limits_are_refused(loop, option, seconds):
     if option == "ssl_shutdown_timeout" and not HAS_SHUTDOWN_TIMEOUT:
         pytest.skip("asyncio has no such argument before 3.11")
-
-    async def main():
-        ours, theirs = socket.socketpair()
-        with ours, theirs, pytest.raises(ValueError, match=f"{option} should be a positive"):
-            await over(ours, Recorder, tls_peers.CLIENT(), False, **{option: seconds})
-
-    run(loop, main())
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(ValueError, match=f"{option} should be a positive"):
+        await over(ours, Recorder, tls_peers.CLIENT(), False, **{option: seconds})
 
 
 def test_a_server_outlives_failed_handshakes_and_tells_of_them_in_debug_mode(loop):
@@ -756,29 +683,26 @@ def test_a_server_outlives_failed_handshakes_and_tells_of_them_in_debug_mode(loo
 
 @both_versions
 @both_sides
-def test_what_is_known_of_a_connection(loop, version, server_side):
-    async def main():
-        protocol, peer = await connected(version=version, server_side=server_side, tcp=True)
-        transport = protocol.transport
-        assert "SSL" in type(transport).__name__
-        for _ in range(2):  # the same when it has ended
-            info = transport.get_extra_info
-            assert info("ssl_object").version() == f"TLSv{'1.2' if version is TLS_1_2 else '1.3'}"
-            assert bool(info("peercert")) != server_side
-            assert info("cipher") == peer.object.cipher()
-            assert info("compression") is None
-            assert info("sslcontext") is contexts(version, server_side)[0]
-            assert info("nothing", 7) == 7
-            assert isinstance(info("sockname"), tuple)
-            assert isinstance(info("peername"), tuple)
-            if not transport.is_closing():
-                assert info("socket").family == socket.AF_INET
-                assert info("peername") == peer.sock.getsockname()
-            transport.close()
-            await in_thread(peer.close)
-            await protocol.lost
-
-    run(loop, main())
+async def test_what_is_known_of_a_connection(loop, version, server_side):
+    protocol, peer = await connected(version=version, server_side=server_side, tcp=True)
+    transport = protocol.transport
+    assert "SSL" in type(transport).__name__
+    for _ in range(2):  # the same when it has ended
+        info = transport.get_extra_info
+        assert info("ssl_object").version() == f"TLSv{'1.2' if version is TLS_1_2 else '1.3'}"
+        assert bool(info("peercert")) != server_side
+        assert info("cipher") == peer.object.cipher()
+        assert info("compression") is None
+        assert info("sslcontext") is contexts(version, server_side)[0]
+        assert info("nothing", 7) == 7
+        assert isinstance(info("sockname"), tuple)
+        assert isinstance(info("peername"), tuple)
+        if not transport.is_closing():
+            assert info("socket").family == socket.AF_INET
+            assert info("peername") == peer.sock.getsockname()
+        transport.close()
+        await in_thread(peer.close)
+        await protocol.lost
 
 
 def test_callbacks_run_in_the_context_of_the_connection(loop):
@@ -851,86 +775,75 @@ def test_debug_mode_logs_the_handshake(loop, caplog):
 # start_tls
 
 
-def test_tls_within_tls(loop):
+async def test_tls_within_tls(loop):
     data = random_bytes(BIG)
+    ends = loop.create_future()
 
-    async def main():
-        ends = loop.create_future()
-
-        async def serve(reader, writer):
-            inner = await loop.start_tls(
-                writer.transport, Recorder(), tls_peers.SERVER(), server_side=True
-            )
-            protocol = inner.get_protocol()
-            protocol.connection_made(inner)
-            inner.write(data)
-            inner.close()
-            ends.set_result(protocol)
-
-        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls_peers.SERVER())
-        transport, protocol = await loop.create_connection(
-            Recorder,
-            *server.sockets[0].getsockname(),
-            ssl=tls_peers.CLIENT(),
-            server_hostname="localhost",
-        )
+    async def serve(reader, writer):
         inner = await loop.start_tls(
-            transport, protocol, tls_peers.CLIENT(), server_hostname="localhost"
+            writer.transport, Recorder(), tls_peers.SERVER(), server_side=True
         )
-        assert isinstance(inner, SSLTransport)
-        assert inner is not transport
-        assert inner.get_extra_info("peername") == server.sockets[0].getsockname()
-        assert await protocol.lost is None
-        assert protocol.data == data
-        assert await (await ends).lost is None
-        server.close()
+        protocol = inner.get_protocol()
+        protocol.connection_made(inner)
+        inner.write(data)
+        inner.close()
+        ends.set_result(protocol)
 
-    run(loop, main())
-
-
-def test_start_tls_behind_plain_writes(loop):
-    async def main():
-        ours, theirs = socket.socketpair()
-        theirs.settimeout(PATIENCE)
-        transport, protocol = await loop.create_connection(Recorder, sock=ours)
-        transport.write(bytes(BIG))
-        starting = asyncio.ensure_future(
-            loop.start_tls(transport, protocol, tls_peers.CLIENT(), server_hostname="localhost")
-        )
-        await in_thread(read_exactly, theirs, BIG)
-        peer = await in_thread(shake_hands, theirs, tls_peers.SERVER(), True)
-        secure = await starting
-        secure.write(bytes(BIG))
-        assert await in_thread(read_exactly, peer, BIG) == bytes(BIG)
-        secure.close()
-        await in_thread(peer.close)
-        assert await protocol.lost is None
-        assert pressure(protocol) == ["pause", "resume"] * (len(pressure(protocol)) // 2)
-
-    run(loop, main())
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls_peers.SERVER())
+    transport, protocol = await loop.create_connection(
+        Recorder,
+        *server.sockets[0].getsockname(),
+        ssl=tls_peers.CLIENT(),
+        server_hostname="localhost",
+    )
+    inner = await loop.start_tls(
+        transport, protocol, tls_peers.CLIENT(), server_hostname="localhost"
+    )
+    assert isinstance(inner, SSLTransport)
+    assert inner is not transport
+    assert inner.get_extra_info("peername") == server.sockets[0].getsockname()
+    assert await protocol.lost is None
+    assert protocol.data == data
+    assert await (await ends).lost is None
+    server.close()
 
 
-def test_start_tls_takes_what_a_servers_stream_has_read(loop):
+async def test_start_tls_behind_plain_writes(loop):
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(PATIENCE)
+    transport, protocol = await loop.create_connection(Recorder, sock=ours)
+    transport.write(bytes(BIG))
+    starting = asyncio.ensure_future(
+        loop.start_tls(transport, protocol, tls_peers.CLIENT(), server_hostname="localhost")
+    )
+    await in_thread(read_exactly, theirs, BIG)
+    peer = await in_thread(shake_hands, theirs, tls_peers.SERVER(), True)
+    secure = await starting
+    secure.write(bytes(BIG))
+    assert await in_thread(read_exactly, peer, BIG) == bytes(BIG)
+    secure.close()
+    await in_thread(peer.close)
+    assert await protocol.lost is None
+    assert pressure(protocol) == ["pause", "resume"] * (len(pressure(protocol)) // 2)
+
+
+async def test_start_tls_takes_what_a_servers_stream_has_read(loop):
     """The client has begun the handshake before the server asks for it."""
-
-    async def main():
-        ours, theirs = socket.socketpair()
-        theirs.settimeout(PATIENCE)
-        reader = asyncio.StreamReader()
-        transport, protocol = await loop.create_connection(
-            lambda: asyncio.StreamReaderProtocol(reader), sock=ours
-        )
-        shaking = asyncio.ensure_future(in_thread(shake_hands, theirs, tls_peers.CLIENT(), False))
-        while not reader._buffer:
-            await asyncio.sleep(0.001)
-        tls = await loop.start_tls(transport, protocol, tls_peers.SERVER(), server_side=True)
-        peer = await shaking
-        await in_thread(peer.sendall, b"ping\n")
-        assert await reader.readline() == b"ping\n"
-        tls.close()
-        await in_thread(peer.close)
-
-    run(loop, main())
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(PATIENCE)
+    reader = asyncio.StreamReader()
+    transport, protocol = await loop.create_connection(
+        lambda: asyncio.StreamReaderProtocol(reader), sock=ours
+    )
+    shaking = asyncio.ensure_future(in_thread(shake_hands, theirs, tls_peers.CLIENT(), False))
+    while not reader._buffer:
+        await asyncio.sleep(0.001)
+    tls = await loop.start_tls(transport, protocol, tls_peers.SERVER(), server_side=True)
+    peer = await shaking
+    await in_thread(peer.sendall, b"ping\n")
+    assert await reader.readline() == b"ping\n"
+    tls.close()
+    await in_thread(peer.close)
 
 
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references")
@@ -963,17 +876,14 @@ def test_a_failed_handshake_leaves_nothing_to_the_garbage_collector(loop):
         gc.enable()
 
 
-def test_start_tls_of_a_closed_transport_is_refused(loop):
-    async def main():
-        ours, theirs = socket.socketpair()
-        transport, protocol = await loop.create_connection(Recorder, sock=ours)
-        transport.close()
-        with pytest.raises(ConnectionAbortedError):
-            await loop.start_tls(transport, protocol, tls_peers.CLIENT())
-        for wrong in (transport, object()):
-            with pytest.raises(TypeError):
-                await loop.start_tls(wrong, protocol, None)
-        await protocol.lost
-        theirs.close()
-
-    run(loop, main())
+async def test_start_tls_of_a_closed_transport_is_refused(loop):
+    ours, theirs = socket.socketpair()
+    transport, protocol = await loop.create_connection(Recorder, sock=ours)
+    transport.close()
+    with pytest.raises(ConnectionAbortedError):
+        await loop.start_tls(transport, protocol, tls_peers.CLIENT())
+    for wrong in (transport, object()):
+        with pytest.raises(TypeError):
+            await loop.start_tls(wrong, protocol, None)
+    await protocol.lost
+    theirs.close()

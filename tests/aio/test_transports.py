@@ -24,18 +24,15 @@ async def connected(factory=Recorder):
 
 
 def scenario(test):
-    """Let a coroutine function be a test, in a loop of its own and within a time."""
+    """Let a coroutine function be a test, of a connection of its own."""
 
-    def run(loop):
-        async def main():
-            with_socket = await connected()
-            try:
-                await asyncio.wait_for(test(*with_socket), PATIENCE)
-            finally:
-                with_socket[1].close()
-                with_socket[0].transport.abort()
-
-        loop.run_until_complete(main())
+    async def run(loop):
+        protocol, theirs = await connected()
+        try:
+            await test(protocol, theirs)
+        finally:
+            theirs.close()
+            protocol.transport.abort()
 
     run.__name__ = test.__name__
     return run
@@ -135,20 +132,17 @@ async def test_protocols_may_be_changed_while_data_arrives(protocol, theirs):
 
 @pytest.mark.parametrize("data", [b"x" * 10, bytearray(b"x" * 10), memoryview(b"yxyxyx")[1::2],
                                   memoryview(bytearray(40_000)), bytearray(40_000)])  # fmt: skip
-def test_buffers_of_any_kind_are_copied_before_they_change(loop, data):
-    async def main():
-        protocol, theirs = await connected()
-        want = bytes(data)
-        protocol.transport.write(data)
-        if isinstance(data, bytearray):
-            data[:] = b"z" * len(data)
-        protocol.transport.writelines([b"and ", bytearray(b"more")])
-        received = await in_thread(read_exactly, theirs, len(want) + 8)
-        protocol.transport.abort()
-        theirs.close()
-        assert received == want + b"and more"
-
-    loop.run_until_complete(main())
+async def test_buffers_of_any_kind_are_copied_before_they_change(loop, data):
+    protocol, theirs = await connected()
+    want = bytes(data)
+    protocol.transport.write(data)
+    if isinstance(data, bytearray):
+        data[:] = b"z" * len(data)
+    protocol.transport.writelines([b"and ", bytearray(b"more")])
+    received = await in_thread(read_exactly, theirs, len(want) + 8)
+    protocol.transport.abort()
+    theirs.close()
+    assert received == want + b"and more"
 
 
 @scenario
@@ -183,72 +177,62 @@ async def test_writing_is_paused_at_once_and_resumed_when_the_peer_reads(protoco
     assert transport.get_write_buffer_size() == 0
 
 
-def test_a_coroutine_that_never_waits_learns_of_each_peer_that_does_not_read(loop):
+async def test_a_coroutine_that_never_waits_learns_of_each_peer_that_does_not_read(loop):
     """Five, because they divide the number of writes after which the first performs them."""
-
-    async def main():
-        pairs = [await connected() for _ in range(5)]
-        (_, fasts_peer), *slow = pairs
-        last = pairs[-1][1]
+    pairs = [await connected() for _ in range(5)]
+    (_, fasts_peer), *slow = pairs
+    last = pairs[-1][1]
+    for sock in (fasts_peer, last):
+        sock.setblocking(False)
+    for _ in range(5000):
+        for protocol, _ in pairs:
+            if "pause" not in protocol.calls:
+                protocol.transport.write(bytes(1000))
         for sock in (fasts_peer, last):
-            sock.setblocking(False)
-        for _ in range(5000):
-            for protocol, _ in pairs:
-                if "pause" not in protocol.calls:
-                    protocol.transport.write(bytes(1000))
-            for sock in (fasts_peer, last):
-                with contextlib.suppress(BlockingIOError):
-                    while sock.recv(1 << 20):
-                        pass
-        assert ["pause" in protocol.calls for protocol, _ in slow] == [True, True, True, False]
-        for protocol, theirs in pairs:
-            protocol.transport.abort()
-            theirs.close()
-
-    loop.run_until_complete(main())
+            with contextlib.suppress(BlockingIOError):
+                while sock.recv(1 << 20):
+                    pass
+    assert ["pause" in protocol.calls for protocol, _ in slow] == [True, True, True, False]
+    for protocol, theirs in pairs:
+        protocol.transport.abort()
+        theirs.close()
 
 
-def test_drain_hears_of_a_reset_in_a_loop_that_never_sleeps(loop):
-    async def main():
-        accepted = loop.create_future()
-        server = await asyncio.start_server(
-            lambda reader, writer: accepted.set_result(writer), "127.0.0.1", 0
-        )
-        peer = socket.create_connection(server.sockets[0].getsockname())
-        writer = await accepted
-        reset(peer)
+async def test_drain_hears_of_a_reset_in_a_loop_that_never_sleeps(loop):
+    accepted = loop.create_future()
+    server = await asyncio.start_server(
+        lambda reader, writer: accepted.set_result(writer), "127.0.0.1", 0
+    )
+    peer = socket.create_connection(server.sockets[0].getsockname())
+    writer = await accepted
+    reset(peer)
 
-        async def write_on():
-            while True:
-                writer.write(b"data")
-                await writer.drain()
+    async def write_on():
+        while True:
+            writer.write(b"data")
+            await writer.drain()
 
-        with pytest.raises(ConnectionError):
-            await write_on()
-        server.close()
-
-    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+    with pytest.raises(ConnectionError):
+        await write_on()
+    server.close()
 
 
 # Ends
 
 
 @pytest.mark.parametrize("keep_open", [False, None, True])
-def test_the_peers_end_closes_unless_the_protocol_keeps_it_open(loop, keep_open):
-    async def main():
-        protocol, theirs = await connected()
-        protocol.keep_open = keep_open
-        theirs.shutdown(socket.SHUT_WR)
-        while "eof" not in protocol.calls:
-            await asyncio.sleep(0.001)
-        protocol.transport.write(b"answer")
-        protocol.transport.close()
-        assert await protocol.lost is None
-        received = await in_thread(read_all, theirs)
-        theirs.close()
-        assert received == (b"answer" if keep_open else b"")
-
-    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+async def test_the_peers_end_closes_unless_the_protocol_keeps_it_open(loop, keep_open):
+    protocol, theirs = await connected()
+    protocol.keep_open = keep_open
+    theirs.shutdown(socket.SHUT_WR)
+    while "eof" not in protocol.calls:
+        await asyncio.sleep(0.001)
+    protocol.transport.write(b"answer")
+    protocol.transport.close()
+    assert await protocol.lost is None
+    received = await in_thread(read_all, theirs)
+    theirs.close()
+    assert received == (b"answer" if keep_open else b"")
 
 
 @scenario
@@ -287,7 +271,7 @@ async def test_abort_drops_what_was_written(protocol, theirs):
 
 @pytest.mark.parametrize("call", ["close", "abort", "write_eof", "pause_reading"])
 @pytest.mark.parametrize("inside", ["made", "data", "eof", "lost", "pause"])
-def test_any_call_may_be_made_inside_of_any_callback(loop, inside, call):
+async def test_any_call_may_be_made_inside_of_any_callback(loop, inside, call):
     class Protocol(Recorder):
         def act(self, callback):
             if callback == inside:
@@ -313,20 +297,17 @@ def test_any_call_may_be_made_inside_of_any_callback(loop, inside, call):
             self.act("lost")
             super().connection_lost(error)
 
-    async def main():
-        protocol, theirs = await connected(Protocol)
-        with contextlib.suppress(BrokenPipeError):
-            theirs.send(b"data")
-        if inside == "pause":
-            protocol.transport.write(bytes(2 << 20))
-        await asyncio.sleep(0.01)
-        theirs.close()
-        await asyncio.sleep(0.01)
-        protocol.transport.abort()
-        await protocol.lost
-        assert protocol.calls.count("lost") == 1
-
-    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+    protocol, theirs = await connected(Protocol)
+    with contextlib.suppress(BrokenPipeError):
+        theirs.send(b"data")
+    if inside == "pause":
+        protocol.transport.write(bytes(2 << 20))
+    await asyncio.sleep(0.01)
+    theirs.close()
+    await asyncio.sleep(0.01)
+    protocol.transport.abort()
+    await protocol.lost
+    assert protocol.calls.count("lost") == 1
 
 
 @pytest.mark.parametrize("method", ["connection_made", "data_received", "eof_received",
@@ -363,56 +344,50 @@ def test_an_exception_of_a_protocol_is_reported_once(loop, method, kind):
     assert [type(context["exception"]) for context in contexts] == [kind]
 
 
-def test_a_reset_is_told_to_connection_lost(loop):
-    async def main():
-        protocols = []
+async def test_a_reset_is_told_to_connection_lost(loop):
+    protocols = []
 
-        def factory():
-            protocols.append(Recorder())
-            return protocols[-1]
+    def factory():
+        protocols.append(Recorder())
+        return protocols[-1]
 
-        server = await loop.create_server(factory, "127.0.0.1", 0)
-        peer = socket.create_connection(server.sockets[0].getsockname())
-        while not protocols:
-            await asyncio.sleep(0.001)
-        reset(peer)
-        assert isinstance(await protocols[0].lost, ConnectionResetError)
-        server.close()
-        await server.wait_closed()
-
-    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+    server = await loop.create_server(factory, "127.0.0.1", 0)
+    peer = socket.create_connection(server.sockets[0].getsockname())
+    while not protocols:
+        await asyncio.sleep(0.001)
+    reset(peer)
+    assert isinstance(await protocols[0].lost, ConnectionResetError)
+    server.close()
+    await server.wait_closed()
 
 
 # Information
 
 
-def test_names_and_the_socket_are_there_and_outlive_the_connection(loop):
-    async def main():
-        accepted = loop.create_future()
-        server = await asyncio.start_server(
-            lambda reader, writer: accepted.set_result(writer), "127.0.0.1", 0
-        )
-        address = server.sockets[0].getsockname()
-        _, client = await asyncio.open_connection(*address)
-        served = await accepted
-        sock = served.get_extra_info("socket")
-        assert sock.fileno() > 2
-        assert (sock.family, sock.type) == (socket.AF_INET, socket.SOCK_STREAM)
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
-        assert not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        assert sock.getsockname() == address
-        with sock.dup() as duplicate:
-            assert duplicate.getpeername() == sock.getpeername()
-        for writer in (client, served):
-            writer.close()
-            await writer.wait_closed()
-        assert served.get_extra_info("sockname") == client.get_extra_info("peername") == address
-        assert served.get_extra_info("peername") == client.get_extra_info("sockname")
-        assert served.get_extra_info("nothing", 5) == 5
-        server.close()
-
-    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+async def test_names_and_the_socket_are_there_and_outlive_the_connection(loop):
+    accepted = loop.create_future()
+    server = await asyncio.start_server(
+        lambda reader, writer: accepted.set_result(writer), "127.0.0.1", 0
+    )
+    address = server.sockets[0].getsockname()
+    _, client = await asyncio.open_connection(*address)
+    served = await accepted
+    sock = served.get_extra_info("socket")
+    assert sock.fileno() > 2
+    assert (sock.family, sock.type) == (socket.AF_INET, socket.SOCK_STREAM)
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+    assert not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert sock.getsockname() == address
+    with sock.dup() as duplicate:
+        assert duplicate.getpeername() == sock.getpeername()
+    for writer in (client, served):
+        writer.close()
+        await writer.wait_closed()
+    assert served.get_extra_info("sockname") == client.get_extra_info("peername") == address
+    assert served.get_extra_info("peername") == client.get_extra_info("sockname")
+    assert served.get_extra_info("nothing", 5) == 5
+    server.close()
 
 
 @pytest.mark.parametrize("while_open", [False, True])
@@ -431,7 +406,7 @@ def test_names_and_the_socket_are_there_and_outlive_the_connection(loop):
         ("\0abstract", "\0abstract"),
     ],
 )
-def test_the_name_of_an_accepted_connection_outlives_it(
+async def test_the_name_of_an_accepted_connection_outlives_it(
     loop, tmp_path, bound, connected, while_open
 ):
     class Closes(asyncio.Protocol):
@@ -456,42 +431,33 @@ def test_the_name_of_an_accepted_connection_outlives_it(
         address = str(tmp_path / bound) if bound == "path" else f"{bound} {tmp_path}"
         listening.bind(address)
     lost = loop.create_future()
-
-    async def main():
-        serve = loop.create_server if internet else loop.create_unix_server
-        server = await serve(Closes, sock=listening)
-        with socket.socket(family) as peer:
-            peer.setblocking(False)
-            mapped = family == socket.AF_INET6 and "." in connected
-            await loop.sock_connect(
-                peer, (f"::ffff:{connected}", address[1]) if mapped else address
-            )
-            expected = peer.getpeername()
-            closed = await lost
-        assert closed.transport.get_extra_info("sockname") == expected
-        assert closed.before == (expected if while_open else None)
-        server.close()
-
-    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+    serve = loop.create_server if internet else loop.create_unix_server
+    server = await serve(Closes, sock=listening)
+    with socket.socket(family) as peer:
+        peer.setblocking(False)
+        mapped = family == socket.AF_INET6 and "." in connected
+        await loop.sock_connect(peer, (f"::ffff:{connected}", address[1]) if mapped else address)
+        expected = peer.getpeername()
+        closed = await lost
+    assert closed.transport.get_extra_info("sockname") == expected
+    assert closed.before == (expected if while_open else None)
+    server.close()
 
 
-def test_the_socket_of_a_transport_equals_itself(loop):
-    async def main():
-        accepted = loop.create_future()
-        server = await asyncio.start_server(
-            lambda reader, writer: accepted.set_result(writer), "127.0.0.1", 0
-        )
-        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-        ends = [writer, await accepted]
-        first, second = ([end.get_extra_info("socket") for end in ends] for _ in range(2))
-        assert first == second
-        assert len({*first, *second}) == 2
-        for end in ends:
-            end.close()
-            await end.wait_closed()
-        server.close()
-
-    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+async def test_the_socket_of_a_transport_equals_itself(loop):
+    accepted = loop.create_future()
+    server = await asyncio.start_server(
+        lambda reader, writer: accepted.set_result(writer), "127.0.0.1", 0
+    )
+    _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    ends = [writer, await accepted]
+    first, second = ([end.get_extra_info("socket") for end in ends] for _ in range(2))
+    assert first == second
+    assert len({*first, *second}) == 2
+    for end in ends:
+        end.close()
+        await end.wait_closed()
+    server.close()
 
 
 def test_each_connection_has_its_own_context(loop):
@@ -520,85 +486,75 @@ def test_each_connection_has_its_own_context(loop):
     assert name.get() is None
 
 
-def test_writing_resumes_when_a_pending_write_is_the_last(loop):
-    async def main():
-        protocol, theirs = await connected()
-        transport = protocol.transport
-        transport.set_write_buffer_limits(0)
-        transport.write(random_bytes(3 << 20))
-        while protocol.calls != ["made", "pause"]:
-            await asyncio.sleep(0)
-        reading = asyncio.ensure_future(in_thread(read_exactly, theirs, (3 << 20) + 1))
-        # In the iteration that finds the queue empty, before its records are walked.
-        while transport.get_write_buffer_size():
-            await asyncio.sleep(0)
-        transport.write(b"1")
-        await reading
-        while protocol.calls[-1] != "resume":
-            await asyncio.sleep(0.001)
-        transport.abort()
-        theirs.close()
-
-    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+async def test_writing_resumes_when_a_pending_write_is_the_last(loop):
+    protocol, theirs = await connected()
+    transport = protocol.transport
+    transport.set_write_buffer_limits(0)
+    transport.write(random_bytes(3 << 20))
+    while protocol.calls != ["made", "pause"]:
+        await asyncio.sleep(0)
+    reading = asyncio.ensure_future(in_thread(read_exactly, theirs, (3 << 20) + 1))
+    # In the iteration that finds the queue empty, before its records are walked.
+    while transport.get_write_buffer_size():
+        await asyncio.sleep(0)
+    transport.write(b"1")
+    await reading
+    while protocol.calls[-1] != "resume":
+        await asyncio.sleep(0.001)
+    transport.abort()
+    theirs.close()
 
 
 # More than streams
 
 
 @pytest.mark.parametrize("regular", [True, False])
-def test_sendfile_sends_in_order_with_writes(loop, tmp_path, regular):
+async def test_sendfile_sends_in_order_with_writes(loop, tmp_path, regular):
     data = random_bytes(3 << 20)
     path = tmp_path / "file"
     path.write_bytes(data)
-
-    async def main():
-        protocol, theirs = await connected()
-        transport = protocol.transport
-        reading = asyncio.ensure_future(in_thread(read_all, theirs))
-        transport.write(b"before")
-        with path.open("rb") if regular else io.BytesIO(data) as file:
-            assert await loop.sendfile(transport, file, 1000, 2 << 20) == 2 << 20
-        transport.write(b"after")
-        transport.close()
-        received = await reading
-        theirs.close()
-        assert received == b"before" + data[1000 : 1000 + (2 << 20)] + b"after"
-
-    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+    protocol, theirs = await connected()
+    transport = protocol.transport
+    reading = asyncio.ensure_future(in_thread(read_all, theirs))
+    transport.write(b"before")
+    with path.open("rb") if regular else io.BytesIO(data) as file:
+        assert await loop.sendfile(transport, file, 1000, 2 << 20) == 2 << 20
+    transport.write(b"after")
+    transport.close()
+    received = await reading
+    theirs.close()
+    assert received == b"before" + data[1000 : 1000 + (2 << 20)] + b"after"
 
 
-def test_start_tls_on_a_connection(loop):
-    async def main():
-        accepted = loop.create_future()
+async def test_start_tls_on_a_connection(loop):
+    accepted = loop.create_future()
 
-        async def serve(reader, writer):
-            assert await reader.readline() == b"STARTTLS\n"
-            writer.write(b"go\n")
-            transport = await loop.start_tls(
-                writer.transport,
-                writer.transport.get_protocol(),
-                tls_peers.server_context(),
-                server_side=True,
-            )
-            accepted.set_result((writer, transport))
-            transport.write(b"secret")
-
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-        writer.write(b"STARTTLS\n")
-        assert await reader.readline() == b"go\n"
+    async def serve(reader, writer):
+        assert await reader.readline() == b"STARTTLS\n"
+        writer.write(b"go\n")
         transport = await loop.start_tls(
             writer.transport,
             writer.transport.get_protocol(),
-            tls_peers.client_context(),
-            server_hostname="localhost",
+            tls_peers.server_context(),
+            server_side=True,
         )
-        assert await reader.readexactly(6) == b"secret"
-        for end in (transport, writer, *await accepted):
-            end.close()
-        server.close()
+        accepted.set_result((writer, transport))
+        transport.write(b"secret")
 
-    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    writer.write(b"STARTTLS\n")
+    assert await reader.readline() == b"go\n"
+    transport = await loop.start_tls(
+        writer.transport,
+        writer.transport.get_protocol(),
+        tls_peers.client_context(),
+        server_hostname="localhost",
+    )
+    assert await reader.readexactly(6) == b"secret"
+    for end in (transport, writer, *await accepted):
+        end.close()
+    server.close()
 
 
 def test_a_server_that_was_closed_accepts_nobody(loop):
@@ -659,50 +615,42 @@ def test_a_failed_factory_closes_the_connection(loop):
 
 
 @pytest.mark.parametrize("end", ["close", "abort"])
-def test_a_transport_may_be_asked_about_at_any_time_of_its_end(loop, end):
+async def test_a_transport_may_be_asked_about_at_any_time_of_its_end(loop, end):
     """C has closed it some time before Python hears of it, and its slot has no handle then."""
-
-    async def main():
-        protocol, theirs = await connected()
-        transport = protocol.transport
-        transport.write(b"x")
-        getattr(transport, end)()
-        for _ in range(10):
-            repr(transport)
-            sock = transport.get_extra_info("socket")
-            assert sock.family == socket.AF_UNIX
-            assert sock.type == socket.SOCK_STREAM
-            assert sock.proto == 0
-            repr(sock)
-            if sock.fileno() < 0:
-                with pytest.raises(OSError, match="Bad file descriptor"):
-                    sock.getsockname()
-            await asyncio.sleep(0)
-        assert await protocol.lost is None
-        assert transport.get_extra_info("socket").fileno() == -1
-        theirs.close()
-
-    loop.run_until_complete(main())
+    protocol, theirs = await connected()
+    transport = protocol.transport
+    transport.write(b"x")
+    getattr(transport, end)()
+    for _ in range(10):
+        repr(transport)
+        sock = transport.get_extra_info("socket")
+        assert sock.family == socket.AF_UNIX
+        assert sock.type == socket.SOCK_STREAM
+        assert sock.proto == 0
+        repr(sock)
+        if sock.fileno() < 0:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                sock.getsockname()
+        await asyncio.sleep(0)
+    assert await protocol.lost is None
+    assert transport.get_extra_info("socket").fileno() == -1
+    theirs.close()
 
 
-def test_the_user_may_close_the_socket_object_of_a_connection(loop):
+async def test_the_user_may_close_the_socket_object_of_a_connection(loop):
     """C uses the number still; another file would get it, and then be closed with the transport."""
-
-    async def main():
-        ours, theirs = socket.socketpair()
-        with ours:
-            transport, protocol = await loop.create_connection(Recorder, sock=ours)
-        ends = os.pipe()
-        transport.abort()
-        await protocol.lost
-        await asyncio.sleep(0.01)
-        os.write(ends[1], b"x")
-        assert os.read(ends[0], 1) == b"x"
-        for end in ends:
-            os.close(end)
-        theirs.close()
-
-    loop.run_until_complete(main())
+    ours, theirs = socket.socketpair()
+    with ours:
+        transport, protocol = await loop.create_connection(Recorder, sock=ours)
+    ends = os.pipe()
+    transport.abort()
+    await protocol.lost
+    await asyncio.sleep(0.01)
+    os.write(ends[1], b"x")
+    assert os.read(ends[0], 1) == b"x"
+    for end in ends:
+        os.close(end)
+    theirs.close()
 
 
 def test_a_loop_that_is_collected_unclosed_closes_each_descriptor_once():
@@ -736,76 +684,60 @@ except OSError:
     assert (done.stdout, done.stderr) == ("closed\n", "")
 
 
-def test_connection_lost_is_called_once_in_the_middle_of_sendfile(loop):
+async def test_connection_lost_is_called_once_in_the_middle_of_sendfile(loop):
     """asyncio's fallback sets the protocol again when the connection is gone already."""
-
-    async def main():
-        protocol, theirs = await connected()
-        loop.call_later(0.1, theirs.close)
-        with pytest.raises(ConnectionError):
-            await loop.sendfile(protocol.transport, io.BytesIO(bytes(10 << 20)), fallback=True)
-        await asyncio.sleep(0.01)
-        assert protocol.calls.count("lost") == 1
-
-    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+    protocol, theirs = await connected()
+    loop.call_later(0.1, theirs.close)
+    with pytest.raises(ConnectionError):
+        await loop.sendfile(protocol.transport, io.BytesIO(bytes(10 << 20)), fallback=True)
+    await asyncio.sleep(0.01)
+    assert protocol.calls.count("lost") == 1
 
 
-def test_an_abort_ends_the_sending_of_a_file_to_a_peer_that_does_not_read(loop, tmp_path):
+async def test_an_abort_ends_the_sending_of_a_file_to_a_peer_that_does_not_read(loop, tmp_path):
     path = tmp_path / "file"
     with path.open("wb") as file:
         file.truncate(20 << 20)
-
-    async def main():
-        protocol, theirs = await connected()
-        loop.call_later(0.05, protocol.transport.abort)
-        with path.open("rb") as file, pytest.raises(ConnectionError):
-            await loop.sendfile(protocol.transport, file, fallback=False)
-        assert await protocol.lost is None
-        assert len(await in_thread(read_all, theirs)) < 20 << 20
-        theirs.close()
-
-    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+    protocol, theirs = await connected()
+    loop.call_later(0.05, protocol.transport.abort)
+    with path.open("rb") as file, pytest.raises(ConnectionError):
+        await loop.sendfile(protocol.transport, file, fallback=False)
+    assert await protocol.lost is None
+    assert len(await in_thread(read_all, theirs)) < 20 << 20
+    theirs.close()
 
 
-def test_sendfile_works_in_debug_mode(loop, tmp_path):
+async def test_sendfile_works_in_debug_mode(loop, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"data of the file")
     loop.set_debug(True)
-
-    async def main():
-        protocol, theirs = await connected()
-        with path.open("rb") as file:
-            assert await loop.sendfile(protocol.transport, file, fallback=False) == 16
-        assert read_exactly(theirs, 16) == b"data of the file"
-        protocol.transport.abort()
-        theirs.close()
-
-    loop.run_until_complete(main())
+    protocol, theirs = await connected()
+    with path.open("rb") as file:
+        assert await loop.sendfile(protocol.transport, file, fallback=False) == 16
+    assert read_exactly(theirs, 16) == b"data of the file"
+    protocol.transport.abort()
+    theirs.close()
 
 
-def test_a_close_waits_for_writes_of_whose_refusal_nobody_has_heard(loop):
+async def test_a_close_waits_for_writes_of_whose_refusal_nobody_has_heard(loop):
     """Another connection's operations have crossed with them."""
-
-    async def main():
-        protocol, theirs = await connected()
-        other, others_peer = await connected()
-        transport = protocol.transport
-        while not loop._engine.operations:
-            await asyncio.sleep(0)
-            transport.write(bytes(8000))
-        for _ in range(60):
-            transport.write(bytes(8000))
-        other.transport.write(bytes(10_000))
-        transport.close()
-        await asyncio.sleep(0.05)
-        assert "lost" not in protocol.calls
-        assert len(await in_thread(read_all, theirs)) == 61 * 8000
-        assert await protocol.lost is None
-        other.transport.abort()
-        theirs.close()
-        others_peer.close()
-
-    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+    protocol, theirs = await connected()
+    other, others_peer = await connected()
+    transport = protocol.transport
+    while not loop._engine.operations:
+        await asyncio.sleep(0)
+        transport.write(bytes(8000))
+    for _ in range(60):
+        transport.write(bytes(8000))
+    other.transport.write(bytes(10_000))
+    transport.close()
+    await asyncio.sleep(0.05)
+    assert "lost" not in protocol.calls
+    assert len(await in_thread(read_all, theirs)) == 61 * 8000
+    assert await protocol.lost is None
+    other.transport.abort()
+    theirs.close()
+    others_peer.close()
 
 
 def test_an_interrupt_of_data_received_loses_no_paused_input(loop):
@@ -880,7 +812,7 @@ def test_a_callback_that_enters_its_own_context_is_called_once(loop, callback):
 
 
 @pytest.mark.parametrize("accepted", [False, True])
-def test_what_connection_made_sets_in_its_context_the_others_find(loop, accepted):
+async def test_what_connection_made_sets_in_its_context_the_others_find(loop, accepted):
     variable = contextvars.ContextVar("variable", default="unset")
     made = loop.create_future()
 
@@ -898,43 +830,37 @@ def test_what_connection_made_sets_in_its_context_the_others_find(loop, accepted
             self.seen_at_end = variable.get()
             super().connection_lost(error)
 
-    async def main():
-        if accepted:
-            server = await loop.create_server(Protocol, "127.0.0.1", 0)
-            theirs = socket.create_connection(server.sockets[0].getsockname())
-            protocol = await made
-            server.close()
-        else:
-            protocol, theirs = await connected(Protocol)
-        theirs.send(b"x")
-        theirs.close()
-        await protocol.lost
-        assert (protocol.data, protocol.seen_at_end) == (
-            b"by connection_made",
-            "by connection_made",
-        )
-        assert variable.get() == "unset"
-
-    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+    if accepted:
+        server = await loop.create_server(Protocol, "127.0.0.1", 0)
+        theirs = socket.create_connection(server.sockets[0].getsockname())
+        protocol = await made
+        server.close()
+    else:
+        protocol, theirs = await connected(Protocol)
+    theirs.send(b"x")
+    theirs.close()
+    await protocol.lost
+    assert (protocol.data, protocol.seen_at_end) == (
+        b"by connection_made",
+        "by connection_made",
+    )
+    assert variable.get() == "unset"
 
 
-def test_the_child_of_a_fork_cannot_write_to_its_parents_connections(loop):
-    async def main():
-        protocol, theirs = await connected()
-        child = os.fork()
-        if not child:
-            try:
-                protocol.transport.write(bytes(20 << 20))
-                protocol.transport.close()
-                protocol.transport.abort()
-                os._exit(0 if protocol.transport.get_write_buffer_size() == 0 else 1)
-            finally:
-                os._exit(2)
-        _, status = await in_thread(os.waitpid, child, 0)
-        assert status == 0
-        protocol.transport.write(b"the parent's")
-        assert await in_thread(theirs.recv, 100) == b"the parent's"
-        protocol.transport.abort()
-        theirs.close()
-
-    loop.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+async def test_the_child_of_a_fork_cannot_write_to_its_parents_connections(loop):
+    protocol, theirs = await connected()
+    child = os.fork()
+    if not child:
+        try:
+            protocol.transport.write(bytes(20 << 20))
+            protocol.transport.close()
+            protocol.transport.abort()
+            os._exit(0 if protocol.transport.get_write_buffer_size() == 0 else 1)
+        finally:
+            os._exit(2)
+    _, status = await in_thread(os.waitpid, child, 0)
+    assert status == 0
+    protocol.transport.write(b"the parent's")
+    assert await in_thread(theirs.recv, 100) == b"the parent's"
+    protocol.transport.abort()
+    theirs.close()
