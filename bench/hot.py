@@ -28,12 +28,7 @@ WORKLOADS = {
     "request": ("a connection a request, 200 at a time", ["http", 0], 200, 0),  # 0: no message
     "echo": ("echo of 1 KiB, 100 connections: 100 messages an iteration", ["echo"], 100, 1024),
     "one": ("echo of 1 KiB, 1 connection: a message an iteration", ["echo"], 1, 1024),
-    "timers": (
-        "timers created, due over a second, and fired",
-        ["timers", "fire", "EVENTS", 1],
-        0,
-        0,
-    ),
+    "timers": ("timers, due over a second, and fired", ["timers", "fire", "EVENTS", 1], 0, 0),
 }
 SERVERS = ["c", "pyasync", "aio", "uvloop"]  # if not told; all of them are on libuv
 CHOICES = [*SERVERS, "unbuffered", "pypy", "pypy-aio"]
