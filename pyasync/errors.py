@@ -8,6 +8,7 @@ carry ``errno`` and ``strerror`` as any `OSError` does, and cl-async's names for
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import socket
 import ssl
@@ -46,6 +47,31 @@ class EventError(EventInfo):
     def errmsg(self) -> str:
         """The error's text."""
         return getattr(self, "strerror", None) or str(self)
+
+
+@functools.cache
+def _as_builtin(kind: type[OSError], number: Any) -> type[OSError]:
+    """Return the class of this name that is the builtin class of the errno too.
+
+    `OSError` itself does the same: ``OSError(errno.EEXIST, "")`` is a `FileExistsError`.
+    """
+    builtin = type(OSError(number, ""))
+    if issubclass(kind, (builtin, ssl.SSLError)):  # whose numbers are OpenSSL's
+        return kind
+
+    def reduce(self: OSError) -> Any:  # pickle finds a class by its name, and so the other one
+        made: Any = OSError.__reduce__(self)
+        return (kind, *made[1:])
+
+    members = {"__module__": kind.__module__, "__doc__": kind.__doc__, "__reduce__": reduce}
+    return type(kind.__name__, (kind, builtin), members)
+
+
+def _new_error(cls: type[OSError], *args: Any) -> Any:
+    """Make an error whose first argument is its errno, unless it has a text only."""
+    if len(args) > 1:
+        cls = _as_builtin(cls, args[0])  # type: ignore[arg-type]  # a class has a hash
+    return OSError.__new__(cls, *args)
 
 
 class CallbackError(EventError):
@@ -89,8 +115,14 @@ class SocketEOF(EventInfo):
 
 
 class SocketError(EventError, OSError):
-    """A socket's error; ``socket`` is the socket or server that has it, if there is one."""
+    """A socket's error; ``socket`` is the socket or server that has it, if there is one.
 
+    It is an instance of the builtin class of its ``errno`` too, where Python has one: with EACCES
+    of `PermissionError`, for example.
+    """
+
+    if not TYPE_CHECKING:
+        __new__ = _new_error
     socket: Stream | UdpSocket | Server | None = None
 
 
@@ -184,7 +216,14 @@ class TcpSslError(SocketError, ssl.SSLError):
 
 
 class FilesystemError(EventError, OSError):
-    """An operation on files failed; ``filename`` is set where there is one."""
+    """An operation on files failed; ``filename`` is set where there is one.
+
+    It is an instance of the builtin class of its ``errno`` too, where Python has one: of
+    `FileExistsError`, `IsADirectoryError`, `NotADirectoryError`, `BlockingIOError` and others.
+    """
+
+    if not TYPE_CHECKING:
+        __new__ = _new_error
 
 
 class FilesystemNotFound(FilesystemError, FileNotFoundError):

@@ -123,7 +123,7 @@ class Listener(CHandle, SocketHandle):
         if monotonic() - self._reported >= ACCEPT_REPORT:
             self._reported = monotonic()
             error = SocketAcceptError(-value, message(value))
-            error.server = self  # type: ignore[assignment]  # the API's subclass
+            error.server = self  # type: ignore[assignment]  # of the API
             error.count, self._failures = self._failures, 0
             self._report_error(error)
 

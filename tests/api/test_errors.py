@@ -1,10 +1,12 @@
 """What becomes of exceptions: those that callbacks raise, and those of pyasync itself."""
 
 import contextlib
+import copy
 import errno
 import gc
 import logging
 import os
+import pickle
 import re
 import resource
 import shutil
@@ -25,6 +27,7 @@ import pyasync._core.handles
 from pyasync import fs
 from pyasync._core.pool_requests import dns_error
 from pyasync._ffi import lib
+from pyasync.errors import filesystem_error, socket_error
 
 HOUR = 3600.0
 
@@ -628,7 +631,8 @@ each_error = pytest.mark.parametrize(
 def test_an_error_is_told_to_the_event_cb(run, provoke, kind, words, caplog):
     told = []
     run(lambda: provoke(told.append))
-    assert [type(error) for error in told] == [kind]
+    assert len(told) == 1
+    assert isinstance(told[0], kind)
     assert caplog.records == []
 
 
@@ -893,3 +897,64 @@ def test_a_handle_is_closed_also_if_its_close_is_interrupted(run, monkeypatch):
         with pytest.raises(AppError):
             server.close()
         assert server.closed
+
+
+# The builtin classes
+
+
+BUILTIN = {
+    errno.EEXIST: FileExistsError,
+    errno.ENOENT: FileNotFoundError,
+    errno.EISDIR: IsADirectoryError,
+    errno.ENOTDIR: NotADirectoryError,
+    errno.EACCES: PermissionError,
+    errno.EPERM: PermissionError,
+    errno.ESRCH: ProcessLookupError,
+    errno.EAGAIN: BlockingIOError,
+    errno.EINTR: InterruptedError,
+    errno.EPIPE: BrokenPipeError,
+    errno.ECONNREFUSED: ConnectionRefusedError,
+    errno.ECONNRESET: ConnectionResetError,
+    errno.ECONNABORTED: ConnectionAbortedError,
+    errno.ETIMEDOUT: TimeoutError,
+    errno.ENOSPC: OSError,
+}
+
+
+@pytest.mark.parametrize("make", [filesystem_error, socket_error])
+@pytest.mark.parametrize("number", BUILTIN, ids=errno.errorcode.get)
+def test_an_error_is_of_the_builtin_class_of_its_errno_and_can_be_copied(make, number):
+    error = make(-number)
+    for each in (error, copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert isinstance(each, BUILTIN[number])
+        assert isinstance(each, (pyasync.FilesystemError, pyasync.SocketError))
+        assert type(each) is type(error)
+        assert (each.errno, str(each), each.errcode) == (number, str(error), -number)
+
+
+def fail_on_files(folder, told):
+    (folder / "file").touch()
+    fs.mkdir(folder, nothing, event_cb=told.append)
+    fs.open(folder, os.O_WRONLY, nothing, event_cb=told.append)
+    fs.scandir(folder / "file", nothing, event_cb=told.append)
+    fs.rmdir(folder / "none", nothing, event_cb=told.append)
+
+
+def test_a_program_can_catch_the_builtin_classes(run, tmp_path):
+    told = []
+    run(lambda: fail_on_files(tmp_path, told))
+    for builtin in (FileExistsError, IsADirectoryError, NotADirectoryError, FileNotFoundError):
+        assert [error for error in told if isinstance(error, builtin)], builtin
+    with run():
+        for call, builtin in [
+            (lambda: pyasync.spawn(str(tmp_path), []), PermissionError),
+            (lambda: pyasync.pipe_server(tmp_path / "none" / "pipe", nothing), FileNotFoundError),
+            (lambda: pyasync.pipe_server(tmp_path / "file" / "pipe", nothing), NotADirectoryError),
+        ]:
+            with pytest.raises(builtin) as raised:
+                call()
+            assert isinstance(raised.value, pyasync.EventError)
+
+
+def test_an_error_of_tls_is_of_no_class_of_an_errno():
+    assert not isinstance(pyasync.TcpSslError(errno.EPERM, "text"), PermissionError)

@@ -706,7 +706,8 @@ def test_nothing_is_made_in_a_directory_that_is_not_there(outcome, tmp_path, fun
 def test_other_errors_are_filesystem_errors_of_their_number(outcome, tmp_path):
     with pytest.raises(pyasync.FilesystemError) as caught:
         outcome(fs.mkdir, tmp_path)
-    assert (type(caught.value), caught.value.errno) == (pyasync.FilesystemError, errno.EEXIST)
+    assert isinstance(caught.value, FileExistsError)
+    assert caught.value.errno == errno.EEXIST
     assert caught.value.filename == str(tmp_path)
 
 

@@ -385,7 +385,7 @@ def test_a_child_gets_no_descriptor_but_those_meant_for_it(run):
         ("/no/such/program", pyasync.FilesystemNotFound, FileNotFoundError, errno.ENOENT),
         ("", pyasync.FilesystemNotFound, FileNotFoundError, errno.ENOENT),
         ("/etc/passwd", pyasync.FilesystemAccess, PermissionError, errno.EACCES),
-        ("/etc/passwd/x", pyasync.FilesystemError, OSError, errno.ENOTDIR),
+        ("/etc/passwd/x", pyasync.FilesystemError, NotADirectoryError, errno.ENOTDIR),
     ],
 )
 def test_a_program_that_cannot_be_run_is_an_error_of_the_call(run, path, kind, builtin, number):
@@ -398,7 +398,7 @@ def test_a_program_that_cannot_be_run_is_an_error_of_the_call(run, path, kind, b
                 output=pyasync.STREAM,
                 exit_cb=partial(pytest.fail, "called"),
             )
-        assert type(caught.value) is kind
+        assert isinstance(caught.value, kind)
         assert (caught.value.errno, caught.value.filename) == (number, path)
         assert caught.value.errcode == -number
         assert pyasync.stats().handles["process"] == 0
