@@ -252,7 +252,10 @@ def _path(name: Name) -> str | bytes:
     if LINUX:
         allowed += ", or an abstract name"
     path = as_path("name", name, allowed)
-    encoded = os.fsencode(path)
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        raise wrong_value("name", allowed, name) from None
     abstract = LINUX and encoded[:1] == b"\0"
     # For the kernel a path would end at a zero byte.
     if not 0 < len(encoded) <= LONGEST or (0 in encoded and not abstract):

@@ -297,17 +297,17 @@ def with_interval(
     ``seconds`` is an older name of ``time``. For ``context`` see `interval`.
     """
     if seconds is not None:
-        time = _one_of(time, "seconds", seconds)
+        time = _one_of(time, "seconds", seconds, MIN_INTERVAL)
     every = require_time("time", time, MIN_INTERVAL)
     optional_context(context)
     return lambda callback: interval(callback, time=every, context=context)
 
 
-def _one_of(time: float | None, old_name: str, given: float) -> float:
-    """Return the time that was given by its older name."""
+def _one_of(time: float | None, old_name: str, given: float, least: float = 0) -> float:
+    """Return the time that was given by its older name, which the error for a wrong one has."""
     if time is not None:
         raise TypeError(f"{old_name} is an older name of time: only one of them can be given")
-    return given
+    return require_time(old_name, given, least)
 
 
 def make_event(

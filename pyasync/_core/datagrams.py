@@ -231,7 +231,7 @@ class DatagramSocket(PeerHandle, CHandle):
             name = ascii_host(host).encode()
             found = sockets.getaddrinfo(name, port, family, sockets.SOCK_DGRAM)
         except sockets.gaierror as error:
-            raise DnsError(error.errno, f"{error.strerror}: {host}") from None
+            raise DnsError(error.errno, f"{error.strerror}: {host or repr(host)}") from None
         return found[0][4]
 
     @property
@@ -305,7 +305,9 @@ class DatagramSocket(PeerHandle, CHandle):
         whom = ffi.NULL if source is None else pack_address(source, 0)
         self._loop.submit()  # in the order of the calls
         packed = pack_address(text, 0)
-        check(lib.pa_udp_membership(self._loop.c, slot, packed, of_group, whom, join))
+        status = lib.pa_udp_membership(self._loop.c, slot, packed, of_group, whom, join)
+        if status < 0:
+            raise socket_error(status, self, detail=f"group {group}")
 
     def set_multicast_interface(self, interface: str) -> None:
         """Send the datagrams for multicast groups through this interface.

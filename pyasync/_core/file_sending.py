@@ -39,7 +39,10 @@ class File:
         self.fd = -1  # for __del__
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"descriptor {fd} is no regular file's: read it, and write the data")
+            raise ValueError(
+                f"file must be a regular file or its descriptor, not descriptor {fd}: "
+                "read it, and write the data"
+            )
         self.fd = os.dup(fd)
         self.offset = offset
         #: The bytes that are left, as far as the size of the file tells.

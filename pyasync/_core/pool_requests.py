@@ -202,6 +202,6 @@ def dns_error(status: int, host: str) -> DnsError:
         status = lib.UV_EAI_NONAME
     name = ffi.string(lib.uv_err_name(status)).decode()
     code = getattr(sockets, name, sockets.EAI_FAIL) if name[:4] == "EAI_" else sockets.EAI_SYSTEM
-    error = DnsError(code, f"{message(status)}: {host}")
+    error = DnsError(code, f"{message(status)}: {host or repr(host)}")
     error._errcode = status
     return error

@@ -83,8 +83,9 @@ def new_socket(family: int, kind: int) -> sockets.socket:
 def bind_error(error: OSError, address: str | None, port: int) -> TcpServerBindError:
     """Return the exception for an error of `bind` or `listen`."""
     kind = SocketAddressInUse if error.errno == errno.EADDRINUSE else TcpServerBindError
+    where = "*" if address is None else address or "''"
     # Python's own errors, such as of a wrong family, have no errno.
-    result = kind(error.errno, f"{error.strerror or error}: {address or '*'} port {port}")
+    result = kind(error.errno, f"{error.strerror or error}: {where} port {port}")
     result.address = address
     result.port = port
     result._errcode = libuv_number(error)  # errno may be a number of getaddrinfo(3), not -errcode
@@ -170,18 +171,20 @@ class SocketHandle(DescriptorHandle):
     def _store_option(self, level: int, option: int, value: bytes) -> None:
         self._handle_slot()  # raises in a wrong thread, before operations are performed
         self._loop.submit()
-        self._ask(lib.pa_setsockopt, level, option, value, len(value))
+        detail = f"option {option} of level {level}"
+        self._ask(lib.pa_setsockopt, level, option, value, len(value), detail=detail)
 
     def _load_option(self, level: int, option: int, size: int) -> bytes:
         value = ffi.new("char[]", size)
-        length = self._ask(lib.pa_getsockopt, level, option, value, size)
+        detail = f"option {option} of level {level}"
+        length = self._ask(lib.pa_getsockopt, level, option, value, size, detail=detail)
         return bytes(ffi.buffer(value, length))
 
-    def _ask(self, function: Any, *arguments: Any) -> int:
+    def _ask(self, function: Any, *arguments: Any, detail: str | None = None) -> int:
         """Call a C function for the socket, and return its result, or raise its error."""
         result: int = function(self._loop.c, self._handle_slot(), *arguments)
         if result < 0:
-            raise socket_error(result, self)
+            raise socket_error(result, self, detail=detail)
         return result
 
 

@@ -127,6 +127,8 @@ class TlsState:
                 # and without the dot at the end of an absolute name (RFC 6066, section 3).
                 name = ascii_host(name.partition("%")[0])
                 name = name[:-1] if name.endswith(".") else name
+                if not name or name[0] == ".":
+                    raise UnicodeError("an empty label")
             self.object = options.context.wrap_bio(
                 self.incoming,
                 self.outgoing,
@@ -136,7 +138,7 @@ class TlsState:
             )
         except UnicodeError:  # such as of an empty label
             argument = "host" if options.server_hostname is None else "server_hostname"
-            given = options.server_hostname or host
+            given = host if options.server_hostname is None else options.server_hostname
             raise wrong_value(argument, "a host's name", given) from None
         self.phase = HANDSHAKE
         #: The peer's close_notify has arrived.

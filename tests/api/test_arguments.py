@@ -145,7 +145,7 @@ KINDS = {
                      "shutdown_timeout", "slow_callback_threshold"], LIMIT),
     **dict.fromkeys(["socket", "monitor", "idler", "notifier", "poller", "process", "ssl_context",
                      "session", "selector"], OBJECT),
-    "time": TIME, "linger": Kind(TIME.types, TIME.values, none=True),
+    "time": TIME, "seconds": TIME, "linger": Kind(TIME.types, TIME.values, none=True),
     "context": Kind([5, "context", {}, nothing], none=True),
     "catch_app_errors": Kind([5, "yes", []]), "file": Kind([5, "path"]),
     "bind_address": Kind(TEXT.types, TEXT.values, none=True),
@@ -158,7 +158,7 @@ KINDS = {
     "server_hostname": TEXT,
     "name": Kind([7, []],
                  ["x" * 108, b"x" * 108, pathlib.Path("x" * 200), "\0" + "x" * 107, "", b"",
-                  "a\0b", b"a\0b", "\N{EURO SIGN}" * 36]),  # each has three bytes
+                  "a\0b", b"a\0b", "\ud800", "\N{EURO SIGN}" * 36]),  # each has three bytes
     "fd": FD, "in_fd": FD, "out_fd": FD,
     "family": Kind(["AF_INET", 1.5, []], [1, 99, -1, HUGE]),
     "path": PATH, "new_path": PATH, "working_directory": PATH, "target": PATH,
@@ -192,6 +192,7 @@ KINDS = {
 PER_MESSAGE = Kind([5, "echo"])  # an async one is not looked for there
 KEEPALIVE = Kind(TIME.types, [0, 32768, *TIME.values], none=True)
 OTHERS = {
+    "Event.add.timeout": TIME,
     "interval.time": TIME.also(0, 1e-9), "with_interval.time": TIME.also(0, 1e-9),
     "remove_interval.interval": OBJECT,
     "signal_handler.signo": integer(1, signal.NSIG - 1).also(signal.SIGKILL, signal.SIGSTOP),
@@ -217,8 +218,7 @@ UNCHECKED = {
     **dict.fromkeys(["Stream.write.force", "Stream.close.force", "AsyncStream.write.data",
                      "AsyncStream.readinto.buffer", "AsyncStream.readinto1.buffer"],
                     "every write and close would pay for it, or it is io's"),
-    **dict.fromkeys(["with_delay.seconds", "with_interval.seconds", "Event.add.timeout"],
-                    "older names"),
+    "with_interval.seconds": "an older name: see MORE",
     **dict.fromkeys(["tcp_ssl_server.certificate", "tcp_ssl_server.key",
                      "tcp_ssl_server.password"], "only without an ssl_context: see MORE"),
     "AsyncStream.read1.size": "the same function as read",
@@ -418,6 +418,24 @@ MORE = [
      "low must be an integer from 0 to 10, not 11", ValueError),
     (pyasync.Loop, {}, "made by start_event_loop or event_loop", TypeError),
     (pyasync.with_delay, {"time": nothing}, "time must be a number of seconds", TypeError),
+    (pyasync.with_interval, {"seconds": 0}, "seconds must be a number of seconds", ValueError),
+    *[(function, {**right, "bind_address": ""}, "not known: '' port 0", pyasync.SocketError)
+      for function, right in [(pyasync.tcp_server, LISTEN), (pyasync.udp_socket, {})]],
+    *[(with_tls(pyasync.tcp_ssl_connect, CLIENT), {**CONNECT, **given}, match, ValueError)
+      for given, match in [
+          ({"host": ""}, "^host must be a host's name, not ''"),
+          ({"server_hostname": ""}, "^server_hostname must be a host's name, not ''"),
+          ({"server_hostname": "."}, r"^server_hostname must be a host's name, not '\.'")]],
+    (pyasync.UdpSocket.connect, {"self": UDP, "host": "", "port": 9}, "not known: ''",
+     pyasync.DnsError),
+    (pyasync.UdpSocket.leave_multicast, {"self": UDP, "group": "239.7.7.7"}, "group 239.7.7.7",
+     pyasync.SocketError),
+    *[(function, {"self": SERVER_HANDLE, "level": 1, "option": 9999, **value},
+       "option 9999 of level 1", pyasync.SocketError)
+      for function, value in [
+          (pyasync.TcpServer.getsockopt, {}), (pyasync.TcpServer.setsockopt, {"value": 1})]],
+    (pyasync.TcpSocket.sendfile, {"self": a_client, "file": 0},
+     "file must be a regular file or its descriptor, not descriptor 0", ValueError),
 ]
 # fmt: on
 
