@@ -1168,19 +1168,22 @@ def test_an_exception_amid_tls_ends_the_connection_with_an_error(run, moment):
 
     def talk(address):
         with contextlib.suppress(OSError), connect(address) as sock:
+            assert ready.wait(PATIENCE)  # or it might be decrypted together with the handshake
             sock.sendall(b"go")
             end_of(sock)
 
     def connected(sock):
         armed.append(True)
+        ready.set()
         if moment == "write":
             sock.write(b"data")
 
     def event_cb(event):
         told.append(getattr(event, "reason", type(event)))
+        ready.set()
 
     context._msg_callback = raise_in
-    armed, told = [True] if moment == "handshake" else [], []
+    armed, told, ready = [True] if moment == "handshake" else [], [], threading.Event()
     serve(
         partial(run, catch_app_errors=True), talk, ssl_context=context,
         connect_cb=connected, event_cb=event_cb, linger=PATIENCE,
@@ -1224,7 +1227,7 @@ def test_a_peer_that_does_not_answer_shutdown_is_closed_after_shutdown_timeout(r
     def connected(sock):
         sock.shutdown()
         if set_timeouts:  # of which that limit is none
-            after_iterations(2, lambda: sock.set_timeouts(None, None))
+            after_iterations(2, lambda: sock.closed or sock.set_timeouts(None, None))
 
     told = []
     serve(run, talk, connect_cb=connected, shutdown_timeout=0.2, event_cb=tell(told))
