@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import io
 import os
 import pty
 import socket
@@ -499,11 +498,6 @@ def test_a_closed_descriptor_is_refused(run, pair):
         pair[0].close()
         with pytest.raises(ValueError, match=r"from 0 .* fd=-1"):
             pyasync.poll(pair[0], nothing)
-
-
-def test_what_an_object_says_of_its_descriptor_is_passed_on(run):
-    with run(), pytest.raises(io.UnsupportedOperation):
-        pyasync.poll(io.StringIO(), nothing)
 
 
 def test_running_out_of_descriptors_is_told(run, pair):
