@@ -23,6 +23,15 @@ async def connected(factory=Recorder):
     return protocol, theirs
 
 
+async def serve_one(loop):
+    """Return a server, and the future of the stream that it writes to its client."""
+    accepted = loop.create_future()
+    server = await asyncio.start_server(
+        lambda reader, writer: accepted.set_result(writer), "127.0.0.1", 0
+    )
+    return server, accepted
+
+
 def scenario(test):
     """Let a coroutine function be a test, of a connection of its own."""
 
@@ -199,10 +208,7 @@ async def test_a_coroutine_that_never_waits_learns_of_each_peer_that_does_not_re
 
 
 async def test_drain_hears_of_a_reset_in_a_loop_that_never_sleeps(loop):
-    accepted = loop.create_future()
-    server = await asyncio.start_server(
-        lambda reader, writer: accepted.set_result(writer), "127.0.0.1", 0
-    )
+    server, accepted = await serve_one(loop)
     peer = socket.create_connection(server.sockets[0].getsockname())
     writer = await accepted
     reset(peer)
@@ -365,10 +371,7 @@ async def test_a_reset_is_told_to_connection_lost(loop):
 
 
 async def test_names_and_the_socket_are_there_and_outlive_the_connection(loop):
-    accepted = loop.create_future()
-    server = await asyncio.start_server(
-        lambda reader, writer: accepted.set_result(writer), "127.0.0.1", 0
-    )
+    server, accepted = await serve_one(loop)
     address = server.sockets[0].getsockname()
     _, client = await asyncio.open_connection(*address)
     served = await accepted
@@ -445,10 +448,7 @@ async def test_the_name_of_an_accepted_connection_outlives_it(
 
 
 async def test_the_socket_of_a_transport_equals_itself(loop):
-    accepted = loop.create_future()
-    server = await asyncio.start_server(
-        lambda reader, writer: accepted.set_result(writer), "127.0.0.1", 0
-    )
+    server, accepted = await serve_one(loop)
     _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     ends = [writer, await accepted]
     first, second = ([end.get_extra_info("socket") for end in ends] for _ in range(2))

@@ -15,16 +15,16 @@ if not socket.has_ipv6:
 # Each function gives an address to one call, and returns what says whether it was used.
 
 
-def connect(host):
+def connect(host, *, end="peername", **options):
     def connected(client):
-        used.append(client.peername[0])
+        used.append(getattr(client, end)[0])
         client.close()
         server.close()
 
     used = []
     server = pyasync.tcp_server("::1", 0, nothing)
     try:
-        pyasync.tcp_connect(host, server.address[1], nothing, connect_cb=connected)
+        pyasync.tcp_connect(host, server.address[1], nothing, connect_cb=connected, **options)
     except ValueError:
         server.close()
         raise
@@ -32,21 +32,7 @@ def connect(host):
 
 
 def connect_from(host, wrap=lambda host: host):
-    def connected(client):
-        used.append(client.sockname[0])
-        client.close()
-        server.close()
-
-    used = []
-    server = pyasync.tcp_server("::1", 0, nothing)
-    try:
-        pyasync.tcp_connect(
-            "::1", server.address[1], nothing, connect_cb=connected, local_address=wrap(host)
-        )
-    except ValueError:
-        server.close()
-        raise
-    return used
+    return connect("::1", end="sockname", local_address=wrap(host))
 
 
 def connect_tls(host):
