@@ -16,7 +16,6 @@ memory must not have grown since the first third. The exit status is 0 if all th
 
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -29,7 +28,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ from pathlib import Path
 import chart
 import common
 from common import MIB, say
+from workers import Workers
 
 import pyasync
 from pyasync import fs
@@ -70,15 +70,17 @@ class Server:
         self.rng = random.Random(1)
         self.jobs = True
 
-    def run(self, pipe):
-        self.pipe = pipe
+    def run(self, send):
+        common.end_with_parent()
+        self.send = send
         with pyasync.event_loop(catch_app_errors=self.on_error):
+            signal.signal(signal.SIGUSR1, lambda *_: self.begin_no_more())
             signal.signal(signal.SIGTERM, lambda *_: self.stop())
             self.loop = pyasync.current_loop()
             context = common.server_context(
                 self.folder / "certificate.pem", self.folder / "key.pem"
             )
-            tls = {"ssl_context": context, "handshake_timeout": 1}
+            tls = {"ssl_context": context, "handshake_timeout": PATIENCE}
             honest = {"event_cb": self.on_event, "pressure_cb": self.on_pressure}
             limits = {"read_timeout": 1, "write_timeout": 1, "max_connections": 200, "linger": 0.5}
             hostile = {**honest, **limits}
@@ -87,31 +89,34 @@ class Server:
                 pyasync.tcp_ssl_server(HOST, 0, self.echo, **tls, **honest),
                 pyasync.pipe_server(self.folder / "pipe", self.echo, **honest),
                 pyasync.tcp_server(HOST, 0, self.echo_hostile, **hostile),
-                pyasync.tcp_ssl_server(HOST, 0, self.echo_hostile, **tls, **hostile),
+                pyasync.tcp_ssl_server(
+                    HOST, 0, self.echo_hostile, **{**tls, "handshake_timeout": 1}, **hostile
+                ),
             ]
             self.udp = pyasync.udp_socket(HOST, 0, lambda sock, *what: sock.send(*what))
             self.clock = pyasync.interval(self.sample, time=1)
             for job in JOBS:
                 self.attempt(job)
             addresses = [server.address for server in self.servers]
-            self.pipe.send([*addresses[:2], str(addresses[2]), *addresses[3:], self.udp.address])
+            send("addresses", [*addresses[:2], str(addresses[2]), *addresses[3:], self.udp.address])
+
+    def begin_no_more(self):
+        self.jobs = False
 
     def stop(self):
-        self.jobs = False
+        self.begin_no_more()
         for handle in [*self.servers, self.udp, self.clock]:
             handle.close()
 
     def sample(self):
         stats = self.loop.stats()
         names = ("accepted", "connected", "closed", "accept_errors", "max_callback_time")
-        self.pipe.send({
+        self.send("sample", {
             **self.counts, **{name: getattr(stats, name) for name in names},
             "handles": {kind: count for kind, count in stats.handles.items() if count},
             "memory": common.private_bytes(), "descriptors": len(os.listdir("/proc/self/fd")),
             "unexpected": self.unexpected[:5],
         })  # fmt: skip
-        if self.pipe.poll():
-            self.jobs = self.pipe.recv()  # False: begin no more
 
     def on_error(self, error):
         if isinstance(error, Boom):
@@ -235,18 +240,20 @@ class Honest:
         self.times, self.failures = [], []
         self.lock, self.over = threading.Lock(), threading.Event()
 
-    def run(self, pipe):
+    def run(self, send):
+        common.end_with_parent()
+        signal.signal(signal.SIGTERM, lambda *_: self.over.set())
         self.context = common.trusting_context()
         with ThreadPoolExecutor(HONEST_CLIENTS) as pool:
             talks = pool.map(self.talk, range(HONEST_CLIENTS))
-            while not pipe.poll(1):
+            while not self.over.wait(1):
                 with self.lock:
                     times, self.times = sorted(self.times), []
                 tail = times[int(0.99 * len(times))] if times else 0
-                pipe.send({"exchanges": len(times), "p99": tail})
-            self.over.set()
+                send("latency", {"exchanges": len(times), "p99": tail})
             list(talks)  # raises what they have
-        pipe.send({"sent": self.sent, "received": self.received, "failures": self.failures})
+        totals = {"sent": self.sent, "received": self.received, "failures": self.failures}
+        send("totals", totals)
 
     def talk(self, number):
         rng = random.Random(number)
@@ -299,9 +306,11 @@ class Honest:
 # Hostile peers
 
 
-def attack(addresses, pipe):
-    """Run the hostile peers until the pipe says that it is over."""
+def attack(addresses, send):
+    """Run the hostile peers until a signal says that it is over."""
+    common.end_with_parent()
     over = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: over.set())
 
     def go_on(number):
         rng = random.Random(number)
@@ -311,8 +320,7 @@ def attack(addresses, pipe):
 
     with ThreadPoolExecutor(HOSTILE_CLIENTS) as pool:
         attacks = pool.map(go_on, range(HOSTILE_CLIENTS))
-        pipe.recv()
-        over.set()
+        over.wait()
         list(attacks)  # raises what they have
 
 
@@ -397,82 +405,67 @@ ATTACKS = [never_read, bytes_slowly, storm_of_resets, half_close, garbage, updat
 # All of it
 
 
-class Part:
-    """One of the processes, what it says, and how to tell it something."""
-
-    def __init__(self, run):
-        fork = multiprocessing.get_context("fork")
-        self.said = []
-        self.pipe, theirs = fork.Pipe()
-        self.process = fork.Process(target=self.begin, args=(run, theirs))
-        self.process.start()
-        theirs.close()
-
-    def begin(self, run, pipe):
-        common.end_with_parent()
-        self.pipe.close()
-        run(pipe)
-
-    def listen(self, seconds):
-        """Keep what it says, for so long unless it ends before."""
-        deadline = time.monotonic() + seconds
-        with contextlib.suppress(EOFError, OSError):
-            while self.pipe.poll(max(0, deadline - time.monotonic())):
-                self.said.append(self.pipe.recv())
-
-    def tell(self, what):
-        with contextlib.suppress(OSError):  # it has ended, which is found out elsewhere
-            self.pipe.send(what)
-
-
 class Soak:
     def __init__(self, options):
         self.options = options
+        self.workers = Workers()
+        self.said = defaultdict(list)  # by kind: addresses, sample, latency, totals
+        self.outcomes = {}  # of the processes that have ended, by id
 
     def run(self):
         """Return the reasons why it has failed, and the figures."""
         with tempfile.TemporaryDirectory() as folder:
             folder = Path(folder)
             common.make_certificate(folder)
-            server = Part(Server(folder).run)
-            addresses = server.pipe.recv()
-            honest, hostile = Part(Honest(addresses).run), Part(partial(attack, addresses))
-            self.samples, self.latencies = server.said, honest.said
-            end = time.monotonic() + 60 * self.options.minutes
-            while (left := end - time.monotonic()) > 0 and server.process.is_alive():
-                server.listen(0.2)
-                honest.listen(0.2)
-                common.progress(f"{left:.0f} s left, {self.samples[-1:]}"[:100])
-            hostile.tell("over")
-            hostile.process.join(PATIENCE)
-            honest.tell("over")
-            honest.listen(PATIENCE + QUIET)
-            totals = honest.said.pop() if "sent" in (honest.said or [{}])[-1] else None
-            server.tell(False)
-            settled = self.settle(server)
-            server.process.terminate()
-            server.process.join(QUIET)
-            failures = list(self.failures(server.process.exitcode, totals, settled))
-            for part in (server, honest, hostile):
-                part.process.kill()
-                part.process.join()
-        return failures, self.figures(totals)
+            try:
+                server = self.workers.add(Server(folder).run)
+                self.listen(PATIENCE, lambda: self.said["addresses"])
+                (addresses,) = self.said["addresses"]
+                honest = self.workers.add(Honest(addresses).run)
+                hostile = self.workers.add(partial(attack, addresses))
+                self.listen(60 * self.options.minutes, lambda: server in self.outcomes)
+                self.end(hostile, PATIENCE)
+                self.end(honest, PATIENCE + QUIET)
+                self.workers.send_signal(signal.SIGUSR1, server)
+                settled = self.listen(QUIET, self.is_quiet) and self.said["sample"][-1]
+                self.end(server, QUIET)
+                return list(self.failures(server, settled)), self.figures()
+            finally:
+                self.workers.send_signal(signal.SIGKILL)
+                for _ in self.workers.messages():
+                    pass
 
-    def settle(self, server):
-        """Wait until the server has no connections and jobs; return its last sample."""
-        deadline = time.monotonic() + QUIET
-        while time.monotonic() < deadline:
-            server.listen(1)
-            handles = self.samples[-1]["handles"] if self.samples else {}
-            # Timers: the clock's.
-            if handles == {"tcp-server": 4, "pipe-server": 1, "udp": 1, "timer": 1}:
-                return self.samples[-1]
-        return None
+    def listen(self, seconds, until):
+        """Keep what is said, for so long at most. Returns whether it was until then."""
+        end = time.monotonic() + seconds
+        for pid, kind, value in self.workers.messages(seconds):
+            if kind == "ended":
+                self.outcomes[pid] = value
+            else:
+                self.said[kind].append(value)
+                common.progress(f"{end - time.monotonic():.0f} s left, {value}"[:100])
+            if until():
+                return True
+        return False
 
-    def failures(self, exitcode, totals, settled):
-        last = self.samples[-1] if self.samples else {}
-        if exitcode != 0:
-            yield f"the server has ended with {exitcode}"
+    def end(self, pid, seconds):
+        """End a process, and wait for its end."""
+        self.workers.send_signal(signal.SIGTERM, pid)
+        self.listen(seconds, lambda: pid in self.outcomes)
+
+    def is_quiet(self):
+        """Whether the server has no connections and jobs."""
+        handles = self.said["sample"][-1]["handles"] if self.said["sample"] else {}
+        # Timers: the clock's.
+        return handles == {"tcp-server": 4, "pipe-server": 1, "udp": 1, "timer": 1}
+
+    def failures(self, server, settled):
+        last, (totals,) = (self.said["sample"] or [{}])[-1], self.said["totals"] or [None]
+        for pid, outcome in self.outcomes.items():
+            if outcome:
+                yield f"the server {outcome}" if pid == server else f"a client {outcome}"
+        if server not in self.outcomes:
+            yield "the server has not ended"
         if totals is None:
             yield "the honest clients have not ended"
             return
@@ -480,7 +473,7 @@ class Soak:
             yield f"an honest client: {failure}"
         for failure in last.get("unexpected", ["the server has said nothing"]):
             yield f"an exception in the server: {failure}"
-        if settled is None:
+        if not settled:
             yield f"handles are left: {last.get('handles')}"
             return
         if settled["accepted"] + settled["connected"] != settled["closed"]:
@@ -500,32 +493,32 @@ class Soak:
 
     def memory(self):
         """Return the medians of the memory in the second third of the run, and in the last."""
-        memory = [sample["memory"] for sample in self.samples] or [0]
+        memory = [sample["memory"] for sample in self.said["sample"]] or [0]
         third = len(memory) // 3
         return statistics.median(memory[third : 2 * third] or memory), statistics.median(
             memory[-third:] if third else memory
         )
 
-    def figures(self, totals):
-        last = self.samples[-1] if self.samples else {}
+    def figures(self):
+        last, (totals,) = (self.said["sample"] or [{}])[-1], self.said["totals"] or [{}]
         first, later = self.memory()
         return {
             "minutes": self.options.minutes,
-            "exchanges": sum(sample.get("exchanges", 0) for sample in self.latencies),
-            "bytes": (totals or {}).get("sent"),
+            "exchanges": sum(latency["exchanges"] for latency in self.said["latency"]),
+            "bytes": totals.get("sent"),
             **{name: last.get(name) for name in
                ("accepted", "connected", "closed", "accept_errors", "raised", "done")},
             "slowest": last.get("max_callback_time"),
             "memory_mib": [round(first / MIB, 1), round(later / MIB, 1)],
-            "p99_ms": round(1000 * max((s.get("p99", 0) for s in self.latencies), default=0), 1),
+            "p99_ms": round(1000 * max((s["p99"] for s in self.said["latency"]), default=0), 1),
         }  # fmt: skip
 
     def draw(self, path):
         panels = [
-            partial(draw_line, "memory, MiB", [s["memory"] / MIB for s in self.samples]),
-            partial(draw_line, "descriptors", [s["descriptors"] for s in self.samples]),
+            partial(draw_line, "memory, MiB", [s["memory"] / MIB for s in self.said["sample"]]),
+            partial(draw_line, "descriptors", [s["descriptors"] for s in self.said["sample"]]),
             partial(draw_line, "latency of honest clients, ms: p99",
-                    [1000 * s["p99"] for s in self.latencies if "p99" in s]),
+                    [1000 * s["p99"] for s in self.said["latency"]]),
         ]  # fmt: skip
         chart.save(path, panels, 6, common.in_words(common.machine()), columns=1, width=8)
 

@@ -23,17 +23,22 @@ class Workers:
     The workers must be made before an event loop: a loop does not survive a fork.
     """
 
-    def __init__(self, targets, zero):
-        context = multiprocessing.get_context("fork")
+    def __init__(self, targets=(), zero=None):
         self._zero = zero
         self._latest = {}  # counters by process id
         self._processes = {}  # by the pipe that each reports on
         for target in targets:
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=self._run, args=(target, receiver, sender))
-            process.start()
-            sender.close()  # so that the pipe ends when the worker does
-            self._processes[receiver] = process
+            self.add(target)
+
+    def add(self, target):
+        """Start one more. Returns its process id."""
+        context = multiprocessing.get_context("fork")
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=self._run, args=(target, receiver, sender))
+        process.start()
+        sender.close()  # so that the pipe ends when the worker does
+        self._processes[receiver] = process
+        return process.pid
 
     def _run(self, target, receiver, sender):
         os.setpgid(0, 0)
@@ -48,16 +53,21 @@ class Workers:
 
         target(send)
 
-    def messages(self):
+    def messages(self, seconds=None):
         """Yield `(pid, kind, value)` as the reports come, until the last worker has ended.
 
-        The value of "counters" is the total of all workers when each has reported, and None
-        until then. The last message of each is `(pid, "ended", outcome)`: None, or in words how
-        it failed.
+        Or for so many seconds. The value of "counters" is the total of all workers when each has
+        reported, and None until then. The last message of each is `(pid, "ended", outcome)`: None,
+        or in words how it failed.
         """
         reported = 0
+        deadline = None if seconds is None else time.monotonic() + seconds
         while self._processes:
-            for receiver in multiprocessing.connection.wait(list(self._processes)):
+            left = deadline and max(0, deadline - time.monotonic())
+            ready = multiprocessing.connection.wait(list(self._processes), left)
+            if not ready:
+                return
+            for receiver in ready:
                 process = self._processes[receiver]
                 try:
                     kind, value = receiver.recv()
@@ -78,10 +88,11 @@ class Workers:
         """The sum of the latest counters of all workers, also of those that have ended."""
         return sum(self._latest.values(), self._zero)
 
-    def send_signal(self, signo):
-        """Send a signal to every worker that has not ended."""
+    def send_signal(self, signo, pid=None):
+        """Send a signal to every worker that has not ended, or to this one."""
         for process in self._processes.values():
-            os.kill(process.pid, signo)
+            if pid in (None, process.pid):
+                os.kill(process.pid, signo)
 
 
 def describe_exit(status):
