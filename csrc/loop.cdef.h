@@ -82,8 +82,8 @@ enum pa_handle_kind {
   PA_PROCESS,
   PA_FS_MONITOR,
   PA_UDP,
-  PA_STDIO,  /* our end of a child's stdio: a stream, but no connection, and
-                of one direction */
+  PA_STDIO,  /* our end of a child's stdio, or a descriptor that the application
+                has: a stream, but no connection */
   PA_HANDLE_KINDS
 };
 

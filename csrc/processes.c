@@ -198,14 +198,15 @@ const pa_kind pa_process_kind = {.close = close_process, .refused = refused};
 
 /* In the child libuv (1.44) makes the standard streams blocking. O_NONBLOCK
  * belongs to the open file, which the child shares with us: a socket of a loop
- * would block from then on, and with it the loop. This takes it back, but for
- * our own standard streams. */
+ * would block from then on, and with it the loop. This takes it back, of our own
+ * standard streams only where a stream has them. */
 static void restore_flags(const int *stdio, const int *flags) {
   int index;
 
   for (index = 0; index < 3; index++)
     if (stdio[index] > STDERR_FILENO && (flags[index] & O_NONBLOCK))
       fcntl(stdio[index], F_SETFL, flags[index]);
+  pa_unblock_shared();
 }
 
 static void end_spawning(pa_spawning *spawning) {

@@ -302,6 +302,16 @@ void pa_write_flush_all(pa_loop *loop);
 /* What pa_write returns. */
 int64_t pa_write_state(pa_loop *loop, int slot);
 
+/* descriptors.c */
+int pa_is_pty_master(int fd);
+/* Puts back what the stream shares with others, and closes it. */
+void pa_close_shared(pa_loop *loop, uv_handle_t *handle, uv_close_cb closed);
+/* In the child of a fork, where it is the parent's to put back; the lock is
+ * held. */
+void pa_forget_shared(void);
+/* libuv has made standard streams blocking, in the child that it has spawned. */
+void pa_unblock_shared(void);
+
 /* sockets.c */
 /* Keeps the peer's address, if it is one of IPv4 or IPv6, for the time when the
  * system does not know it any more. To be called for every stream that has

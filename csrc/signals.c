@@ -282,6 +282,7 @@ void pa_signals_after_fork(int in_child) {
     children = 0;
     ignore_again();
     pa_forget_abandoned();
+    pa_forget_shared();
     pa_pool_after_fork();
     pa_process_pipe_after_fork();
   }

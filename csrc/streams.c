@@ -88,6 +88,10 @@ static ssize_t receive(pa_loop *loop, int slot) {
     return size;
   if (size == 0)
     return UV_EOF;
+  /* So the master of a pseudo-terminal tells that nobody has the other side. */
+  if (errno == EIO && loop->slots[slot].kind == PA_STDIO &&
+      pa_is_pty_master(fd))
+    return UV_EOF;
   return errno == EAGAIN || errno == EWOULDBLOCK
              ? 0
              : uv_translate_sys_error(errno);
@@ -625,10 +629,7 @@ static int must_discard(pa_loop *loop, uv_stream_t *stream) {
   uv_os_fd_t fd;
   int size = 0;
 
-  /* A pipe(2) is never reset, and FIONREAD of its writing end tells how much
-   * its reader has not read yet. */
-  if (entry->kind == PA_STDIO ||
-      (entry->flags & (PA_END_SEEN | PA_CONNECTING | PA_NO_LINGER)) ||
+  if ((entry->flags & (PA_END_SEEN | PA_CONNECTING | PA_NO_LINGER)) ||
       uv_fileno((uv_handle_t *) stream, &fd) != 0)
     return 0;
   if (ioctl(fd, FIONREAD, &size) == 0 && size > 0)
@@ -763,6 +764,7 @@ const pa_kind pa_connection_kind = {
 
 const pa_kind pa_stdio_kind = {
     .flush_and_close = flush_and_close,
+    .close = pa_close_shared,
     .receive = receive_in_turn,
     .read_start = pa_stream_read_start,
     .refused = refused,

@@ -1,4 +1,11 @@
-/* Connected streams: TCP, pipes, and the stdio of children. */
+/* Connected streams: TCP, pipes, the stdio of children, and descriptors that the
+ * application has. */
+
+/* Makes a stream on a terminal, a pipe or a socket, and leaves fd itself to the
+ * caller. What others share is put back when the stream is closed: O_NONBLOCK,
+ * and the mode of a terminal. read: the stream is read. Returns its slot, or an
+ * error. */
+int pa_open_descriptor(pa_loop *loop, int fd, int read);
 
 /* Writes size bytes of data to the stream, now. callback: whether the write has
  * one. Returns how many bytes the kernel has refused, of this write and those

@@ -231,11 +231,17 @@ int pa_listen(pa_loop *loop, int fd, int kind, int limit) {
 int pa_open(pa_loop *loop, int fd, int kind, int read) {
   struct sockaddr_storage peer = {.ss_family = AF_UNSPEC};
   socklen_t size = sizeof(peer);
+  int flags = 0;
   int slot;
 
   loop->counters->crossings++;
-  getpeername(fd, (struct sockaddr *) &peer, &size);
-  slot = open_stream(loop, fd, kind, 0, &peer);
+  /* A pipe(2) or a terminal is never reset, and its unread input is not ours to
+   * discard: the next program may read it. FIONREAD of a pipe's writing end
+   * tells how much its reader has not read yet. */
+  if (getpeername(fd, (struct sockaddr *) &peer, &size) != 0 &&
+      errno == ENOTSOCK)
+    flags = PA_NO_LINGER;
+  slot = open_stream(loop, fd, kind, flags, &peer);
   if (slot >= 0 && read)
     pa_stream_read_start(loop->slots[slot].handle);
   return slot;

@@ -18,6 +18,7 @@ from pyasync.cl_names import (
     trigger_notifier,
 )
 from pyasync.counters import Stats
+from pyasync.descriptors import DescriptorStream, open_stream
 from pyasync.dns import dns_lookup, dns_lookup_all, reverse_dns_lookup
 from pyasync.errors import (
     CallbackError,
@@ -121,6 +122,7 @@ __all__ = [
     "STREAM",
     "AsyncStream",
     "CallbackError",
+    "DescriptorStream",
     "DnsError",
     "Event",
     "EventError",
@@ -197,6 +199,7 @@ __all__ = [
     "make_notifier",
     "mkdtemp",
     "now",
+    "open_stream",
     "pipe_connect",
     "pipe_server",
     "poll",

@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 
 from pyasync._core.arguments import Descriptor
 from pyasync._core.stream import Data, WriteCallback
+from pyasync.descriptors import DescriptorStream
 from pyasync.loop import EventCallback
 from pyasync.tcp import LocalAddress
 from pyasync.tls import ReadCallback, SocketCallback
@@ -35,6 +36,17 @@ class TcpKeywords(ClientKeywords[S], Generic[S], total=False):
 
 class InitKeywords(TcpKeywords[S], Generic[S], total=False):
     fd: Descriptor | None
+
+class DescriptorKeywords(TypedDict, total=False):
+    event_cb: EventCallback | None
+    write_cb: WriteCallback | None
+    pressure_cb: Callable[[DescriptorStream, bool], object] | None
+    close_cb: Callable[[DescriptorStream, Exception | None], object] | None
+    read_timeout: float | None
+    write_timeout: float | None
+    drain_read_buffer: bool
+    allow_half_open: bool
+    context: Context | None
 
 class TlsKeywords(TypedDict, total=False):
     ssl_context: ssl.SSLContext | None

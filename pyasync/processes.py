@@ -19,9 +19,9 @@ from pyasync._core.stream import (
     as_buffer_slice,
 )
 from pyasync.async_stream import AsyncStream
+from pyasync.descriptors import DescriptorStream
 from pyasync.loop import EventCallback, Loop, get_loop
 from pyasync.options import StreamOptions
-from pyasync.streams import Stream
 
 ExitCallback = Callable[["Process", int, int], object]
 
@@ -91,56 +91,17 @@ class StdioStream(StdioPipe):
 StdioOption = Union[Stdio, StdioPipe, Descriptor, None]
 
 
-class ProcessPipe(Stream):
+class ProcessPipe(DescriptorStream):
     """The parent's end of a pipe to a standard stream of a child: a stream of one direction.
 
     `write` to the child's input never blocks. `shutdown` and `close` both end the input when the
-    pipe has taken all writes, however long the child needs to read them. When nobody has the other
+    pipe has taken all writes, however long the child needs to read them; of an output `shutdown`
+    does nothing. When nobody has the other
     end any more, ``event_cb`` gets a `SocketBrokenPipe` after a write. A write to an output raises
     that at the call.
     """
 
-    __slots__ = ("_write_cb",)
-
-    def __init__(
-        self, options: StreamOptions, slot: int, state: int, write_cb: WriteCallback | None
-    ) -> None:
-        super().__init__(options, slot, state)
-        self._write_cb = write_cb
-        options.loop.register(slot, self)
-
-    def write(
-        self,
-        data: Data,
-        start: int = 0,
-        end: int | None = None,
-        read_cb: Callable[[Any, bytes], object] | None = None,
-        write_cb: WriteCallback | None = None,
-        event_cb: EventCallback | None = None,
-        force: bool = False,
-    ) -> None:
-        """Send the data to the child: see `TcpSocket.write`."""
-        super().write(
-            data,
-            start=start,
-            end=end,
-            read_cb=read_cb,
-            write_cb=write_cb or self._write_cb,
-            event_cb=event_cb,
-            force=force,
-        )
-
-    def _state_text(self) -> str:
-        return "closed" if self.closed else "open"  # that it has one direction is no half-close
-
-    def shutdown(self) -> None:
-        """End the child's input when the pipe has taken all writes, as `close` does.
-
-        For an output, and when called again, it does nothing. Raises `SocketClosed` after `close`
-        of the input.
-        """
-        if not self._state & SHUT:
-            super().shutdown()
+    __slots__ = ()
 
 
 class Process(ChildProcess):
@@ -283,7 +244,9 @@ def spawn(
         ]
         slot = child.start(_descriptors(wanted))
         process = Process(loop, slot, exit_cb, event_cb)
-        process.input, process.output, process.error_output = map(_begin, pipes)
+        process.input, process.output, process.error_output = [
+            None if pipe is None else pipe._open() for pipe in pipes
+        ]
         child.end()
         for stdio, pipe in zip(wanted, pipes):
             if isinstance(stdio, StdioPipe) and stdio._data is not None:
@@ -348,14 +311,3 @@ def _open(options: StreamOptions, stdio: Any, child: NewChild, fd: int) -> Any:
     if options.binder is not None:
         state |= IN_CONTEXT
     return ProcessPipe(options, slot, state, stdio._write_cb)
-
-
-def _begin(pipe: ProcessPipe | None) -> ProcessPipe | AsyncStream | None:
-    """Return the pipe of a child that has started, or its AsyncStream."""
-    if pipe is None:
-        return None
-    pipe._begin()
-    subject: ProcessPipe | AsyncStream = pipe._subject
-    if pipe._state & ENDED and isinstance(subject, AsyncStream):
-        subject._end()
-    return subject
