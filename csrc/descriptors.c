@@ -78,7 +78,7 @@ static int open_again(int fd, int is_terminal) {
   if (!is_terminal || ttyname_r(fd, path, sizeof(path)) != 0)
     return -1;
 #endif
-  return pa_above_standard_streams(open(path, flags));
+  return open(path, flags);
 }
 
 /* Putting back */
@@ -238,11 +238,15 @@ static void add_shared(pa_shared *entry) {
 }
 
 int pa_open_descriptor(pa_loop *loop, int fd, int read) {
-  pa_shared *entry = calloc(1, sizeof(*entry));
   int is_master = pa_is_pty_master(fd);
+  pa_shared *entry;
   int shares;
   int slot;
 
+  slot = pa_open_standard_streams();
+  if (slot != 0)
+    return slot;
+  entry = calloc(1, sizeof(*entry));
   if (entry == NULL)
     return UV_ENOMEM;
   entry->is_terminal = !is_master && isatty(fd);

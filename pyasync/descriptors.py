@@ -16,6 +16,8 @@ from pyasync._core.arguments import (
     require_callable,
     require_descriptor,
     require_flag,
+    wrong_type,
+    wrong_value,
 )
 from pyasync._core.stream import ENDED, SHUT, Data, WriteCallback
 from pyasync._ffi import lib
@@ -85,7 +87,9 @@ class DescriptorStream(Stream):
         no more to be read. For what cannot be written to, and when called again, it does nothing.
         Raises `SocketClosed`.
         """
-        if not self._state & SHUT:
+        if self._state & SHUT:
+            self._loop.check_thread()
+        else:
             super().shutdown()
 
     def _state_text(self) -> str:
@@ -179,9 +183,7 @@ def open_stream(
     state = ENDED if read_cb is None or access == os.O_WRONLY else 0
     if access == os.O_RDONLY:
         if read_cb is None:
-            raise ValueError(
-                f"read_cb must be a function where fd is only for reading, as {number} is, not None"
-            )
+            raise wrong_type("read_cb", f"a function, as fd {number} is only for reading", None)
         state |= SHUT
     options = StreamOptions(
         loop,
@@ -216,16 +218,16 @@ def _require_stream(fd: int) -> bool:
     if stat.S_ISSOCK(mode):
         if _is_stream_socket(fd):
             return True
-        found = "a socket that is none, or that listens"
+        found = "this socket is none, or it listens"
     elif stat.S_ISREG(mode):
-        found = "a regular file, which pyasync.fs reads and writes"
+        found = "pyasync.fs reads and writes a regular file"
     elif stat.S_ISDIR(mode):
-        found = "a directory, which pyasync.fs reads"
+        found = "pyasync.fs reads a directory"
     elif stat.S_IFMT(mode):
-        found = "a device, which pyasync.fs reads and writes"
+        found = "pyasync.fs reads and writes a device"
     else:
-        found = "neither, and no file for pyasync.fs either: pyasync.poll waits for it"
-    raise ValueError(f"fd must be a terminal's, a pipe's or a stream socket's, not {fd}: {found}")
+        found = "pyasync.poll waits for other kinds"
+    raise wrong_value("fd", f"a terminal's, a pipe's or a stream socket's ({found})", fd)
 
 
 def _is_stream_socket(fd: int) -> bool:

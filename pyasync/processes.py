@@ -96,9 +96,8 @@ class ProcessPipe(DescriptorStream):
 
     `write` to the child's input never blocks. `shutdown` and `close` both end the input when the
     pipe has taken all writes, however long the child needs to read them; of an output `shutdown`
-    does nothing. When nobody has the other
-    end any more, ``event_cb`` gets a `SocketBrokenPipe` after a write. A write to an output raises
-    that at the call.
+    does nothing. When nobody has the other end any more, ``event_cb`` gets a `SocketBrokenPipe`
+    after a write. A write to an output raises that at the call.
     """
 
     __slots__ = ()

@@ -235,6 +235,10 @@ def a_process():
     return pyasync.spawn("true", [])
 
 
+def an_output():
+    return pyasync.spawn("true", [], output=pyasync.PIPE).output
+
+
 def a_client(**options):
     return pyasync.init_tcp_socket(nothing, **options)
 
@@ -299,6 +303,8 @@ CALLS = [
     (pyasync.pipe_server, PIPE),
     (pyasync.pipe_server, {**PIPE, "name": None}),
     (pyasync.pipe_connect, PIPE),
+    # Descriptors
+    (pyasync.open_stream, {"fd": Made(an_output), "read_cb": nothing}),
     # UDP
     (pyasync.udp_socket, {"bind_address": HOST}),
     (pyasync.UdpSocket.send, {"self": UDP, "data": b"data", "address": (HOST, 9)}),

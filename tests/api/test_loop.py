@@ -201,6 +201,13 @@ done()
 close()
 pyasync.fs.open("/", os.O_RDONLY, callback=lambda fd: (made(fd), done()))
 """,
+    "open_stream": """
+sock, peer = socket.socketpair()
+copies = [os.dup(fd) for fd in (sock.fileno(), 0, *os.pipe()[:1])]
+close()
+made(*(pyasync.open_stream(fd, nothing) for fd in copies))
+done()
+""",
     "spawn": """
 close()
 process = pyasync.spawn("cat", [], input=pyasync.PIPE, output=pyasync.PIPE)
@@ -256,7 +263,9 @@ def begin():
 
 pyasync.start_event_loop(lambda: pyasync.delay(begin))
 """
-    assert subprocess.run([sys.executable, "-c", program], timeout=3 * PATIENCE).returncode == 0
+    assert subprocess.run(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, timeout=3 * PATIENCE
+    ).returncode == 0
 
 
 CLOSING_ALL = "os.closerange(3, 200)"

@@ -46,6 +46,7 @@ STREAM = HANDLE | {
 }
 SOCKET = STREAM | {"getsockopt", "peername", "setsockopt", "sockname"}
 MEMBERS = {
+    "DescriptorStream": STREAM,
     "Event": HANDLE | {"add", "remove", "free", "freed", "remaining"},
     "Idler": HANDLE,
     "Interval": HANDLE,

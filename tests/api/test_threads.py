@@ -236,6 +236,7 @@ FOR_ANY_THREAD = {
     "SslSocket": {"closed", "data", "read_cb"},
     "PipeSocket": {"closed", "data", "read_cb"},
     "ProcessPipe": {"closed", "data", "read_cb"},
+    "DescriptorStream": {"closed", "data", "read_cb"},
     "Process": {
         *("closed", "error_output", "exit_status", "input", "output", "pid", "term_signal"),
     },
@@ -286,6 +287,7 @@ OF_A_HANDLE = {
     "SslSocket": [set_read_cb],
     "PipeSocket": [set_read_cb],
     "ProcessPipe": [set_read_cb],
+    "DescriptorStream": [set_read_cb],
     "TcpSocket": [
         set_read_cb,
         lambda socket: pyasync.connect_tcp_socket(socket, "127.0.0.1", 9),
@@ -359,6 +361,7 @@ def test_calls_on_handles_from_another_thread_raise(run, tmp_path):
                 pyasync.pipe_connect(tmp_path / "pipe", nothing),
                 process,
                 process.input,
+                pyasync.open_stream(reader, nothing),
                 pyasync.udp_socket("127.0.0.1", 0),
                 stream,
             ]
