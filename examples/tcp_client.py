@@ -14,57 +14,73 @@ import argparse
 import os
 import signal
 import sys
-import threading
 
 import pyasync
 
 CONNECT_TIMEOUT = 10  # seconds
-CHUNK = 64 << 10  # bytes of standard input to read at a time
+CHUNK = 64 << 10  # bytes to read at a time from what is no stream
+STANDARD_INPUT = 0  # not sys.stdin, whose buffer would keep data from the stream
 
 
 class Client:
-    """One connection, and the thread that reads standard input for it."""
+    """One connection, and the standard input that is sent over it."""
 
     def __init__(self, host, port, text):
         self.failed = False
-        self.loop = pyasync.current_loop()
-        self.may_read = threading.Event()
+        self.input = None
         self.socket = pyasync.tcp_connect(
             host,
             port,
             self.on_data,
             event_cb=self.on_event,
+            pressure_cb=self.on_pressure,
+            close_cb=self.on_close,
             connect_timeout=CONNECT_TIMEOUT,
         )
         if text is None:
-            threading.Thread(target=self.read_input, daemon=True).start()
+            self.open_input(STANDARD_INPUT)
         else:
             self.socket.write(text + "\n")
             self.socket.shutdown()
 
-    # In a thread, as reading standard input may block for ever
+    # The input
 
-    def read_input(self):
-        while True:
-            data = os.read(sys.stdin.fileno(), CHUNK)
-            self.may_read.clear()
-            try:
-                self.loop.call_threadsafe(lambda data=data: self.send(data))
-            except pyasync.EventLoopNotRunning:
-                return
-            if not data:
-                return
-            self.may_read.wait()  # until that has been sent
+    def open_input(self, fd):
+        try:
+            self.input = pyasync.open_stream(fd, self.on_input, event_cb=self.on_input_event)
+        except ValueError:  # a file: nothing has to be waited for there
+            self.read_file(fd)
 
-    # In the loop
+    def on_input(self, stream, data):
+        if not self.socket.closed:
+            self.socket.write(data)
 
-    def send(self, data):
+    def on_input_event(self, event):
+        self.on_event(event)
+        if not self.socket.closed:
+            self.socket.shutdown()
+
+    def on_pressure(self, socket, paused):
+        if self.input is not None and not self.input.closed:
+            if paused:
+                self.input.disable(read=True)
+            else:
+                self.input.enable(read=True)
+
+    def read_file(self, fd):
+        pyasync.fs.read(
+            fd, CHUNK, lambda data: self.on_block(fd, data), event_cb=self.on_input_event
+        )
+
+    def on_block(self, fd, data):
         if self.socket.closed:
             return
         if data:
-            self.socket.write(data, write_cb=lambda socket: self.may_read.set())
+            self.socket.write(data, write_cb=lambda socket: self.read_file(fd))
         else:
             self.socket.shutdown()
+
+    # The connection
 
     def on_data(self, socket, data):
         try:
@@ -80,6 +96,10 @@ class Client:
         if isinstance(event, pyasync.EventError):
             self.failed = True
             print("error:", event, file=sys.stderr)
+
+    def on_close(self, socket, error):
+        if self.input is not None:
+            self.input.close()
 
 
 def main():

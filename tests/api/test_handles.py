@@ -63,6 +63,10 @@ def with_stdio(peers, use):
     use(process.output)
 
 
+def with_descriptor(peers, use):
+    use(pyasync.open_stream(peers.pipe()[0], nothing))
+
+
 def end_process(pid):
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
@@ -95,8 +99,12 @@ KINDS = {
 }
 
 
-#: An interval is a handle of its own, and counts as a timer.
-HANDLES = {**KINDS, "interval": lambda peers, use: use(pyasync.interval(nothing, time=HOUR))}
+#: An interval counts as a timer, and a stream on a descriptor as the stdio of a process.
+HANDLES = {
+    **KINDS,
+    "descriptor": with_descriptor,
+    "interval": lambda peers, use: use(pyasync.interval(nothing, time=HOUR)),
+}
 
 #: What a closed one of these raises; of all others it is HandleClosed.
 FREED = {pyasync.Event: pyasync.EventFreed, pyasync.Notifier: pyasync.NotifierFreed}

@@ -263,9 +263,12 @@ def begin():
 
 pyasync.start_event_loop(lambda: pyasync.delay(begin))
 """
-    assert subprocess.run(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, timeout=3 * PATIENCE
-    ).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, timeout=3 * PATIENCE
+        ).returncode
+        == 0
+    )
 
 
 CLOSING_ALL = "os.closerange(3, 200)"

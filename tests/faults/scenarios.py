@@ -385,11 +385,33 @@ def pollers(case):
     return lambda: {"poll", "idle"} <= set(called)
 
 
+def descriptors(case):
+    """Read a pipe, and write to a socket: one is opened again, and the other shared."""
+    reader, writer = os.pipe()
+    os.write(writer, DATA[:1000])
+    os.close(writer)
+    ours, theirs = socket.socketpair()
+    case.sockets += [ours, theirs]
+    read = []
+    try:
+        case.own(
+            pyasync.open_stream(reader, lambda _, data: read.append(data), event_cb=case.event)
+        )
+    finally:
+        os.close(reader)
+    output = case.own(pyasync.open_stream(ours, None, event_cb=case.event))
+    output.write(DATA[:1000])
+    output.close()
+    return lambda: (
+        b"".join(read) == DATA[:1000] == theirs.recv(1000) and os.get_blocking(ours.fileno())
+    )
+
+
 SCENARIOS = [
     first_loop, tcp_accept, pipe_accept, tcp_connect, tcp_connect_from, tcp_connect_by_name,
     pipe_connect, tls_accept, blocked_write, udp, threads, signals, spawn, files, whole_files,
     lookups, watch,
-    pollers,
+    pollers, descriptors,
 ]  # fmt: skip
 
 # Faults
@@ -463,6 +485,8 @@ CODES = {
 #: What no kernel gives, and is not injected.
 IMPOSSIBLE = {
     "ioctl(FIONBIO, FIOCLEX, FIONREAD, SIOCOUTQ)": "fails only where the descriptor is no socket",
+    "isatty, tcgetattr, tcsetattr, ttyname_r, fstatfs": "fail only where there is no terminal, or"
+    " EBADF",
     "fcntl(F_GETFL, F_SETFL, F_GETFD, F_SETFD)": "fails only for EBADF, or flags that we never set",
     "epoll_ctl(EPOLL_CTL_DEL, EPOLL_CTL_MOD)": "need no memory, nor does an addition of what is"
     " there already; libuv calls abort() if they fail",

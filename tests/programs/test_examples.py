@@ -3,11 +3,14 @@
 import contextlib
 import hashlib
 import os
+import pty
 import re
+import select
 import signal
 import socket
 import struct
 import subprocess
+import termios
 import time
 from pathlib import Path
 
@@ -151,6 +154,56 @@ def test_the_client_sends_each_line_as_it_comes(echo):
             client.stdin.flush()
             assert client.stdout.readline() == line
         client.stdin.close()
+        assert client.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("size", [3 * MIB, 0])
+def test_the_client_sends_a_file_that_is_its_standard_input(size, echo, tmp_path):
+    data = os.urandom(size)
+    (tmp_path / "file").write_bytes(data)
+    with open(tmp_path / "file" if size else "/dev/null", "rb") as file:
+        finished = subprocess.run(
+            command("tcp_client.py", *echo.address),
+            stdin=file,
+            capture_output=True,
+            timeout=PATIENCE,
+        )
+    assert (finished.returncode, finished.stderr) == (0, b"")
+    assert finished.stdout == data
+
+
+def test_the_client_talks_to_who_sits_at_a_terminal(echo):
+    keyboard, terminal = pty.openpty()
+    before = termios.tcgetattr(terminal)
+    before[3] &= ~termios.ECHO
+    termios.tcsetattr(terminal, termios.TCSANOW, before)
+    with subprocess.Popen(
+        command("tcp_client.py", *echo.address), stdin=terminal, stdout=terminal
+    ) as client:
+        for line in (b"one\n", b"two\n"):
+            os.write(keyboard, line)
+            assert os.read(keyboard, 100) == line.replace(b"\n", b"\r\n")
+        os.write(keyboard, b"\x04")  # Ctrl-D
+        assert client.wait(PATIENCE) == 0
+    assert os.get_blocking(terminal)
+    assert termios.tcgetattr(terminal) == before
+    os.close(keyboard)
+    os.close(terminal)
+
+
+def test_the_client_reads_no_more_than_the_server_takes(target):
+    with subprocess.Popen(
+        command("tcp_client.py", *target.getsockname()), stdin=subprocess.PIPE, bufsize=0
+    ) as client:
+        with target.accept()[0] as accepted:
+            os.set_blocking(client.stdin.fileno(), False)
+            sent = 0
+            # Until the client has taken nothing for a while.
+            while select.select([], [client.stdin], [], 0.5)[1]:
+                sent += os.write(client.stdin.fileno(), bytes(1 << 16))
+                assert sent < 64 * MIB
+            client.stdin.close()
+            assert len(read_all(accepted)) == sent
         assert client.wait(PATIENCE) == 0
 
 

@@ -69,6 +69,13 @@ def main(either: bool) -> None:
     secret.sesion  # wrong
     pyasync.init_tcp_ssl_socket(on_secret, ssl_context=5)  # wrong
 
+    terminal = pyasync.open_stream(0, lambda terminal, data: terminal.write(data))
+    terminal.shutdwon()  # wrong
+    pyasync.open_stream(1, None, write_timeout=1).write("x")
+    pyasync.open_stream(1, None, conect_cb=None)  # wrong
+    pyasync.open_stream(0, on_data)  # wrong
+    pyasync.open_stream(0, None, stream=True).readline()
+
     server = pyasync.tcp_server("127.0.0.1", 0, on_data)
     server.clsoe()  # wrong
     pyasync.udp_socket("127.0.0.1").sned(b"")  # wrong
