@@ -122,6 +122,17 @@ int pa_setsockopt(pa_loop *loop, int slot, int level, int option,
   return 0;
 }
 
+int pa_is_stream_socket(int fd) {
+  socklen_t size = sizeof(int);
+  int type = 0;
+  int listens = 0;
+
+  if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) != 0)
+    return 0;
+  getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size);
+  return type == SOCK_STREAM && !listens;
+}
+
 int pa_peercred_option(void) {
 #ifdef SO_PEERCRED
   return SO_PEERCRED;

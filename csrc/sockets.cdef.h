@@ -17,3 +17,6 @@ int pa_setsockopt(pa_loop *loop, int slot, int level, int option,
 /* The socket option that tells who the peer of a pipe is (unix(7)); -1 where
  * the system has none. From C, because PyPy's module socket lacks it. */
 int pa_peercred_option(void);
+/* Whether the descriptor is such a socket, and does not listen. From C, because
+ * on PyPy a socket object changes O_NONBLOCK when it is made. */
+int pa_is_stream_socket(int fd);

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket as sockets
 import stat
 from collections.abc import Callable
 from contextvars import Context
@@ -34,6 +33,10 @@ if TYPE_CHECKING:
 
 #: In seconds. There is a peer to wait for only at the other end of a socket.
 SOCKET_LINGER = 2.0
+
+#: os.O_ACCMODE, which PyPy lacks.
+_ACCESS = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
+
 
 
 class DescriptorStream(Stream):
@@ -179,7 +182,7 @@ def open_stream(
     optional_callable("write_cb", write_cb)
     number = require_descriptor("fd", fd)
     is_socket = _require_stream(number)
-    access = fcntl(number, F_GETFL) & os.O_ACCMODE
+    access = fcntl(number, F_GETFL) & _ACCESS
     state = ENDED if read_cb is None or access == os.O_WRONLY else 0
     if access == os.O_RDONLY:
         if read_cb is None:
@@ -216,7 +219,7 @@ def _require_stream(fd: int) -> bool:
     if stat.S_ISFIFO(mode) or (stat.S_ISCHR(mode) and os.isatty(fd)):
         return False
     if stat.S_ISSOCK(mode):
-        if _is_stream_socket(fd):
+        if lib.pa_is_stream_socket(fd):
             return True
         found = "this socket is none, or it listens"
     elif stat.S_ISREG(mode):
@@ -228,12 +231,3 @@ def _require_stream(fd: int) -> bool:
     else:
         found = "pyasync.poll waits for other kinds"
     raise wrong_value("fd", f"a terminal's, a pipe's or a stream socket's ({found})", fd)
-
-
-def _is_stream_socket(fd: int) -> bool:
-    """Whether it is a stream socket that does not listen."""
-    sock = sockets.socket(fileno=os.dup(fd))
-    with sock:
-        return sock.type == sockets.SOCK_STREAM and not sock.getsockopt(
-            sockets.SOL_SOCKET, sockets.SO_ACCEPTCONN
-        )
