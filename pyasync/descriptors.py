@@ -38,7 +38,6 @@ SOCKET_LINGER = 2.0
 _ACCESS = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
 
 
-
 class DescriptorStream(Stream):
     """A stream on a descriptor, made by `open_stream`: of a terminal, a pipe or a socket.
 
