@@ -221,6 +221,14 @@ def resident_size():
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@contextlib.contextmanager
+def unused_port(host="127.0.0.1"):
+    """Give a port at which nobody listens, and which nobody else gets."""
+    with socket.socket() as sock:
+        sock.bind((host, 0))
+        yield sock.getsockname()[1]
+
+
 # What a peer does
 
 

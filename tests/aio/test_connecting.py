@@ -7,7 +7,7 @@ import gc
 import socket
 
 import pytest
-from peers import PATIENCE
+from peers import PATIENCE, unused_port
 
 import pyasync.aio
 
@@ -18,11 +18,6 @@ def server(request):
     with socket.create_server((request.param, 0), family=family) as server:
         server.settimeout(PATIENCE)
         yield server
-
-
-def closed_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def connections(loop):
@@ -107,19 +102,19 @@ async def test_what_comes_before_the_protocol_exists_reaches_it(loop, server, en
 
 
 async def test_a_refusal_names_the_address(loop):
-    port = closed_port()
-    with pytest.raises(ConnectionRefusedError, match=f"Connect call failed .*{port}"):
-        await loop.create_connection(asyncio.Protocol, "127.0.0.1", port)
-    await gone(loop)
+    with unused_port() as port:
+        with pytest.raises(ConnectionRefusedError, match=f"Connect call failed .*{port}"):
+            await loop.create_connection(asyncio.Protocol, "127.0.0.1", port)
+        await gone(loop)
 
 
 @pytest.mark.parametrize("delay", [None, 0.05])
 async def test_the_next_address_is_tried(loop, delay):
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with unused_port() as port, socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()
 
         async def lookup(*arguments, **options):
-            bad = ("127.0.0.1", closed_port())
+            bad = ("127.0.0.1", port)
             kind = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
             return [(*kind, bad), (*kind, address)]
 

@@ -1,7 +1,6 @@
 """close_cb: once for each socket, last, however it has ended."""
 
 import os
-import socket
 import sys
 
 import pytest
@@ -18,6 +17,7 @@ from peers import (
     read_exactly,
     reset,
     small_buffers,
+    unused_port,
     wait_until,
     when,
     within,
@@ -238,19 +238,12 @@ def test_it_follows_a_connection_that_goes_on_with_tls(run):
 # Connections that fail, and sockets that never connect
 
 
-def refused():
-    """Return a port at which nobody listens."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 @pytest.mark.parametrize("connect", [pyasync.tcp_connect, pyasync.tcp_ssl_connect])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_failed_connect_is_told_with_its_error(run, calls, connect, host):
     errors = []
-    with run():
-        stream = connect(host, refused(), **calls.options(event_cb=errors.append))
+    with unused_port() as port, run():
+        stream = connect(host, port, **calls.options(event_cb=errors.append))
     assert [type(error) for error in errors] == [pyasync.SocketRefused]
     assert calls.closed == [(stream, errors[0])]
 

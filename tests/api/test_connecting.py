@@ -20,6 +20,7 @@ from peers import (
     preloaded,
     read_all,
     read_exactly,
+    unused_port,
     when,
 )
 
@@ -103,14 +104,6 @@ def accept_all(listener):
     with contextlib.suppress(BlockingIOError):
         while True:
             listener.accept()[0].close()
-
-
-@contextlib.contextmanager
-def unused_port(host="127.0.0.1"):
-    """Give a port at which nobody listens, and which nobody else gets."""
-    with socket.socket() as sock:
-        sock.bind((host, 0))
-        yield sock.getsockname()[1]
 
 
 def resolves(name, family):

@@ -575,9 +575,9 @@ def test_a_callback_that_raises_is_called_again(run, arrange):
 
 
 def refused(event_cb):
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
-    pyasync.tcp_connect("localhost", port, nothing, event_cb=event_cb)
+    unused = closed_at_the_end(socket.socket())
+    unused.bind(("127.0.0.1", 0))  # and does not listen
+    pyasync.tcp_connect("localhost", unused.getsockname()[1], nothing, event_cb=event_cb)
 
 
 def no_pipe(event_cb):
@@ -627,6 +627,7 @@ each_error = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.usefixtures("_sockets_are_closed")
 @each_error
 def test_an_error_is_told_to_the_event_cb(run, provoke, kind, words, caplog):
     told = []
@@ -636,6 +637,7 @@ def test_an_error_is_told_to_the_event_cb(run, provoke, kind, words, caplog):
     assert caplog.records == []
 
 
+@pytest.mark.usefixtures("_sockets_are_closed")
 @each_error
 def test_an_error_that_no_event_cb_is_told_is_logged(run, provoke, kind, words, caplog):
     run(lambda: provoke(None))

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from engines import Options, RecordingStream, entered, read_available, steps, stream_and_peer
-from peers import PATIENCE, end_of, reset
+from peers import PATIENCE, end_of, reset, unused_port
 from tls_peers import CLIENT, SERVER
 
 import pyasync
@@ -132,9 +132,7 @@ def test_the_six_reports_of_a_connection_come_in_order(host):
 
 
 def test_a_connection_that_is_refused_reports_its_error_and_is_closed():
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
-    with entered() as engine:
+    with unused_port() as port, entered() as engine:
         client = client_of(engine, "127.0.0.1", port)
         steps(engine, lambda: "closed" in kinds(client._options.notes))
         assert client._options.notes == [("error", pyasync.SocketRefused), ("closed",)]
