@@ -177,7 +177,7 @@ def _accept_errors(loop: Loop, observed: Observed) -> Values:
 
 
 def _timers(loop: Loop, observed: Observed) -> Values:
-    yield loop.deadlines.armed, {}
+    yield loop.deadlines.count(), {}
 
 
 def _pools(loop: Loop, observed: Observed) -> Values:

@@ -90,6 +90,10 @@ class Deadlines:
         """Whether some armed timer keeps the loop running."""
         return self.armed > self.unreferenced
 
+    def count(self) -> int:
+        """Return the number of armed timers; from any thread."""
+        return self.armed
+
     def first(self) -> int:
         """Return the first deadline in milliseconds; 0: timers are left over; -1: none is armed."""
         if self._postponed:

@@ -363,7 +363,7 @@ class Engine:
         now = times.now if self._ended is None else min(times.now, self._ended)
         idle = times.idle
         handles = {name: counters.handles[kind] for kind, name in HANDLE_KINDS.items()}
-        handles["timer"] = self.deadlines.armed
+        handles["timer"] = self.deadlines.count()
         handles.update((kind, len(found)) for kind, found in self.python_handles.items())
         return Stats(
             incoming_tcp_connections=counters.incoming_tcp,

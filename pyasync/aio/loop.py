@@ -27,6 +27,7 @@ from pyasync.aio.connecting import ConnectedSocket, ConnectingLoop
 from pyasync.aio.datagrams import DatagramTransport, other_datagram_transport
 from pyasync.aio.descriptors import Descriptors
 from pyasync.aio.handles import (
+    FOREVER,
     DebugTimerHandle,
     Handle,
     HandleDeadlines,
@@ -49,9 +50,13 @@ from pyasync.loop import Loop
 #: call_soon does not cost a crossing each; and I/O waits no longer than this.
 READY_BUDGET = 64
 
+#: A delay, in seconds, whose deadline is less than `FOREVER` for certain.
+DELAY_MAX = 10**9
+
 STREAM_FAMILIES = (sockets.AF_INET, sockets.AF_INET6, sockets.AF_UNIX)
 
 _new_handle = Handle.__new__
+_new_timer = TimerHandle.__new__
 
 
 class AioEngine(Loop):
@@ -237,10 +242,24 @@ class EventLoop(ConnectingLoop):
     ) -> events.TimerHandle:
         if delay is None:
             raise TypeError("delay must not be None")
-        handle = self.call_at(self.time() + delay, callback, *args, context=context)
-        if handle._source_traceback:
-            del handle._source_traceback[-1]
-        return handle
+        if self._debug or self._closed:
+            handle = self.call_at(self.time() + delay, callback, *args, context=context)
+            if handle._source_traceback:
+                del handle._source_traceback[-1]
+            return handle
+        # Without __init__, as in `call_soon`, and without `call_at` and `milliseconds`.
+        timer = _new_timer(TimerHandle)
+        timer._when = when = self.time() + delay
+        timer._callback = callback
+        timer._args = args
+        timer._context = copy_context() if context is None else context
+        timer._deadlines = deadlines = self._deadlines
+        timer._bucket = None
+        if 0 < delay < DELAY_MAX:
+            deadlines.new.append(timer)
+        else:
+            deadlines.arm(timer, milliseconds(when))
+        return timer
 
     def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: Any = None
@@ -248,22 +267,21 @@ class EventLoop(ConnectingLoop):
         if when is None:
             raise TypeError("when cannot be None")
         self._check_closed()
-        handle: TimerHandle | DebugTimerHandle
         if self._debug:
             self._check_thread()
             self._check_callback(callback, "call_at")
-            handle = DebugTimerHandle(when, callback, args, self, context, self._deadlines)
-            if handle._source_traceback:
-                del handle._source_traceback[-1]
+            debug = DebugTimerHandle(when, callback, args, self, context, self._deadlines)
+            if debug._source_traceback:
+                del debug._source_traceback[-1]
+            self._deadlines.arm(debug, milliseconds(when))
+            return debug
+        if context is None:
+            context = copy_context()
+        handle = TimerHandle(when, callback, args, context, self._deadlines)
+        if monotonic() < when < FOREVER / 1000:
+            self._deadlines.new.append(handle)
         else:
-            handle = TimerHandle(
-                when,
-                callback,
-                args,
-                copy_context() if context is None else context,
-                self._deadlines,
-            )
-        self._deadlines.arm(handle, milliseconds(when))
+            self._deadlines.arm(handle, milliseconds(when))
         return handle
 
     # Running
