@@ -255,6 +255,10 @@ WITH_DESCRIPTORS = {
     ("fs.fsync.fd",): (a_file, lambda fd, cb: fs.fsync(fd, cb, event_cb=pytest.fail)),
     ("fs.ftruncate.fd",): (a_file, lambda fd, cb: fs.ftruncate(fd, 1, cb, event_cb=pytest.fail)),
     ("poll.fd",): (a_connection, poll),
+    ("open_stream.fd",): (
+        a_connection,
+        lambda fd, cb: closing(pyasync.open_stream(fd, nothing), cb),
+    ),
     ("Stream.sendfile.file",): (a_file, send_a_file),
     **{
         (f"spawn.{name}",): (a_file, lambda fd, cb, name=name: spawn_with(name, fd, cb))
