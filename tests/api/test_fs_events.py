@@ -416,7 +416,7 @@ def test_a_thousand_files_are_watched_at_once(run, folder):
 
 
 def test_an_iteration_takes_only_some_of_very_many_changes(run, folder):
-    count, reports = 3000, []
+    count, reports = 1200, []
 
     def on_change(monitor, filename, renamed, changed):
         reports.append((filename, pyasync.stats().iterations))
