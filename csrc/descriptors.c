@@ -227,14 +227,30 @@ static void remember_mode(pa_shared *entry) {
 static void add_shared(pa_shared *entry) {
   static int registered;
 
-  pa_lock();
   if (!registered)
     registered = atexit(put_all_back) == 0;
   if (entry->is_terminal)
     remember_mode(entry);
   entry->next = shared;
   shared = entry;
-  pa_unlock();
+}
+
+/* Opens the stream of an entry, and lists the entry or frees it. The lock is
+ * held from the look at O_NONBLOCK on: another loop might close a stream of the
+ * same open file in between, and put back the flag, which both have seen. */
+static int open_stream(pa_loop *loop, int fd, int shares, pa_shared *entry,
+                       int read) {
+  int slot;
+
+  entry->was_blocking = shares && !(fcntl(fd, F_GETFL) & O_NONBLOCK);
+  slot = pa_open(loop, entry->fd, PA_STDIO, read);
+  if (slot < 0 && entry->was_blocking)
+    set_blocking(fd, 1);
+  if (slot >= 0 && (shares || entry->is_terminal))
+    add_shared(entry);
+  else
+    free(entry);
+  return slot;
 }
 
 int pa_open_descriptor(pa_loop *loop, int fd, int read) {
@@ -259,13 +275,8 @@ int pa_open_descriptor(pa_loop *loop, int fd, int read) {
     free(entry);
     return slot;
   }
-  entry->was_blocking = shares && !(fcntl(fd, F_GETFL) & O_NONBLOCK);
-  slot = pa_open(loop, entry->fd, PA_STDIO, read);
-  if (slot < 0 && entry->was_blocking)
-    set_blocking(fd, 1);
-  if (slot >= 0 && (shares || entry->is_terminal))
-    add_shared(entry);
-  else
-    free(entry);
+  pa_lock();
+  slot = open_stream(loop, fd, shares, entry, read);
+  pa_unlock();
   return slot;
 }

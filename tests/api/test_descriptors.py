@@ -468,6 +468,21 @@ def test_two_streams_of_one_open_file_never_block(first, sockets, run):
     assert os.get_blocking(ours)
 
 
+def test_loops_of_two_threads_share_an_open_file(sockets):
+    """One may open a stream of it while the other closes its last."""
+
+    def open_and_close():
+        with pyasync.event_loop():
+            for _ in range(2000):
+                pyasync.open_stream(sockets[0], None).close(force=True)
+                pyasync.current_loop().submit()
+
+    threads = [Background(open_and_close) for _ in range(2)]
+    for thread in threads:
+        thread.result()
+    assert os.get_blocking(sockets[0])
+
+
 def test_a_terminal_gets_back_the_mode_that_it_had_before_its_first_stream(terminal, run):
     _, slave = terminal
     before = termios.tcgetattr(slave)
