@@ -124,7 +124,7 @@ def talk(listener, peer=read_all):
     return Background(accept)
 
 
-def connect(run, host, port, *, limit=PATIENCE, **options):
+def connect(run, host, port, **options):
     """Run a client that closes when it has connected. Gives its socket, and what it was told."""
     told, clients = [], []
 
@@ -134,7 +134,7 @@ def connect(run, host, port, *, limit=PATIENCE, **options):
 
     options.setdefault("connect_cb", connect_cb)
 
-    with run(limit=limit):
+    with run():
         clients.append(pyasync.tcp_connect(host, port, nothing, event_cb=told.append, **options))
     assert clients[0].closed
     return clients[0], told

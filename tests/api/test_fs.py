@@ -481,7 +481,7 @@ def test_a_short_sendfile_goes_on_where_it_was_when_the_descriptor_is_writable(
     ours, theirs = pair()
     sizes = []
     reader = Background(read_size, theirs, len(data))
-    with run(limit=30):
+    with run():
         fs.sendfile(ours, source, 0, len(data), on_sent)
     assert reader.result() == data
 
@@ -883,7 +883,7 @@ def test_a_thousand_at_once(run, tmp_path):
         fs.stat(path, lambda status: sizes.append(status.st_size))
 
     sizes = []
-    with run(limit=30):
+    with run():
         for number in range(1000):
             path = tmp_path / f"{number:04}"
             fs.open(path, os.O_WRONLY | os.O_CREAT, partial(on_opened, path))

@@ -467,7 +467,7 @@ def test_changes_that_were_lost_are_reported_and_the_monitors_go_on(run, tmp_pat
                 for monitor in monitors:
                     monitor.close()
 
-    with run(limit=60):
+    with run():
         monitors = [
             pyasync.fs_watch(path, on_change, event_cb=tell) for path in (files[0].parent, alone)
         ]

@@ -87,7 +87,7 @@ def test_no_trigger_of_many_threads_is_lost(run):
 
     others, calls, seen = [], 0, 0
     # The last one frees it, and so ends the loop: without that it would run into its limit.
-    with run(limit=50):
+    with run(limit=100):
         notifier = pyasync.make_notifier(callback, single_shot=False)
         others.extend(Background(trigger, number) for number in range(threads))
     for other in others:
@@ -168,7 +168,7 @@ def test_a_handler_of_pythons_may_interrupt_a_trigger_with_its_own(run):
     seen = []
     before = signal.signal(signal.SIGALRM, handle)
     try:
-        with run(limit=30):
+        with run():
             notifier = pyasync.make_notifier(callback, single_shot=False)
             signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
             trigger_and_be_interrupted()

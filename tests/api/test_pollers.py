@@ -223,7 +223,7 @@ def test_descriptors_of_every_kind_are_polled(run, open_one):
         pytest.skip(f"needs os.{needs}")
     with contextlib.ExitStack() as stack:
         fd, call = open_one(stack)
-        with run(limit=30):
+        with run():
             poll = Poll(fd, readable=call[0], writable=call[1])
         assert poll.calls == [call]
 

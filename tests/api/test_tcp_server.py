@@ -472,7 +472,7 @@ def test_five_thousand_connections_at_once_each_get_their_echo(run, buffer_write
             pyasync.call_soon(connect_some)
 
     stats = []
-    with run(limit=50, buffer_writes=buffer_writes):
+    with run(buffer_writes=buffer_writes):
         server = pyasync.tcp_server("127.0.0.1", 0, read_cb, event_cb=failed_cb)
         pyasync.add_event_loop_exit_callback(lambda: stats.append(pyasync.stats()))
         connect_some()

@@ -39,7 +39,7 @@ def test_calls_from_many_threads_all_run_in_the_loops_thread_in_order(run):
             loop.call_threadsafe(partial(call, number, count))
 
     ident, others = threading.get_ident(), []
-    with run(limit=50):
+    with run(limit=100):
         keep_running = pyasync.delay(nothing, time=HOUR)
         others.extend(Background(make_calls, pyasync.current_loop(), n) for n in range(threads))
     for other in others:
@@ -137,7 +137,7 @@ def test_no_call_is_left_in_a_loop_that_sleeps(run):
         loop.call_threadsafe(keep_running.free)
 
     others, answers = [], queue.SimpleQueue()
-    with run(limit=40):
+    with run(limit=100):
         loop = pyasync.current_loop()
         keep_running = pyasync.make_notifier(nothing)
         others.extend(Background(call_and_wait, loop) for _ in range(2))

@@ -107,7 +107,7 @@ def test_events_due_together_fire_in_the_order_in_which_they_were_armed(run, sec
 def test_very_many_timers_due_in_one_iteration_all_fire_in_order(run, count):
     fired = []
 
-    with run(limit=50):
+    with run():
         for number in range(count):
             pyasync.delay(partial(fired.append, number))
     assert fired == list(range(count))
@@ -118,7 +118,7 @@ def test_very_many_timers_can_be_cancelled(run, count):
     fired = []
     left = []
 
-    with run(limit=50):
+    with run():
         events = [
             pyasync.delay(partial(fired.append, n), time=random.uniform(1, HOUR))
             for n in range(count)
@@ -513,7 +513,7 @@ class Ticks:
 
 
 def test_an_interval_runs_at_multiples_of_its_time_and_does_not_drift(run):
-    with run(limit=20):
+    with run():
         ticks = Ticks(lambda ticks: time.sleep(0.6 * PERIOD), 20)
     assert not any(ticks.early)
     assert len(set(ticks.multiples)) == 20
@@ -524,7 +524,7 @@ def test_an_interval_that_falls_behind_skips_what_it_has_missed(run):
         if len(ticks.multiples) == 1:
             time.sleep(3.5 * PERIOD)
 
-    with run(limit=20):
+    with run():
         ticks = Ticks(block_the_first_time, 5)
     assert not any(ticks.early)
     multiples = ticks.multiples

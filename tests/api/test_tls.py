@@ -1145,7 +1145,7 @@ def test_a_signals_handler_that_writes_in_between_keeps_the_order(run):
 
     sockets, before = [], signal.signal(signal.SIGALRM, write_in_between)
     try:
-        data, events = serve(partial(run, limit=50), talk, connect_cb=connected, linger=PATIENCE)
+        data, events = serve(partial(run, limit=150), talk, connect_cb=connected, linger=PATIENCE)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -119,7 +119,7 @@ def test_what_is_sent_comes_back_from_an_echo(run, family, buffer_writes):
                 assert receive(sock, window) == expected
             sock.sendto(b"end", address)
 
-    with run(limit=40, buffer_writes=buffer_writes):
+    with run(buffer_writes=buffer_writes):
         server = pyasync.udp_socket(HOSTS[family], 0, echo, event_cb=pytest.fail)
         client = Background(talk, server.address)
     client.result()

@@ -252,7 +252,7 @@ def test_a_shutdown_sends_what_was_written_and_waits_for_those_who_read(run, mod
 def test_a_viewer_that_does_not_read_misses_frames_and_holds_up_nobody(run, module):
     found = {}
 
-    with run(limit=40):
+    with run():
         page = module.StatsPage("127.0.0.1", 0)
         slow = socket.socket()
         small_window(slow)  # or it takes tens of thousands of frames
