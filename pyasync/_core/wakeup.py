@@ -48,6 +48,8 @@ class Wakeup:
 
     def wake(self, engine: Engine) -> None:
         """Wake the loop, from any thread, unless a wake-up is already pending or it has ended."""
+        if self.woken:  # without the lock: what the caller has queued is seen after `clear`
+            return
         with self._lock:
             if not self.woken and not engine.closed:
                 try:
