@@ -2,7 +2,8 @@
 # finds it done. `make test PYTHON=python3.12` tests with another Python, in an environment of its own.
 
 PYTHON     ?= python3
-VENV       ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
+of_python  := $(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
+VENV       ?= .venv$(of_python)
 BENCH_ARGS ?= --delay 5 --load 10000
 COMPARE_ARGS ?=
 C1M_ARGS   ?=
@@ -66,6 +67,7 @@ test: $(VENV)/.built-test ## run the tests, but for the slow ones; TEST_ARGS='-k
 test-all: $(VENV)/.built-test ## run the slow tests too, with a browser
 	@tools/need --optional $(BROWSER_NEEDS)
 	$(VENV)/bin/pytest -m '' $(TEST_ARGS)
+	@$(MAKE) --no-print-directory programs-test
 	@if [ "$$(id -u)" = 0 ] && command -v debootstrap >/dev/null; \
 	  then $(MAKE) --no-print-directory test-sid; \
 	  else echo "Going on without: test-sid, which needs root's rights and debootstrap"; fi
@@ -75,10 +77,10 @@ asyncio-test: $(VENV)/.built-test ## run CPython's own tests of asyncio on pyasy
 	$(VENV)/bin/python tests/aio/cpython.py $(ASYNCIO_TEST_ARGS)
 
 .PHONY: programs-test
-programs-test: .venv-programs/.built-programs ## run uvicorn, aiohttp, Dask and others on pyasync.aio
+programs-test: .venv-programs$(of_python)/.built-programs ## run uvicorn, aiohttp, Dask and others on pyasync.aio
 	@tools/need --optional 'command -v redis-server' redis-server 'command -v wrk' wrk \
 	  'command -v initdb || ls /usr/lib/postgresql/*/bin/initdb' postgresql
-	.venv-programs/bin/pytest -p no:asyncio tests/aio/test_programs.py
+	.venv-programs$(of_python)/bin/pytest -p no:asyncio tests/aio/test_programs.py
 
 .PHONY: peers-test
 peers-test: .venv-peers/.built-peers ## run the test suites of aiohttp, anyio and uvicorn on pyasync.aio; PEERS_ARGS='anyio'
