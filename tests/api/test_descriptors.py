@@ -321,6 +321,12 @@ def test_it_can_be_closed_in_each_callback(where, force, sockets, run, monkeypat
     ours, theirs = sockets
     called, readers = [], []
 
+    def read_and_end():
+        data = read_up_to(theirs, MUCH)
+        with socket.socket(fileno=os.dup(theirs)) as peer:
+            peer.shutdown(socket.SHUT_WR)  # or where nothing tells what is unread, a close lingers
+        return data
+
     def act(stream, *args):
         if not called:
             called.append(stream)
@@ -338,7 +344,7 @@ def test_it_can_be_closed_in_each_callback(where, force, sockets, run, monkeypat
                 peer.shutdown(socket.SHUT_WR)
         else:
             stream.write(bytes(MUCH))
-            readers.append(Background(read_up_to, theirs, MUCH))
+            readers.append(Background(read_and_end))
             if where == "close_cb":
                 stream.close()
     assert called == [stream]
