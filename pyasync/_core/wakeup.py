@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import weakref
 from collections import deque
@@ -20,6 +21,9 @@ from pyasync.errors import check
 
 if TYPE_CHECKING:
     from pyasync._core.engine import Engine
+
+#: With it, threads see each other's changes in their order also without a lock.
+HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 class Wakeup:
@@ -48,7 +52,7 @@ class Wakeup:
 
     def wake(self, engine: Engine) -> None:
         """Wake the loop, from any thread, unless a wake-up is already pending or it has ended."""
-        if self.woken:  # without the lock: what the caller has queued is seen after `clear`
+        if HAS_GIL and self.woken:  # what the caller has queued is seen after `clear`
             return
         with self._lock:
             if not self.woken and not engine.closed:
