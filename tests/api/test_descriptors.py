@@ -304,14 +304,15 @@ def test_a_socket_closed_with_unread_input_delivers_what_was_written(run, monkey
         theirs.close()
         return data
 
-    with theirs, ours, run():
-        stream = pyasync.open_stream(ours, None)
-        ours.close()
-        theirs.sendall(b"unread")
-        stream.write(bytes(MUCH))
-        stream.close()
-        reader = Background(read)
-    assert len(reader.result()) == MUCH
+    with theirs, ours:
+        with run():
+            stream = pyasync.open_stream(ours, None)
+            ours.close()
+            theirs.sendall(b"unread")
+            stream.write(bytes(MUCH))
+            stream.close()
+            reader = Background(read)
+        assert len(reader.result()) == MUCH
 
 
 @pytest.mark.parametrize("where", ["read_cb", "write_cb", "event_cb", "pressure_cb", "close_cb"])
