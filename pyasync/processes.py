@@ -243,9 +243,7 @@ def spawn(
         ]
         slot = child.start(_descriptors(wanted))
         process = Process(loop, slot, exit_cb, event_cb)
-        process.input, process.output, process.error_output = [
-            None if pipe is None else pipe._open() for pipe in pipes
-        ]
+        process.input, process.output, process.error_output = map(_begin, pipes)
         child.end()
         for stdio, pipe in zip(wanted, pipes):
             if isinstance(stdio, StdioPipe) and stdio._data is not None:
@@ -310,3 +308,8 @@ def _open(options: StreamOptions, stdio: Any, child: NewChild, fd: int) -> Any:
     if options.binder is not None:
         state |= IN_CONTEXT
     return ProcessPipe(options, slot, state, stdio._write_cb)
+
+
+def _begin(pipe: ProcessPipe | None) -> Any:
+    """Return the pipe of a child that has started, or its AsyncStream."""
+    return None if pipe is None else pipe._open()
