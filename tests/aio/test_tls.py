@@ -787,7 +787,7 @@ async def test_tls_within_tls(loop):
         protocol.connection_made(inner)
         inner.write(data)
         inner.close()
-        ends.set_result(protocol)
+        ends.set_result((protocol, writer))  # a writer closes when it is freed
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls_peers.SERVER())
     transport, protocol = await loop.create_connection(
@@ -804,7 +804,8 @@ async def test_tls_within_tls(loop):
     assert inner.get_extra_info("peername") == server.sockets[0].getsockname()
     assert await protocol.lost is None
     assert protocol.data == data
-    assert await (await ends).lost is None
+    protocol, _ = await ends
+    assert await protocol.lost is None
     server.close()
 
 
