@@ -13,7 +13,7 @@ import textwrap
 import tty
 
 import pytest
-from peers import PATIENCE, Background, no_descriptor_left, nothing
+from peers import PATIENCE, Background, no_descriptor_left, nothing, run_python
 
 import pyasync
 
@@ -617,50 +617,42 @@ def test_in_the_background_a_terminal_keeps_the_mode_of_the_foreground():
     assert output.split() == ["True", "True"]
 
 
-def test_the_child_of_a_fork_puts_nothing_back_when_it_ends():
-    """The stream is the parent's, which still must not block."""
+def run_on_a_socket(program):
+    """Run a program whose standard input is a socket; fail if it fails, or writes an error."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent("""
-                import os, sys, pyasync
+        done = run_python("-c", textwrap.dedent(program), stdin=ours)
+    assert (done.returncode, done.stderr) == (0, "")
 
-                with pyasync.event_loop():
-                    stream = pyasync.open_stream(0, print)
-                    pid = os.fork()
-                    if pid == 0:
-                        sys.exit()
-                    assert os.waitpid(pid, 0)[1] == 0
-                    assert not os.get_blocking(0)
-                    stream.close()
-                assert os.get_blocking(0)
-            """)],
-            stdin=ours,
-            stderr=subprocess.PIPE,
-            timeout=3 * PATIENCE,
-        )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, b"")
+
+def test_the_child_of_a_fork_puts_nothing_back_when_it_ends():
+    """The stream is the parent's, which still must not block."""
+    run_on_a_socket("""
+        import os, sys, pyasync
+
+        with pyasync.event_loop():
+            stream = pyasync.open_stream(0, print)
+            pid = os.fork()
+            if pid == 0:
+                sys.exit()
+            assert os.waitpid(pid, 0)[1] == 0
+            assert not os.get_blocking(0)
+            stream.close()
+        assert os.get_blocking(0)
+    """)
 
 
 def test_a_child_that_inherits_the_standard_input_leaves_a_stream_on_it_as_it_is():
     """Libuv makes the standard streams of a child blocking."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent("""
-                import os, pyasync
+    run_on_a_socket("""
+        import os, pyasync
 
-                def exited(*args):
-                    assert not os.get_blocking(0)
-                    stream.close()
+        def exited(*args):
+            assert not os.get_blocking(0)
+            stream.close()
 
-                with pyasync.event_loop():
-                    stream = pyasync.open_stream(0, print)
-                    pyasync.spawn("true", [], input=pyasync.INHERIT, exit_cb=exited)
-                assert os.get_blocking(0)
-            """)],
-            stdin=ours,
-            stderr=subprocess.PIPE,
-            timeout=3 * PATIENCE,
-        )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, b"")
+        with pyasync.event_loop():
+            stream = pyasync.open_stream(0, print)
+            pyasync.spawn("true", [], input=pyasync.INHERIT, exit_cb=exited)
+        assert os.get_blocking(0)
+    """)

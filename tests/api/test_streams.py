@@ -36,6 +36,7 @@ from peers import (
     read_all,
     read_exactly,
     repetitions,
+    run_python,
     segments_received,
     small_buffers,
     small_window,
@@ -435,11 +436,8 @@ def test_an_empty_write_behind_one_that_waits_is_not_handed_to_the_kernel(tmp_pa
 
         pyasync.start_event_loop(start)
     """
-    output = subprocess.run(
-        [sys.executable, "-c", program], env=preloaded(tmp_path, EMPTY_WRITES_FAIL),
-        stdout=subprocess.PIPE, text=True, check=True, timeout=2 * PATIENCE,
-    ).stdout  # fmt: skip
-    assert output.splitlines() == [str(16 << 20), "0", "1", "0", "0", "None"]
+    done = run_python("-c", program, env=preloaded(tmp_path, EMPTY_WRITES_FAIL))
+    assert done.stdout.splitlines() == [str(16 << 20), "0", "1", "0", "0", "None"], done.stderr
 
 
 def test_write_callbacks_keep_their_order_when_a_write_that_waits_ends_in_the_next_poll(link):
