@@ -106,6 +106,7 @@ class Chat:
     def end(self):
         self.members = {}
         for socket in self.server.connections:
+            socket.data = None  # its end, which may still be an error, is announced to nobody
             socket.write("* the server ends\n")
             socket.close()  # sends that first
         self.server.shutdown(GRACE, lambda server: pyasync.exit_event_loop())

@@ -57,8 +57,8 @@ def serving(program, *arguments, signo=signal.SIGTERM, errors=""):
     try:
         yield server
         status, output, printed = server.end(signo)
-        assert (status, output) == (0, "")
         assert re.fullmatch(errors, printed)
+        assert (status, output) == (0, "")
     finally:
         server.process.kill()
         server.process.communicate()

@@ -417,6 +417,10 @@ class Member:
         self._file.close()
         self.sock.close()
 
+    def reset(self):
+        self._file.close()
+        reset(self.sock)
+
 
 @pytest.fixture
 def join(chat):
@@ -464,8 +468,7 @@ def test_who_leaves_is_announced_whether_by_an_end_or_an_error(join):
     bob.sock.shutdown(socket.SHUT_WR)
     assert bob.end() == b""
     assert [ada.line(), eve.line()] == ["* bob has left"] * 2
-    eve._file.close()
-    reset(eve.sock)
+    eve.reset()
     assert re.fullmatch(r"\* eve is gone: .*reset.*", ada.line())
 
 
@@ -533,6 +536,36 @@ def test_who_does_not_read_is_dropped_and_nobody_waits(join):
         speaker.result()
     assert line == "* slow was too slow"
     assert ada.line() == "* slow was too slow"
+
+
+def test_who_is_reset_before_the_end_of_the_server_has_reached_him_is_no_error():
+    def talk(lines):
+        for line in range(lines):
+            ada.say("x" * 4000)
+            if eve.line() == "* bob was too slow":
+                return line
+        return lines
+
+    def leave():
+        assert ada.line() == "* the server ends"
+        bob.reset()
+
+    with serving("chat.py") as chat:
+        ada, eve, bob = (Member(chat, name) for name in ("ada", "eve", "bob"))
+        assert ada.line() == "Here are: only you"
+        assert eve.line() == "Here are: ada"
+        assert [ada.line(), ada.line()] == ["* eve has joined", "* bob has joined"]
+        assert eve.line() == "* bob has joined"
+        room = talk(10_000)
+        assert [ada.line(), eve.line()[:5]] == ["* bob was too slow", "ada: "]
+        bob.reset()
+        bob = Member(chat, "bob")
+        assert [ada.line(), eve.line()] == ["* bob has joined"] * 2
+        assert talk(room - 32) == room - 32  # 128 KiB fewer, so that some wait at the server
+        leaving = Background(leave)
+    leaving.result()
+    for member in (ada, eve):
+        member.close()
 
 
 def test_the_end_of_the_server_is_told_to_all_also_to_those_without_a_name():
