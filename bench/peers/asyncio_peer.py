@@ -233,9 +233,18 @@ async def chain(loop, count):
 
 async def wide(loop, count):
     """Many callbacks at once."""
+    await at_once(loop.call_soon, count)
+
+
+async def threadsafe(loop, count):
+    """Many callbacks at once, each of which must wake a loop that sleeps."""
+    await at_once(loop.call_soon_threadsafe, count)
+
+
+async def at_once(call, count):
     for _ in range(count // AT_ONCE):
         for _ in range(AT_ONCE):
-            loop.call_soon(nothing)
+            call(nothing)
         await asyncio.sleep(0)
 
 

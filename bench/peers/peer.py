@@ -7,7 +7,7 @@
     PROGRAM tls | tls_idle CERTIFICATE KEY                an echo server over TLS
     PROGRAM tls_source CERTIFICATE KEY BYTES              sends so much, and closes
     PROGRAM timers fire|cancel|pending COUNT SPREAD_SECONDS
-    PROGRAM steps chain|wide|futures|tasks COUNT
+    PROGRAM steps chain|wide|threadsafe|futures|tasks COUNT
     PROGRAM connect PORT CONNECTIONS SECONDS
     PROGRAM wakeups SECONDS
     PROGRAM lines PORT at_once|at_end LIMIT               these print one JSON object

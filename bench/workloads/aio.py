@@ -65,6 +65,7 @@ def kinds_of_steps(options):
     return [
         Case("call_soon, one after the other", "chain"),
         Case("call_soon, 1,000 at once", "wide"),
+        Case("call_soon_threadsafe, 1,000 at once", "threadsafe"),
         Case("futures", "futures"),
         Case("tasks", "tasks"),
     ]
