@@ -8,6 +8,7 @@ descriptors (`descriptors`). The rest is asyncio's own code: pipes, child watche
 from __future__ import annotations
 
 import asyncio
+import errno
 import selectors
 import signal
 import socket as sockets
@@ -153,9 +154,10 @@ class EventLoop(ConnectingLoop):
 
     def _make_self_pipe(self) -> None:
         self._ssock = self._csock = None
+        self._internal_fds += 1  # asyncio's count of the loop's own: ours is the engine's wake-up
 
     def _close_self_pipe(self) -> None:
-        pass
+        self._internal_fds -= 1
 
     def _write_to_self(self) -> None:
         self._engine._wakeup.wake(self._engine)
@@ -181,9 +183,8 @@ class EventLoop(ConnectingLoop):
                 del self._signal_handlers[sig]
             else:
                 self._signal_handlers[sig] = before
-            if isinstance(error, ValueError):  # in a subinterpreter
-                raise RuntimeError(str(error)) from None
-            raise RuntimeError(f"sig {sig} cannot be caught") from None
+            self._release_signals()
+            raise _signal_error(sig, error) from None
 
     def remove_signal_handler(self, sig: int) -> bool:
         self._check_signal(sig)
@@ -193,11 +194,14 @@ class EventLoop(ConnectingLoop):
         try:
             signal.signal(sig, default)
         except OSError as error:
-            raise RuntimeError(f"sig {sig} cannot be caught") from error
+            raise _signal_error(sig, error) from None
         finally:
-            if self._engine.thread is None:
-                self._engine.release_signals()
+            self._release_signals()
         return True
+
+    def _release_signals(self) -> None:
+        if self._engine.thread is None:  # else `leave` does so
+            self._engine.release_signals()
 
     # Scheduling
 
@@ -611,6 +615,15 @@ class EventLoop(ConnectingLoop):
 
 def _ignore_signal(signum: int, frame: Any) -> None:
     """Do nothing: see `EventLoop.add_signal_handler`."""
+
+
+def _signal_error(sig: int, error: OSError | ValueError) -> Exception:
+    """Return what asyncio raises where `signal.signal` has raised this error."""
+    if isinstance(error, ValueError):  # in a subinterpreter
+        return RuntimeError(str(error))
+    if error.errno == errno.EINVAL:
+        return RuntimeError(f"sig {sig} cannot be caught")
+    return error
 
 
 def _end_sending(transport: SocketTransport, sock: sockets.socket, lost: Any) -> None:

@@ -305,6 +305,13 @@ def wakeup_fd():
     writer.close()
 
 
+def test_a_signal_that_cannot_be_caught_leaves_nothing_behind(loop, wakeup_fd):
+    with pytest.raises(RuntimeError, match="cannot be caught"):
+        loop.add_signal_handler(signal.SIGKILL, print)
+    assert not loop._signal_handlers
+    assert signal.set_wakeup_fd(wakeup_fd) == wakeup_fd
+
+
 @pytest.mark.parametrize("replacement", [None, signal.SIG_IGN])
 def test_a_signal_handler_stays_beside_what_replaces_it(loop, replacement):
     calls = []
