@@ -20,11 +20,11 @@ from pyasync.aio.transports import (
     BLOCKED,
     CLOSING,
     FORCED,
-    HIGH_WATER,
     OPEN,
     PENDING_ITEMS_MAX,
     STARTING,
     TOLD,
+    WATER,
     WRITE,
     _os_error,
     hold,
@@ -45,14 +45,13 @@ class DatagramTransport(transports._FlowControlMixin, transports.DatagramTranspo
         "_address",
         "_conn_lost",
         "_connected",
+        "_context",
         "_engine",
         "_error",
         "_format",
         "_header_size",
         "_peers",
         "_protocol",
-        "_received",
-        "_run",
         "_slot",
         "_sock",
         "_state",
@@ -85,12 +84,11 @@ class DatagramTransport(transports._FlowControlMixin, transports.DatagramTranspo
         self._peers: dict[bytes, Any] = {}
         self._targets: dict[Any, bytes] = {}
         self._state = OPEN | STARTING
-        self._run = copy_context().run
+        self._context = copy_context()
         self._error: BaseException | None = None
         self._conn_lost = 0
         self._protocol_paused = False
-        self._high_water = HIGH_WATER
-        self._low_water = HIGH_WATER // 4
+        self._high_water, self._low_water = WATER
         self.set_protocol(protocol)
         engine.submit()
         slot = lib.pa_udp_open(engine.c, sock.fileno())
@@ -122,7 +120,6 @@ class DatagramTransport(transports._FlowControlMixin, transports.DatagramTranspo
 
     def set_protocol(self, protocol: Any) -> None:
         self._protocol = protocol
-        self._received: Any = protocol.datagram_received
 
     def get_protocol(self) -> protocols.BaseProtocol:
         return self._protocol
@@ -269,7 +266,7 @@ class DatagramTransport(transports._FlowControlMixin, transports.DatagramTranspo
         if self._state & _NOT_PLAIN:
             if self._state & CLOSING:
                 return
-            self._run(self._begin, None)  # Ctrl-C has kept it from being called
+            self._context.run(self._begin, None)  # Ctrl-C has kept it from being called
         data = start + self._header_size
         header = arena[start:data]
         address = self._peers.get(header)
@@ -277,7 +274,7 @@ class DatagramTransport(transports._FlowControlMixin, transports.DatagramTranspo
             if len(self._peers) >= REMEMBERED:  # bounded, because anybody may send
                 self._peers.clear()
             address = self._peers[header] = unpack_address(header)
-        self._run(self._received, arena[data:end], address)
+        self._context.run(self._protocol.datagram_received, arena[data:end], address)
 
     def _on_event(self, kind: int, value: int, data: int) -> None:
         if self._slot < 0 or self._state & FORCED:
@@ -285,18 +282,18 @@ class DatagramTransport(transports._FlowControlMixin, transports.DatagramTranspo
         if kind == lib.PA_BLOCKED:
             self._state |= BLOCKED
             if not self._state & CLOSING:
-                self._run(self._maybe_pause_protocol)
+                self._context.run(self._maybe_pause_protocol)
         elif kind == lib.PA_WRITTEN:
             self._check_sent()
         elif kind == lib.PA_WRITE_ERROR:
             try:
-                self._run(self._protocol.error_received, _os_error(value))
+                self._context.run(self._protocol.error_received, _os_error(value))
             finally:
                 self._check_sent()
         elif kind == lib.PA_READ_ERROR and not self._state & CLOSING:
             if data:  # C has paused, because one error follows another
                 self._loop.call_later(RECEIVE_RETRY, self._receive_again)
-            self._run(self._protocol.error_received, _os_error(value))
+            self._context.run(self._protocol.error_received, _os_error(value))
 
     def _check_sent(self) -> None:
         if self._slot < 0 or self._state & FORCED:  # the protocol has aborted it
@@ -304,7 +301,7 @@ class DatagramTransport(transports._FlowControlMixin, transports.DatagramTranspo
         if not lib.pa_udp_send_queue_size(self._engine.c, self._slot):
             self._state &= ~BLOCKED
         if self._protocol_paused and not self._state & CLOSING:
-            self._run(self._maybe_resume_protocol)
+            self._context.run(self._maybe_resume_protocol)
 
     def _receive_again(self) -> None:
         if not self._state & CLOSING:
@@ -316,8 +313,8 @@ class DatagramTransport(transports._FlowControlMixin, transports.DatagramTranspo
             return
         self._state |= TOLD
         protocol, error = self._protocol, self._error
-        self._error = self._received = None
-        self._run(protocol.connection_lost, error)
+        self._error = None
+        self._context.run(protocol.connection_lost, error)
 
     def _on_loop_end(self) -> None:
         self._detach_socket()

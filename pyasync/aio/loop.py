@@ -477,8 +477,8 @@ class EventLoop(ConnectingLoop):
         if isinstance(sock, ConnectedSocket):
             transport = sock.take()
             transport.set_protocol(protocol)
-            transport._run = copy_context().run
-            self.call_soon(transport._begin, waiter, context=transport._run.__self__)
+            transport._context = copy_context()
+            self.call_soon(transport._begin, waiter, context=transport._context)
             return transport
         if sock.family not in STREAM_FAMILIES:
             return super()._make_socket_transport(
@@ -489,7 +489,7 @@ class EventLoop(ConnectingLoop):
         transport = SocketTransport.adopt(self._engine, sock, protocol, extra, server)
         self._transports[fd] = transport
         # As an accepted one: what connection_made sets in a context, data_received finds.
-        self.call_soon(transport._begin, waiter, context=transport._run.__self__)
+        self.call_soon(transport._begin, waiter, context=transport._context)
         return transport
 
     def _make_datagram_transport(
@@ -508,7 +508,7 @@ class EventLoop(ConnectingLoop):
         fd = sock.fileno()
         transport = DatagramTransport(self._engine, sock, protocol, address, extra)
         self._transports[fd] = transport
-        self.call_soon(transport._begin, waiter, context=transport._run.__self__)
+        self.call_soon(transport._begin, waiter, context=transport._context)
         return transport
 
     def _make_ssl_transport(
@@ -580,7 +580,7 @@ class EventLoop(ConnectingLoop):
         if server_side and isinstance(protocol, asyncio.StreamReaderProtocol):
             tls._take_unread(protocol)
         transport.set_protocol(tls)
-        begin = self.call_soon(tls.connection_made, transport, context=transport._run.__self__)
+        begin = self.call_soon(tls.connection_made, transport, context=transport._context)
         resume = self.call_soon(transport.resume_reading)
         try:
             await waiter

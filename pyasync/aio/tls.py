@@ -25,7 +25,7 @@ from pyasync.aio.transports import (
     StreamTransport,
     settle,
 )
-from pyasync.aio.versions import SSL_HIGH_WATER, SSL_SHUTDOWN_TIMEOUT
+from pyasync.aio.versions import SSL_SHUTDOWN_TIMEOUT, SSL_WATER
 
 # Of SSLTransport._state, besides the flags of `pyasync.aio.transports`.
 MADE = 1 << 16  # the protocol knows of the connection, and is to hear of its end
@@ -70,7 +70,7 @@ class SSLTransport(TlsPump, StreamTransport):
         ``waiter`` is a future of the handshake's end, or None: then a server has accepted the
         connection. Without ``call_connection_made`` the protocol knows of the connection already.
         """
-        super().__init__(loop, protocol, SSL_HIGH_WATER)
+        super().__init__(loop, protocol, SSL_WATER)
         if not context:
             context = sslproto._create_transport_context(server_side, server_hostname)
         self._options = TlsOptions(
@@ -144,7 +144,7 @@ class SSLTransport(TlsPump, StreamTransport):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        self._run = transport._run
+        self._context = transport._context
         if self._state & CLOSING:  # closed before there was a connection
             transport.abort()
             return
@@ -203,7 +203,7 @@ class SSLTransport(TlsPump, StreamTransport):
         told = self._state & MADE
         self._state = (self._state | CLOSING | LOST) & ~MADE
         protocol, self._protocol = self._protocol, None
-        self._received = self._paused_input = None
+        self._paused_input = None
         try:
             if told and protocol is not None:
                 protocol.connection_lost(error)
@@ -311,7 +311,7 @@ class SSLTransport(TlsPump, StreamTransport):
         if data and not self._state & CLOSING:
             if self._state & _NOT_PLAIN == 0:
                 try:
-                    self._received(data)
+                    self._protocol.data_received(data)
                 except (SystemExit, KeyboardInterrupt):
                     raise
                 except BaseException as error:
@@ -481,7 +481,7 @@ class SSLTransport(TlsPump, StreamTransport):
     # For the pump
 
     def _call_soon(self, function: Any) -> None:
-        self._loop.call_soon(function, context=self._run.__self__)
+        self._loop.call_soon(function, context=self._context)
 
     def _fail_soon(self, error: Any) -> None:
         self._call_soon(lambda: self._fatal_error(_as_ssl_error(error)))

@@ -30,6 +30,7 @@ from pyasync.errors import EventError, check
 OPEN = 2  # always set, so that the engine calls `_on_read`
 PAUSED = 4  # pause_reading was called
 CLOSING = 8  # close was called, or the connection has failed: nothing more is delivered
+PRESUMED = 16  # `_own` is the listener's name: while the connection is open, the kernel is asked
 BUFFERED = 32  # the protocol is a BufferedProtocol
 PAUSED_INPUT = 64  # reading goes on, but paused input comes before new data
 STARTING = 128  # connection_made was not called yet
@@ -40,14 +41,13 @@ BLOCKED = 2048  # the kernel has refused a write, which waits in libuv
 FORCED = 4096  # closed without flushing
 ENDED = 8192  # the peer's end has come
 TOLD = 16384  # connection_lost was called
-PRESUMED = 32768  # `_own` is the listener's name: while the connection is open, the kernel is asked
 
 _HOLDS_INPUT = PAUSED | PAUSED_INPUT | STARTING
 _NOT_PLAIN = _HOLDS_INPUT | CLOSING | BUFFERED
 _CHECKS_WRITES = EOF_SENT | SENDING_FILE | LOST
 
-#: The default high watermark, in bytes: asyncio's.
-HIGH_WATER = 64 << 10
+#: The default watermarks, in bytes: asyncio's.
+WATER = 64 << 10, 16 << 10
 
 #: When so many items of operations are pending, a write performs them. Otherwise a coroutine that
 #: writes and never has to wait for drain() would fill the queue, and never learn of an error.
@@ -92,33 +92,32 @@ class StreamTransport(transports._FlowControlMixin, transports.Transport):
     __slots__ = (
         "__weakref__",
         "_conn_lost",
+        "_context",
         "_paused_input",
         "_protocol",
-        "_received",
-        "_run",
         "_state",
     )
 
     _event_cb = None
     _start_tls_compatible = True
 
-    def __init__(self, loop: Any, protocol: Any, high_water: int) -> None:
+    def __init__(self, loop: Any, protocol: Any, water: tuple[int, int]) -> None:
         #: As asyncio has it, which reads it in its fallback for sendfile.
         self._loop = loop
         self._state = OPEN
         #: Runs each callback of the protocol in the connection's own context.
-        self._run: Any = None
+        self._context: Any = None
         self._paused_input: deque[bytes | None] | None = None  # None in it: the end
         self._conn_lost = 0
         self._protocol_paused = False
-        self._high_water = high_water
-        self._low_water = high_water // 4
+        self._high_water, self._low_water = water
         self.set_protocol(protocol)
 
     def set_protocol(self, protocol: Any) -> None:
         self._protocol = protocol
-        self._received: Any = getattr(protocol, "data_received", None)
-        if isinstance(protocol, protocols.BufferedProtocol) or self._received is None:
+        if isinstance(protocol, protocols.BufferedProtocol) or not hasattr(
+            protocol, "data_received"
+        ):
             self._state |= BUFFERED
         else:
             self._state &= ~BUFFERED
@@ -152,7 +151,7 @@ class StreamTransport(transports._FlowControlMixin, transports.Transport):
         return not self._state & (PAUSED | CLOSING)
 
     def _deliver_soon(self) -> None:
-        self._loop.call_soon(self._deliver_paused_input, context=self._run.__self__)
+        self._loop.call_soon(self._deliver_paused_input, context=self._context)
 
     def _deliver_paused_input(self) -> None:
         items = self._paused_input
@@ -180,7 +179,7 @@ class StreamTransport(transports._FlowControlMixin, transports.Transport):
             self._fill_buffers(memoryview(data))
             return
         try:
-            self._received(data)
+            self._protocol.data_received(data)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -240,7 +239,7 @@ class StreamTransport(transports._FlowControlMixin, transports.Transport):
             return function()
 
         try:
-            return self._run(call)
+            return self._context.run(call)
         except RuntimeError:
             if entered:  # it is the function's own
                 raise
@@ -297,10 +296,10 @@ class SocketTransport(StreamTransport):
     def __init__(
         self, engine: Any, slot: int, protocol: Any, context: Any, extra: Any, server: Any
     ) -> None:
-        super().__init__(engine.aio, protocol, HIGH_WATER)
+        super().__init__(engine.aio, protocol, WATER)
         self._engine = engine
         self._slot = slot
-        self._run = context.run
+        self._context = context
         self._extra = extra
         #: The asyncio.Server that counts this transport, or None.
         self._server = server
@@ -422,10 +421,10 @@ class SocketTransport(StreamTransport):
             if self._state & _HOLDS_INPUT:
                 self._hold(arena[start:end])
             else:
-                self._run(self._fill_buffers, memoryview(arena)[start:end])
+                self._context.run(self._fill_buffers, memoryview(arena)[start:end])
             return
         try:
-            self._run(self._received, arena[start:end])
+            self._context.run(self._protocol.data_received, arena[start:end])
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -631,7 +630,7 @@ class SocketTransport(StreamTransport):
         except BaseException as failure:
             self._report("Exception in callback connection_lost", failure)
         finally:
-            self._error = self._received = self._protocol = self._server = None
+            self._error = self._protocol = self._server = None
             if server is not None:
                 detach(server, self)
 
@@ -649,7 +648,7 @@ class SocketTransport(StreamTransport):
         elif kind == lib.PA_BLOCKED:
             if not self._state & LOST:
                 self._state |= BLOCKED
-                self._run(self._maybe_pause_protocol)
+                self._context.run(self._maybe_pause_protocol)
         elif kind == lib.PA_WRITTEN:
             self._on_written()
         elif kind == lib.PA_CONNECTED:
@@ -681,7 +680,7 @@ class SocketTransport(StreamTransport):
             if self._protocol_paused and self._engine.operations:
                 self._push()  # pending writes count too, and no record may come of them
         if self._protocol_paused:
-            self._run(self._maybe_resume_protocol)
+            self._context.run(self._maybe_resume_protocol)
         if self._state & BLOCKED:
             return
         self._end_empty_waiter(None)

@@ -21,7 +21,8 @@ HAS_SHUTDOWN_TIMEOUT = "ssl_shutdown_timeout" in _parameters(sslproto.SSLProtoco
 
 #: The default high watermark of a TLS transport, in bytes, and its time limit for closing, in
 #: seconds: asyncio's since 3.11. Before, it had 64 KiB as other transports, and no limit.
-SSL_HIGH_WATER: int = getattr(constants, "FLOW_CONTROL_HIGH_WATER_SSL_WRITE", 64) << 10
+_SSL_HIGH_WATER: int = getattr(constants, "FLOW_CONTROL_HIGH_WATER_SSL_WRITE", 64) << 10
+SSL_WATER = _SSL_HIGH_WATER, _SSL_HIGH_WATER // 4
 SSL_SHUTDOWN_TIMEOUT: float = getattr(constants, "SSL_SHUTDOWN_TIMEOUT", 30.0)
 
 #: Since 3.14 `cancel` of what call_soon_threadsafe returns waits while the call is being made.

@@ -83,6 +83,15 @@ async def test_datagrams_go_to_and_fro(loop, host):
     here.sendto(b"to nobody", name_of(there))
 
 
+async def test_a_protocol_may_replace_its_own_datagram_received(loop, peer):
+    transport, protocol = await endpoint(loop, local_addr=LOCAL)
+    heard = asyncio.Queue()
+    protocol.datagram_received = lambda data, addr: heard.put_nowait(data)
+    peer.sendto(b"data", name_of(transport))
+    assert await asyncio.wait_for(heard.get(), PATIENCE) == b"data"
+    await closed(protocol)
+
+
 @pytest.mark.parametrize("how", ["remote_addr", "sock"])
 async def test_a_connected_socket_talks_to_its_peer_only(loop, peer, how):
     if how == "sock":

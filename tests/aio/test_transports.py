@@ -95,6 +95,14 @@ def test_streams_echo_data_of_any_size(loop, tmp_path, size, tls, unix):
     assert loop.run_until_complete(asyncio.wait_for(main(), PATIENCE)) == data
 
 
+@scenario
+async def test_a_protocol_may_replace_its_own_data_received(protocol, theirs):
+    heard = asyncio.get_running_loop().create_future()
+    protocol.data_received = heard.set_result
+    theirs.sendall(b"data")
+    assert await asyncio.wait_for(heard, PATIENCE) == b"data"
+
+
 @pytest.mark.parametrize("factory", [Recorder, Buffered])
 def test_a_fast_upload_with_pauses_is_received_whole(loop, factory):
     data = random_bytes(8 << 20)
@@ -787,7 +795,7 @@ def test_a_callback_that_enters_its_own_context_is_called_once(loop, callback):
     class Protocol(Recorder):
         def connection_made(self, transport):
             super().connection_made(transport)
-            self.context = transport._run.__self__
+            self.context = transport._context
 
         def eof_received(self):
             super().eof_received()
