@@ -33,14 +33,20 @@ ESTABLISHED = 1 << 17  # the handshake has succeeded
 
 _NOT_PLAIN = PAUSED | PAUSED_INPUT | BUFFERED
 
+#: How much a peer may send after our close_notify, in bytes: more than what is under way when it
+#: learns of it, because Linux lets the buffers of both sides grow to 4 and 6 MiB (tcp(7)).
+DISCARD_MAX = 16 << 20
+
 
 class _Outgoing:
     """The deferred writes of a transport: see `pyasync._core.tls_pump.Outgoing`."""
 
-    __slots__ = ("deferred", "deferred_size", "tls")
+    __slots__ = ("deferred", "deferred_size", "discarded", "tls")
 
     def __init__(self, tls: TlsState) -> None:
         self.tls = tls
+        #: The bytes that came behind our close_notify.
+        self.discarded = 0
         self.deferred: deque[Any] = deque()
         self.deferred_size = 0
 
@@ -308,8 +314,10 @@ class SSLTransport(TlsPump, StreamTransport):
         # OpenSSL may have answered the input, or have waited for it to encrypt more.
         if tls.must_send() or (extras.deferred and self._may_send()):
             self._encrypt_soon()
-        if data and not self._state & CLOSING:
-            if self._state & _NOT_PLAIN == 0:
+        if data:
+            if self._state & CLOSING:
+                self._discard(len(data))
+            elif self._state & _NOT_PLAIN == 0:
                 try:
                     self._protocol.data_received(data)
                 except (SystemExit, KeyboardInterrupt):
@@ -324,6 +332,19 @@ class SSLTransport(TlsPump, StreamTransport):
             self._fatal_error(_as_ssl_error(tls.error), "SSL error in data received")
         elif tls.ended:
             self._on_peer_end()
+
+    def _discard(self, size: int) -> None:
+        """Drop input, as the transport is closing; end the connection if the peer goes on and on.
+
+        At first the input is taken, because the kernel of one that closes with unread input resets
+        the connection, and the peer may lose what it has not read. An endless download would never
+        end, though.
+        """
+        extras = self._extras
+        if extras.tls.phase == SHUTDOWN:
+            extras.discarded += size
+            if extras.discarded > DISCARD_MAX:
+                self._force_close(None)
 
     def _on_peer_end(self) -> None:
         """Act on the peer's close_notify, or on the end of its connection without one."""

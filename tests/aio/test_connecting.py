@@ -4,6 +4,8 @@ import asyncio
 import concurrent.futures
 import errno
 import gc
+import os
+import resource
 import socket
 
 import pytest
@@ -106,6 +108,20 @@ async def test_a_refusal_names_the_address(loop):
         with pytest.raises(ConnectionRefusedError, match=f"Connect call failed .*{port}"):
             await loop.create_connection(asyncio.Protocol, "127.0.0.1", port)
         await gone(loop)
+
+
+async def test_a_socket_that_cannot_be_made_is_the_systems_error(loop):
+    fd = os.dup(0)  # all numbers below are in use
+    os.close(fd)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fd, limits[1]))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)) as caught:
+            await loop.create_connection(asyncio.Protocol, "127.0.0.1", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert caught.value.errno == errno.EMFILE
+    await gone(loop)
 
 
 @pytest.mark.parametrize("delay", [None, 0.05])

@@ -210,6 +210,26 @@ async def test_close_drops_what_the_peer_still_sends(loop, version, server_side,
     assert len(protocol.data) == before
 
 
+@both_versions
+@both_sides
+async def test_close_does_not_wait_for_the_end_of_an_endless_stream(loop, version, server_side):
+    protocol, peer = await connected(version=version, server_side=server_side)
+    sending = asyncio.ensure_future(in_thread(send_for_ever, peer))
+    await asyncio.sleep(0.01)
+    protocol.transport.close()
+    assert await protocol.lost is None
+    assert isinstance(await sending, OSError)
+    peer.sock.close()
+
+
+def send_for_ever(peer):
+    try:
+        while True:
+            peer.sendall(bytes(65536))
+    except OSError as error:
+        return error
+
+
 @pytest.mark.skipif(not HAS_SHUTDOWN_TIMEOUT, reason="asyncio has no such argument before 3.11")
 @pytest.mark.parametrize("size", [1, BIG])
 async def test_the_time_for_closing_is_limited(loop, size):
