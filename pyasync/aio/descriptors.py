@@ -284,11 +284,11 @@ class DescriptorLoop(asyncio.SelectorEventLoop):
 
     # add_reader and add_writer: asyncio's public methods call these, and so do its pipes
 
-    def _add_reader(self, file: Any, callback: Any, *args: Any) -> Any:
-        return self._add(file, "reader", callback, args)
+    def _add_reader(self, file: Any, callback: Any, *args: Any, context: Any = None) -> Any:
+        return self._add(file, "reader", callback, args, context)
 
-    def _add_writer(self, file: Any, callback: Any, *args: Any) -> Any:
-        return self._add(file, "writer", callback, args)
+    def _add_writer(self, file: Any, callback: Any, *args: Any, context: Any = None) -> Any:
+        return self._add(file, "writer", callback, args, context)
 
     def _remove_reader(self, file: Any) -> bool:
         return self._remove(file, "reader")
@@ -296,13 +296,13 @@ class DescriptorLoop(asyncio.SelectorEventLoop):
     def _remove_writer(self, file: Any) -> bool:
         return self._remove(file, "writer")
 
-    def _add(self, file: Any, direction: str, callback: Any, args: Any) -> Any:
+    def _add(self, file: Any, direction: str, callback: Any, args: Any, context: Any) -> Any:
         self._check_closed()
         handle: events.Handle
         if self._debug:
-            handle = events.Handle(callback, args, self, None)
+            handle = events.Handle(callback, args, self, context)
         else:
-            handle = Handle(callback, args, copy_context())
+            handle = Handle(callback, args, copy_context() if context is None else context)
         watch = self._descriptors.watch(_number(file))
         before = getattr(watch, direction)
         file_before, watch.file = watch.file, file

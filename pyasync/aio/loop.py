@@ -38,6 +38,7 @@ from pyasync.aio.handles import (
 from pyasync.aio.tls import SSLTransport
 from pyasync.aio.transports import FORCED, Listener, SocketTransport, StreamTransport
 from pyasync.aio.versions import (
+    GIVES_CONTEXT,
     HAS_SHUTDOWN_TIMEOUT,
     THREAD_SAFE_HANDLE_FRAMES,
     ThreadSafeHandle,
@@ -436,6 +437,7 @@ class EventLoop(ConnectingLoop):
         backlog: int = 100,
         ssl_handshake_timeout: float | None = None,
         ssl_shutdown_timeout: float | None = None,
+        context: Context | None = None,
     ) -> None:
         self._ensure_fd_no_transport(sock)
         factory = protocol_factory
@@ -454,7 +456,7 @@ class EventLoop(ConnectingLoop):
                 )
 
         # A duplicate: asyncio's Server keeps the socket itself, and closes it.
-        listener = Listener(self._engine, sock.dup(), factory, server)
+        listener = Listener(self._engine, sock.dup(), factory, server, context)
         self._listeners[sock] = listener
 
     def _stop_serving(self, sock: sockets.socket) -> None:
@@ -473,23 +475,27 @@ class EventLoop(ConnectingLoop):
         *,
         extra: Any = None,
         server: Any = None,
+        context: Context | None = None,
     ) -> Any:
+        if context is None:
+            context = copy_context()
         if isinstance(sock, ConnectedSocket):
             transport = sock.take()
             transport.set_protocol(protocol)
-            transport._context = copy_context()
-            self.call_soon(transport._begin, waiter, context=transport._context)
+            transport._context = context
+            self.call_soon(transport._begin, waiter, context=context)
             return transport
         if sock.family not in STREAM_FAMILIES:
+            options: dict[str, Any] = {"context": context} if GIVES_CONTEXT else {}
             return super()._make_socket_transport(
-                sock, protocol, waiter, extra=extra, server=server
+                sock, protocol, waiter, extra=extra, server=server, **options
             )
         self._ensure_fd_no_transport(sock)
         fd = sock.fileno()
-        transport = SocketTransport.adopt(self._engine, sock, protocol, extra, server)
+        transport = SocketTransport.adopt(self._engine, sock, protocol, extra, server, context)
         self._transports[fd] = transport
         # As an accepted one: what connection_made sets in a context, data_received finds.
-        self.call_soon(transport._begin, waiter, context=transport._context)
+        self.call_soon(transport._begin, waiter, context=context)
         return transport
 
     def _make_datagram_transport(
@@ -524,6 +530,7 @@ class EventLoop(ConnectingLoop):
         server: Any = None,
         ssl_handshake_timeout: float | None = None,
         ssl_shutdown_timeout: float | None = None,
+        context: Context | None = None,
     ) -> Any:
         ours = rawsock.family in STREAM_FAMILIES
         tls: Any = (SSLTransport if ours else ssl_protocol)(
@@ -536,7 +543,7 @@ class EventLoop(ConnectingLoop):
             ssl_handshake_timeout,
             ssl_shutdown_timeout,
         )
-        self._make_socket_transport(rawsock, tls, extra=extra, server=server)
+        self._make_socket_transport(rawsock, tls, extra=extra, server=server, context=context)
         return tls if ours else tls._app_transport
 
     async def start_tls(

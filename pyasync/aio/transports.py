@@ -13,7 +13,7 @@ import sys
 from asyncio import base_events, constants, protocols, transports, trsock
 from asyncio.log import logger
 from collections import deque
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from types import SimpleNamespace
 from typing import Any
 
@@ -315,7 +315,13 @@ class SocketTransport(StreamTransport):
 
     @classmethod
     def adopt(
-        cls, engine: Any, sock: sockets.socket, protocol: Any, extra: Any, server: Any
+        cls,
+        engine: Any,
+        sock: sockets.socket,
+        protocol: Any,
+        extra: Any,
+        server: Any,
+        context: Context,
     ) -> SocketTransport:
         """Take over a connected socket; `_begin` is still to be called, in a callback."""
         unix = sock.family == sockets.AF_UNIX
@@ -326,7 +332,7 @@ class SocketTransport(StreamTransport):
         if slot < 0:
             sock.detach()  # C has closed it
             check(slot)
-        transport = cls(engine, slot, protocol, copy_context(), extra, server)
+        transport = cls(engine, slot, protocol, context, extra, server)
         transport._sock = hold(sock)
         transport._state |= STARTING
         engine.register(slot, transport)
@@ -794,12 +800,19 @@ class Listener(CoreListener):
 
     __slots__ = ("_context", "_factory", "_kind", "_name", "_server")
 
-    def __init__(self, engine: Any, sock: sockets.socket, factory: Any, server: Any) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        sock: sockets.socket,
+        factory: Any,
+        server: Any,
+        context: Context | None,
+    ) -> None:
         unix = sock.family == sockets.AF_UNIX
         self._kind = lib.PA_PIPE_SERVER if unix else lib.PA_TCP_SERVER
         self._factory = factory
         self._server = server
-        self._context = copy_context()
+        self._context = copy_context() if context is None else context
         try:
             if not unix:
                 base_events._set_nodelay(sock)

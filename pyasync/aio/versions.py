@@ -5,7 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from asyncio import base_events, constants, coroutines, events, sslproto, unix_events
+from asyncio import (
+    base_events,
+    constants,
+    coroutines,
+    events,
+    selector_events,
+    sslproto,
+    unix_events,
+)
 from typing import Any
 
 
@@ -18,6 +26,9 @@ ATTACH_TAKES_TRANSPORT = len(_parameters(base_events.Server._attach)) > 1
 
 #: Since 3.11 SSLProtocol has a time limit for closing; it is a BufferedProtocol since then.
 HAS_SHUTDOWN_TIMEOUT = "ssl_shutdown_timeout" in _parameters(sslproto.SSLProtocol.__init__)
+
+#: Since 3.15 a loop's private methods that make transports are given the transport's context.
+GIVES_CONTEXT = "context" in _parameters(selector_events.BaseSelectorEventLoop._start_serving)
 
 #: The default high watermark of a TLS transport, in bytes, and its time limit for closing, in
 #: seconds: asyncio's since 3.11. Before, it had 64 KiB as other transports, and no limit.

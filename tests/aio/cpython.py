@@ -40,6 +40,7 @@ MODULES = [
     "test_runners",
     "test_sendfile",
     "test_server",
+    "test_server_context",
     "test_sock_lowlevel",
     "test_ssl",
     "test_sslproto",
@@ -98,6 +99,7 @@ def lead_to_pyasync() -> None:
 
     pyasync.aio.loop.signal = pyasync._core.wakeup.signal = Signals()  # type: ignore
     SSLTransport._test__append_write_backlog = append_deferred  # type: ignore
+    SSLTransport._app_reading_paused = SSLTransport._paused  # type: ignore
 
     protocol = asyncio.sslproto.SSLProtocol
     ours, theirs = SSLTransport.connection_made, protocol.connection_made
