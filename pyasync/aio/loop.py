@@ -55,7 +55,8 @@ READY_BUDGET = 64
 #: A delay, in seconds, whose deadline is less than `FOREVER` for certain.
 DELAY_MAX = 10**9
 
-STREAM_FAMILIES = (sockets.AF_INET, sockets.AF_INET6, sockets.AF_UNIX)
+UDP_FAMILIES = (sockets.AF_INET, sockets.AF_INET6)
+STREAM_FAMILIES = (*UDP_FAMILIES, sockets.AF_UNIX)
 
 _new_handle = Handle.__new__
 _new_timer = TimerHandle.__new__
@@ -485,7 +486,7 @@ class EventLoop(ConnectingLoop):
             transport._context = context
             self.call_soon(transport._begin, waiter, context=context)
             return transport
-        if sock.family not in STREAM_FAMILIES:
+        if not _is_socket(sock, STREAM_FAMILIES):
             options: dict[str, Any] = {"context": context} if GIVES_CONTEXT else {}
             return super()._make_socket_transport(
                 sock, protocol, waiter, extra=extra, server=server, **options
@@ -506,9 +507,7 @@ class EventLoop(ConnectingLoop):
         waiter: Any = None,
         extra: Any = None,
     ) -> Any:
-        udp = sock.family in (sockets.AF_INET, sockets.AF_INET6)
-        # By its type, because a stand-in of a test claims to be an instance.
-        if not udp or not issubclass(type(sock), sockets.socket):
+        if not _is_socket(sock, UDP_FAMILIES):
             return other_datagram_transport(self, sock, protocol, address, waiter, extra)
         self._ensure_fd_no_transport(sock)
         fd = sock.fileno()
@@ -532,7 +531,7 @@ class EventLoop(ConnectingLoop):
         ssl_shutdown_timeout: float | None = None,
         context: Context | None = None,
     ) -> Any:
-        ours = rawsock.family in STREAM_FAMILIES
+        ours = isinstance(rawsock, ConnectedSocket) or _is_socket(rawsock, STREAM_FAMILIES)
         tls: Any = (SSLTransport if ours else ssl_protocol)(
             self,
             protocol,
@@ -618,6 +617,14 @@ class EventLoop(ConnectingLoop):
             transp._reset_empty_waiter()
             if reading:
                 transp.resume_reading()
+
+
+def _is_socket(sock: Any, families: tuple[int, ...]) -> bool:
+    """Whether C may take over the descriptor: the program's own stand-in for a socket keeps it.
+
+    By its type, because a mock claims to be an instance.
+    """
+    return sock.family in families and issubclass(type(sock), sockets.socket)
 
 
 def _ignore_signal(signum: int, frame: Any) -> None:

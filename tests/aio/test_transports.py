@@ -468,6 +468,43 @@ async def test_the_socket_of_a_transport_equals_itself(loop):
     server.close()
 
 
+class StandIn:
+    """Stands for a socket, as a class of a program may, and counts what is sent by it."""
+
+    def __init__(self, sock):
+        self.sock, self.sent = sock, 0
+
+    def __getattr__(self, name):
+        return getattr(self.sock, name)
+
+    def send(self, data):
+        self.sent += len(data)
+        return self.sock.send(data)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_stand_in_for_a_socket_sends_by_itself(loop, tls):
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(PATIENCE)
+    sock = StandIn(ours)
+    options = {"ssl": tls_peers.client_context(), "server_hostname": "localhost"} if tls else {}
+    making = asyncio.ensure_future(loop.create_connection(Recorder, sock=sock, **options))
+    if tls:
+        wrap = tls_peers.server_context().wrap_socket
+        theirs = await in_thread(lambda: wrap(theirs, server_side=True))
+    transport, protocol = await making
+    before = sock.sent
+    transport.write(bytes(1000))
+    assert await in_thread(read_exactly, theirs, 1000) == bytes(1000)
+    assert sock.sent - before >= 1000
+    theirs.sendall(b"answer")
+    while protocol.data != b"answer":
+        await asyncio.sleep(0.001)
+    transport.abort()
+    await protocol.lost
+    theirs.close()
+
+
 def test_each_connection_has_its_own_context(loop):
     name, seen = contextvars.ContextVar("name", default=None), []
 
