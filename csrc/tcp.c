@@ -255,14 +255,25 @@ int pa_adopt(pa_loop *loop, int fd) {
   return slot;
 }
 
-/* Returns a socket that is bound to the address, or an error. */
-static int bound_socket(const struct sockaddr_storage *address) {
-  int fd = socket(address->ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+/* Not made by libuv, because its number must not be a standard stream's: to see
+ * that before would cost three system calls. */
+static int new_socket(int family) {
+  int fd =
+      pa_above_standard_streams(socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0));
 
   if (fd < 0)
     return uv_translate_sys_error(errno);
   if (SOCK_CLOEXEC == 0)
     fcntl(fd, F_SETFD, FD_CLOEXEC);
+  return fd;
+}
+
+/* Returns a socket that is bound to the address, or an error. */
+static int bound_socket(const struct sockaddr_storage *address) {
+  int fd = new_socket(address->ss_family);
+
+  if (fd < 0)
+    return fd;
   /* Or bind would refuse a port that an earlier connection still has in
    * TIME_WAIT, though it may be free towards this peer. Where it is not,
    * connect says so (EADDRNOTAVAIL). */
@@ -284,26 +295,25 @@ static int bound_socket(const struct sockaddr_storage *address) {
 }
 
 int pa_tcp_connect(pa_loop *loop, const char *address,
-                   const char *local_address) {
+                   const char *local_address, int may_retry) {
   struct sockaddr_storage remote;
   struct sockaddr_storage local;
   uv_connect_t *request;
   uv_tcp_t *tcp;
-  int fd = -1;
+  int fd;
   int slot;
   int error;
 
   loop->counters->crossings++;
-  error = pa_open_standard_streams();
-  if (error != 0)
-    return error;
   pa_unpack_address(address, &remote);
-  if (local_address != NULL) {
+  if (local_address == NULL) {
+    fd = new_socket(remote.ss_family);
+  } else {
     pa_unpack_address(local_address, &local);
     fd = bound_socket(&local);
-    if (fd < 0)
-      return fd;
   }
+  if (fd < 0 && (local_address != NULL || may_retry))
+    return fd;
 
   tcp = pa_handle_new(loop, sizeof(*tcp));
   request = malloc(sizeof(*request));
@@ -318,11 +328,11 @@ int pa_tcp_connect(pa_loop *loop, const char *address,
   pa_keep_peer((uv_handle_t *) tcp, (const struct sockaddr *) &remote);
   slot = pa_slot_new(loop, (uv_handle_t *) tcp, PA_TCP, PA_CONNECTING);
   uv_tcp_nodelay(tcp, 1);  /* there is no socket yet: libuv remembers it */
-  error = fd < 0 ? 0 : uv_tcp_open(tcp, fd);
+  error = fd < 0 ? fd : uv_tcp_open(tcp, fd);
   if (error == 0)
     error = uv_tcp_connect(request, tcp, (const struct sockaddr *) &remote,
                            pa_stream_connected);
-  else
+  else if (fd >= 0)
     close(fd);
   if (error != 0) {
     free(request);

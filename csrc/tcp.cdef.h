@@ -11,7 +11,7 @@ int pa_open(pa_loop *loop, int fd, int kind, int read);
  * begins the next batch, so that no data comes before it. */
 int pa_adopt(pa_loop *loop, int fd);
 /* Connects to a packed address, from local_address unless that is NULL. Only
- * the failure to bind to that is returned as an error; one to connect is
- * reported by PA_CONNECTED. */
+ * the failure to bind to that is returned as an error, and, with may_retry, that
+ * to make a socket; all others are reported by PA_CONNECTED. */
 int pa_tcp_connect(pa_loop *loop, const char *address,
-                   const char *local_address);
+                   const char *local_address, int may_retry);

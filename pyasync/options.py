@@ -49,7 +49,6 @@ class StreamOptions:
         self,
         loop: Loop,
         read_cb: Callable[[Any, Any], object],
-        *,
         stream: bool = False,
         event_cb: EventCallback | None = None,
         connect_cb: Callable[[Any], object] | None = None,

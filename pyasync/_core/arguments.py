@@ -120,6 +120,8 @@ def require_integer(name: str, value: Any, least: int, most: int, or_none: str =
 
     ``or_none`` is ", or None" where the caller takes None as well: for the message.
     """
+    if type(value) is int and least <= value <= most:
+        return value
     allowed = f"an integer from {least} to {most}{or_none}"
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise wrong_type(name, allowed, value)
@@ -147,10 +149,11 @@ def require_time(
 
     ``over``: it must be greater than ``least``. A range leaves out infinity and NaN too.
     """
-    seconds: Any = value
-    if not isinstance(value, Real) or not least <= seconds <= most or (over and seconds == least):
+    # By its type first, because to ask an abstract class such as Real takes several calls.
+    real = type(value) is float or type(value) is int or isinstance(value, Real)
+    if not real or not least <= value <= most or (over and value == least):
         raise time_error(name, value, least, most, over=over, or_none=or_none)
-    return value  # type: ignore[return-value]
+    return value  # type: ignore[no-any-return]
 
 
 def time_error(

@@ -337,6 +337,14 @@ def connect(loop: Any, address: str, port: int, local: tuple[str | None, int]) -
     address is no interface.
     """
     host, local_port = local
-    packed = ffi.NULL if host is None else pack_address(host, local_port)
-    slot: int = lib.pa_tcp_connect(loop.c, pack_address(address, port), packed)
+    remote = pack_address(address, port)
+    packed = ffi.NULL
+    if host is not None:
+        packed = pack_address(host, local_port)
+        loop.submit()  # a pending close may free the local address
+    may_retry = bool(loop.operations)
+    slot: int = lib.pa_tcp_connect(loop.c, remote, packed, may_retry)
+    if slot < 0 and may_retry:
+        loop.submit()  # a pending close may free a descriptor
+        slot = lib.pa_tcp_connect(loop.c, remote, packed, False)
     return slot

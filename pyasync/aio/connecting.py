@@ -101,9 +101,9 @@ class ConnectingLoop(DescriptorLoop):
         except (OSError, ValueError, TypeError, AttributeError):
             return None
         engine = self._engine
-        slot = lib.pa_tcp_connect(engine.c, packed, ffi.NULL)
+        slot = lib.pa_tcp_connect(engine.c, packed, ffi.NULL, True)
         if slot < 0:
-            return None  # as there is no memory, Python's own way raises that
+            return None  # as there is no memory or descriptor, Python's own way raises that
         transport = SocketTransport(engine, slot, None, copy_context(), None, None)
         transport._state |= STARTING
         transport._empty_waiter = self.create_future()

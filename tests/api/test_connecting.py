@@ -16,6 +16,7 @@ from peers import (
     Background,
     after_iterations,
     full_backlog,
+    no_descriptor_left,
     nothing,
     preloaded,
     read_all,
@@ -671,6 +672,39 @@ def test_a_local_port_in_time_wait_serves_a_connection_to_another_peer(run):
             with peer:
                 assert read_all(peer) == b""
     assert used == [local, local]
+
+
+# Out of descriptors
+
+
+def test_a_close_frees_its_descriptor_for_a_connection_in_the_same_callback(run, listener):
+    told, again = [], []
+
+    def connect_cb(client):
+        with no_descriptor_left():
+            client.close()
+            again.append(pyasync.tcp_connect("127.0.0.1", port_of(listener), nothing, **options))
+
+    options = {"event_cb": told.append, "connect_cb": lambda client: client.close()}
+    connect(run, "127.0.0.1", port_of(listener), connect_cb=connect_cb)
+    assert told == []
+    assert again[0].closed
+
+
+@pytest.mark.parametrize("pending", [False, True], ids=["nothing_pending", "a_write_pending"])
+def test_no_descriptor_left_is_an_error_for_event_cb(run, pending, listener):
+    told = []
+
+    def connect_cb(client):
+        if pending:
+            client.write(b"!")  # which frees none
+        with no_descriptor_left():
+            pyasync.tcp_connect("127.0.0.1", port_of(listener), nothing, event_cb=told.append)
+        assert told == []  # not inside the call
+        client.close()
+
+    connect(run, "127.0.0.1", port_of(listener), connect_cb=connect_cb)
+    assert [error.errno for error in told] == [errno.EMFILE]
 
 
 # Between socket() and a later fcntl() another thread may fork, and its child keep the descriptor.
