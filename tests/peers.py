@@ -70,6 +70,29 @@ def wait_until(condition, seconds=PATIENCE):
         time.sleep(0.001)
 
 
+@contextlib.contextmanager
+def flood(post):
+    """Let threads call `post(nothing)` without a pause until the block ends, which is soon."""
+    ends, late = threading.Event(), threading.Event()
+    limit = time.monotonic() + 10
+
+    def call():
+        while not ends.is_set():
+            post(nothing)
+            if time.monotonic() > limit:
+                late.set()
+                return
+
+    threads = [Background(call) for _ in range(8)]
+    try:
+        yield
+    finally:
+        ends.set()
+        for thread in threads:
+            thread.result()
+    assert not late.is_set()
+
+
 def in_other_thread(fn, *args):
     """Run a function in another thread, and return what it returns, or raise what it raises."""
     return Background(fn, *args).result()

@@ -347,8 +347,8 @@ class Engine:
         """Run ``fn()`` in the loop's thread, in its next iteration; from any thread.
 
         Calls from one thread run in their order. They do not keep the loop running; a notifier
-        does: see `make_notifier`. Raises `TypeError`, and `EventLoopNotRunning` once the loop has
-        ended.
+        does: see `make_notifier`. While more than 1,000 wait, a call lets it run first. Raises
+        `TypeError`, and `EventLoopNotRunning` once the loop has ended.
         """
         require_callable("fn", fn)
         self._wakeup.call(self, fn)

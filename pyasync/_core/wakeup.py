@@ -13,7 +13,8 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from threading import current_thread, main_thread
+from threading import current_thread, get_ident, main_thread
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
 from pyasync._ffi import lib
@@ -24,6 +25,20 @@ if TYPE_CHECKING:
 
 #: With it, threads see each other's changes in their order also without a lock.
 HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+#: When so many calls wait, a thread that queues one gives way to the loop's. Otherwise threads that
+#: do nothing else would queue calls faster than the loop, which gets the interpreter's lock no more
+#: often than each of them, runs them: the queue would grow without end.
+CROWDED = 1000
+
+#: For how long, in seconds. CPython hands its lock on even so; PyPy's thread would take it back.
+_WAY = 0 if HAS_GIL and sys.implementation.name == "cpython" else 1e-4
+
+
+def give_way(engine: Engine) -> None:
+    """Let the loop run, in another thread than its own."""
+    if engine.thread != get_ident():
+        sleep(_WAY)
 
 
 class Wakeup:
@@ -49,6 +64,8 @@ class Wakeup:
                 raise engine.not_running()
             self.calls.append(fn)
             self.wake(engine)
+        if len(self.calls) > CROWDED:
+            give_way(engine)
 
     def wake(self, engine: Engine) -> None:
         """Wake the loop, from any thread, unless a wake-up is already pending or it has ended."""

@@ -24,6 +24,7 @@ from typing import Any, cast
 
 from pyasync._core.arguments import require_instance
 from pyasync._core.clock import monotonic
+from pyasync._core.wakeup import CROWDED, give_way
 from pyasync.aio.connecting import ConnectedSocket, ConnectingLoop
 from pyasync.aio.datagrams import DatagramTransport, other_datagram_transport
 from pyasync.aio.descriptors import Descriptors
@@ -241,6 +242,8 @@ class EventLoop(ConnectingLoop):
             handle = Handle(callback, args, copy_context() if context is None else context)
             self._ready.append(handle)
         self._write_to_self()
+        if len(self._ready) > CROWDED:
+            give_way(self._engine)
         return handle
 
     def call_later(

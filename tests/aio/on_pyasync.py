@@ -6,6 +6,7 @@ file, each test's outcome is written to it, a JSON list a line.
 
 import asyncio
 import json
+import multiprocessing
 import os
 
 
@@ -30,3 +31,8 @@ def pytest_runtest_logreport(report):
     if path and (report.when == "call" or report.outcome != "passed"):
         with open(path, "a") as file:
             file.write(json.dumps([report.nodeid, report.outcome]) + "\n")
+
+
+def pytest_unconfigure(config):
+    for process in multiprocessing.active_children():
+        process.kill()  # a failed test has left it, and Python would wait for its end

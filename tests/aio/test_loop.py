@@ -15,7 +15,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from peers import PATIENCE, run_python
+from peers import PATIENCE, flood, run_python
 
 import pyasync
 import pyasync.aio
@@ -256,6 +256,15 @@ def test_a_thread_wakes_the_loop():
             thread.join()
 
     run(main())
+
+
+def test_threads_that_never_pause_cannot_starve_the_loop(loop):
+    async def main():
+        with flood(loop.call_soon_threadsafe):
+            for _ in range(10):  # each waits behind all that the threads have added
+                await asyncio.sleep(0.001)
+
+    loop.run_until_complete(main())
 
 
 def test_a_loop_made_in_one_thread_runs_in_another(loop):

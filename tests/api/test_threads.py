@@ -13,7 +13,7 @@ import time
 from functools import partial
 
 import pytest
-from peers import Background, after_iterations, in_other_thread, nothing
+from peers import Background, after_iterations, flood, in_other_thread, nothing
 
 import pyasync
 from pyasync._core import wakeup
@@ -46,6 +46,21 @@ def test_calls_from_many_threads_all_run_in_the_loops_thread_in_order(run):
         other.result()
     for number in range(threads):
         assert [count for n, count in done if n == number] == list(range(calls))
+
+
+def test_threads_that_never_pause_cannot_starve_the_loop(run):
+    def again(left):
+        if left:
+            loop.call_threadsafe(partial(again, left - 1))  # behind all that the threads have added
+        else:
+            flooding.close()
+            keep_running.free()
+
+    with contextlib.ExitStack() as flooding, run():
+        loop = pyasync.current_loop()
+        keep_running = pyasync.delay(nothing, time=HOUR)
+        flooding.enter_context(flood(loop.call_threadsafe))
+        again(10)
 
 
 def test_a_call_wakes_a_sleeping_loop(run, wait_until_asleep):
