@@ -1,6 +1,7 @@
 """Builds pyasync; pyproject.toml has all but what depends on the machine."""
 
 import os
+import re
 import sys
 import sysconfig
 import tempfile
@@ -26,6 +27,10 @@ class BuildExtension(build_ext):
         for extension in self.extensions:
             add_flags(extension)
         super().run()
+
+    def get_ext_filename(self, fullname):
+        # With the platform in its name, as CPython 3.15 has it, 3.13 and older would not find it.
+        return re.sub(r"\.abi3-.*\.so$", ".abi3.so", super().get_ext_filename(fullname))
 
 
 here = os.path.dirname(os.path.abspath(__file__))

@@ -230,6 +230,33 @@ def test_an_older_python_is_refused_by_the_first_line_that_it_reads(project):
     assert done.returncode == 1
 
 
+#: Runs setup.py as CPython 3.15 does, which would name the platform in an abi3 extension.
+AS_NEW_PYTHON = """
+import importlib.machinery, runpy, sysconfig
+importlib.machinery.EXTENSION_SUFFIXES.insert(0, ".abi3-x86_64-linux-gnu.so")
+sysconfig.get_config_vars()["SOABI_PLATFORM"] = "x86_64-linux-gnu"  # newer setuptools ask this
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="PyPy has no limited API")
+def test_the_extension_of_a_wheel_for_all_cpythons_is_found_by_each(project, tmp_path):
+    compiler = make_compiler(tmp_path)
+    environment = {
+        **os.environ,
+        "PYASYNC_LIBUV_PREFIX": make_prefix(tmp_path, "1.44"),
+        "CC": str(compiler),
+        "LDSHARED": f"{compiler} -shared",
+    }
+    options = ["--quiet", "bdist_wheel", "--dist-dir", str(tmp_path)]
+    done = run_python("-c", AS_NEW_PYTHON, *options, cwd=project, env=environment)
+    assert done.returncode == 0, done.stderr
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        names = [name for name in files.namelist() if name.endswith(".so")]
+    assert names == ["pyasync/_libuv.abi3.so"] or "-abi3-" not in wheel.name
+
+
 @pytest.mark.skipif(
     not shutil.which("unshare") or os.geteuid() != 0, reason="mounts, as root alone may"
 )
