@@ -148,7 +148,7 @@ FAILED = re.compile(r"^(?:FAIL|ERROR): (.*)$", re.M)
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--asyncio", action="store_true", help="run them with asyncio's own loop")
-    parser.add_argument("--limit", type=float, default=300, help="seconds for a module")
+    parser.add_argument("--limit", type=float, default=900, help="seconds for a module")
     parser.add_argument("module", nargs="?")
     parser.add_argument("words", nargs=argparse.REMAINDER, help="test names, or -k PATTERN")
     options = parser.parse_args()
