@@ -112,6 +112,7 @@ _RECORD = Struct("iiqq")  # pa_event
 _RECORD_SIZE = _RECORD.size
 _iter_records = _RECORD.iter_unpack
 _NO_OPERATIONS = (b"", 0, b"")
+_pack_one = Struct("3q").pack
 # Values of Engine.crossing; 0: Python is outside C.
 SUBMITTING = 1
 POLLING = 2
@@ -556,6 +557,10 @@ class Engine:
         # A copy by one bytecode: a signal handler may append to the queue from here on.
         batch = self.operations[:]
         size = len(batch)
+        if size == 5 and callback is None:  # one, as in most iterations with a single message
+            kind, slot, value, payload, written = batch
+            self._in_flight = (size, [] if written is None else [written])
+            return _pack_one(kind, slot, value), 1, payload
         payload = b"".join(batch[3::5])
         callbacks = [*filter(None, batch[4::5])]
         if callback is not None:

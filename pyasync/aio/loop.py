@@ -143,6 +143,7 @@ class EventLoop(ConnectingLoop):
             self._descriptors = Descriptors(self._engine, selector)
             super().__init__(cast(selectors.BaseSelector, self._descriptors))
             self._engine.pending = self._descriptors.ready = self._ready
+            self._wake = self._engine._wakeup.wake
             self._descriptors.on_signal = self._handle_signal
             self._deadlines = self._engine.deadlines = HandleDeadlines(self._ready)
         except BaseException:
@@ -163,7 +164,7 @@ class EventLoop(ConnectingLoop):
         self._internal_fds -= 1
 
     def _write_to_self(self) -> None:
-        self._engine._wakeup.wake(self._engine)
+        self._wake(self._engine)
 
     def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:
         if coroutines.iscoroutine(callback) or iscoroutinefunction(callback):
@@ -228,7 +229,8 @@ class EventLoop(ConnectingLoop):
     def call_soon_threadsafe(
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> events.Handle:
-        self._check_closed()
+        if self._closed:
+            self._check_closed()
         handle: events.Handle
         if self._debug:
             self._check_callback(callback, "call_soon_threadsafe")
@@ -239,9 +241,12 @@ class EventLoop(ConnectingLoop):
             # Its `_run` holds the lock for which `cancel` waits.
             self._ready.append(handle if self._debug else Handle(handle._run, (), self._outside))
         else:
-            handle = Handle(callback, args, copy_context() if context is None else context)
+            handle = _new_handle(Handle)  # without __init__, as in `call_soon`
+            handle._callback = callback
+            handle._args = args
+            handle._context = copy_context() if context is None else context
             self._ready.append(handle)
-        self._write_to_self()
+        self._wake(self._engine)
         if len(self._ready) > CROWDED:
             give_way(self._engine)
         return handle
@@ -349,14 +354,20 @@ class EventLoop(ConnectingLoop):
                 while count:
                     count -= 1
                     handle = popleft()
+                    # In this order: `cancel`, by a signal handler in between, clears both.
+                    args = handle._args
                     callback = handle._callback
                     if callback is not None:
-                        handle._context.run(callback, *handle._args)
+                        if args:
+                            handle._context.run(callback, *args)
+                        else:  # a third quicker
+                            handle._context.run(callback)
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:
                 self._handle_failed(handle, error)
-        handle = callback = None  # an exception's traceback would keep them, and be kept by them
+        # An exception's traceback would keep them, and be kept by them.
+        handle = callback = args = None
 
     def _run_watched(self, handle: Any) -> None:
         """Run a handle as for asyncio, and look at its time: see `watch_slow_callbacks`."""
