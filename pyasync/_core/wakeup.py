@@ -36,8 +36,8 @@ _WAY = 0 if HAS_GIL and sys.implementation.name == "cpython" else 1e-4
 
 
 def give_way(engine: Engine) -> None:
-    """Let the loop run, in another thread than its own."""
-    if engine.thread != get_ident():
+    """Let the loop run, if it is entered, in another thread than this."""
+    if engine.thread not in (None, get_ident()):
         sleep(_WAY)
 
 
