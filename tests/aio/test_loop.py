@@ -6,6 +6,7 @@ import errno
 import gc
 import math
 import os
+import resource
 import signal
 import socket
 import sys
@@ -265,6 +266,15 @@ def test_threads_that_never_pause_cannot_starve_the_loop(loop):
                 await asyncio.sleep(0.001)
 
     loop.run_until_complete(main())
+
+
+def test_a_thread_does_not_wait_for_a_loop_that_is_not_running(loop):
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+    for _ in range(10_000):
+        loop.call_soon_threadsafe(int)
+    # It counts how often the thread has slept. With a sleep for each call it would be thousands.
+    assert resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before < 2_000
+    loop.run_until_complete(asyncio.sleep(0))
 
 
 def test_a_loop_made_in_one_thread_runs_in_another(loop):
