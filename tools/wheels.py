@@ -11,13 +11,17 @@ PYTHON is one with setuptools, and builds the wheel of its own version, for glib
 """
 
 import argparse
+import io
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from elftools.elf.elffile import ELFFile  # auditwheel needs it too
 
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
@@ -73,6 +77,15 @@ SOURCES = [
     "unix/random-sysctl-linux",
 ]
 
+#: What musl has gained after 1.2.0. Its symbols have no versions, so that auditwheel cannot see
+#: which musl a wheel needs; its loader refuses an extension with a name that it does not know.
+NEW_IN_MUSL = {
+    *("_Fork", "gettid", "reallocarray"),  # until 1.2.2
+    *("pthread_getname_np", "qsort_r"),  # 1.2.3
+    *("preadv2", "pwritev2", "renameat2", "statx"),  # until 1.2.5
+    "posix_getdents",  # 1.2.6
+}
+
 DEFINES = [
     "-D_GNU_SOURCE",
     "-D_FILE_OFFSET_BITS=64",
@@ -90,6 +103,8 @@ def build_libuv(source, prefix, compiler):
     (prefix / "lib").mkdir(parents=True)
     shutil.copytree(source / "include", prefix / "include")
     flags = ["-O2", "-g0", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", *DEFINES]
+    # What pyasync does not call is left out of the extension, with what that needs of the system.
+    flags += ["-ffunction-sections", "-fdata-sections"]
     flags += [f"-ffile-prefix-map={source}=libuv"]
     flags += [f"-I{source / 'include'}", f"-I{source / 'src'}"]
 
@@ -123,7 +138,7 @@ def build_wheel(python, prefix, compiler, target, folder):
         "LDSHARED": f"{command} -shared",
         # The same bytes wherever the tree lies, and nothing that only debuggers read.
         "CFLAGS": f"-O2 -g0 -ffile-prefix-map={ROOT}=. -ffile-prefix-map={prefix}=libuv",
-        "LDFLAGS": "-s -Wl,--build-id=none",
+        "LDFLAGS": "-s -Wl,--build-id=none -Wl,--gc-sections",
     }
     if python != sys.executable:  # PyPy: the limited API's suffix names no processor
         environment["SETUPTOOLS_EXT_SUFFIX"] = extension_suffix(python, target)
@@ -135,6 +150,14 @@ def build_wheel(python, prefix, compiler, target, folder):
         env=environment,
         check=True,
     )
+
+
+def needed_symbols(wheel):
+    """Return the names that the wheel's extension takes from others."""
+    with zipfile.ZipFile(wheel) as files:
+        [name] = [name for name in files.namelist() if name.endswith(".so")]
+        symbols = ELFFile(io.BytesIO(files.read(name))).get_section_by_name(".dynsym")
+    return {symbol.name for symbol in symbols.iter_symbols() if symbol["st_shndx"] == "SHN_UNDEF"}
 
 
 def check_tag(wheel, platform):
@@ -151,6 +174,8 @@ def check_tag(wheel, platform):
         [repaired] = Path(folder).iterdir()
         if platform not in repaired.stem.split("-")[-1].split("."):
             sys.exit(f"{wheel.name}: auditwheel says {repaired.name}")
+        if "musl" in platform and (newer := NEW_IN_MUSL & needed_symbols(repaired)):
+            sys.exit(f"{wheel.name}: musl 1.2.0 has no {', '.join(sorted(newer))}")
         shutil.copy(repaired, DIST)
 
 
