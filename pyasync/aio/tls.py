@@ -116,8 +116,13 @@ class SSLTransport(TlsPump, StreamTransport):
 
     @property
     def _ssl_protocol(self) -> SSLTransport:
-        # asyncio's and uvloop's transports have it, and some programs look at its _transport.
+        # asyncio's and uvloop's transports have it; some programs look at its _transport, and
+        # aiohttp's tests at its _sslcontext.
         return self
+
+    @property
+    def _sslcontext(self) -> Any:
+        return self._options.context
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "sslcontext":

@@ -41,6 +41,12 @@ EXPLAINED = {
     "aiohttp": {
         "test_heartbeat_connection_closed": _SETS_WRITE,
         "test_keepalive_expires_on_time": "sets the loop's `time` to a mock; timers do not ask it",
+        "test_start_tls_connection_returns_none": "asks for the text of an error: start_tls of a"
+        " closed transport raises here, where asyncio's returns None",
+    },
+    "anyio": {
+        "test_asyncio_run_does_not_leak_event_loop": "collects while anyio's worker thread, which"
+        " refers to the loop, has yet to end",
     },
     "uvicorn": {
         "test_server_keepalive_ping_timeout": _SETS_WRITE,
@@ -105,6 +111,8 @@ def outcomes(name, loop, words, limit):
         found = {}
         for line in report.read_text().splitlines():
             test, outcome = json.loads(line)
+            # pytest puts a parameter's name into a test's, also that of the loop's class.
+            test = test.replace("_UnixSelectorEventLoop", "EventLoop")
             if found.get(test) != "failed":  # else what comes after its failure
                 found[test] = outcome
         return found

@@ -715,6 +715,7 @@ async def test_what_is_known_of_a_connection(loop, version, server_side):
         assert info("cipher") == peer.object.cipher()
         assert info("compression") is None
         assert info("sslcontext") is contexts(version, server_side)[0]
+        assert transport._ssl_protocol._sslcontext is info("sslcontext")  # as aiohttp looks
         assert info("nothing", 7) == 7
         assert isinstance(info("sockname"), tuple)
         assert isinstance(info("peername"), tuple)
