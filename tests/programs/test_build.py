@@ -282,7 +282,7 @@ def test_a_tree_that_cannot_be_written_to_is_built_elsewhere(project, tmp_path):
         },
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=170,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     [wheel] = tmp_path.glob("*.whl")

@@ -14,7 +14,7 @@ from peers import run_python
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 PYPY = sys.implementation.name == "pypy"
-PATIENCE = 50  # seconds for a process to end
+PATIENCE = 170  # seconds for a process to end
 
 SMALL_LOAD = ["--requests=400", "--concurrency=20", "--rounds=1"]
 PROGRAM = """
