@@ -107,6 +107,8 @@ class ConnectingLoop(DescriptorLoop):
         transport = SocketTransport(engine, slot, None, copy_context(), None, None)
         transport._state |= STARTING
         transport._empty_waiter = self.create_future()
+        if len(address) == 2 and packed[4:] != bytes(4):  # 0.0.0.0 connects to 127.0.0.1
+            transport._peer = packed  # which is what the kernel would say
         engine.register(slot, transport)
         return transport
 

@@ -144,6 +144,22 @@ async def test_the_next_address_is_tried(loop, delay):
         await gone(loop)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1", "::"])
+async def test_the_peers_name_is_the_kernels_also_after_the_end(loop, host):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if ":" in host and not socket.has_dualstack_ipv6():
+        pytest.skip("there is no IPv6")
+    here = "::1" if ":" in host else "127.0.0.1"
+    with socket.create_server((here, 0), family=family) as server:
+        port = server.getsockname()[1]
+        transport, _ = await loop.create_connection(asyncio.Protocol, host, port)
+        name = transport.get_extra_info("socket").getpeername()
+        assert name == server.getsockname()
+        transport.abort()
+        await gone(loop)
+        assert transport.get_extra_info("peername") == name
+
+
 @pytest.mark.parametrize("steps", range(5))
 async def test_a_cancelled_connection_leaves_nothing(loop, steps):
     with socket.create_server(("127.0.0.1", 0)) as server:
