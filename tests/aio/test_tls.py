@@ -527,10 +527,10 @@ async def test_sendfile_falls_back_to_reading_the_file(loop, tmp_path):
 async def test_garbage_ends_the_connection_and_the_peer_is_told(loop):
     protocol, peer = await connected()
     peer.sock.sendall(b"this is no record of TLS" * 10)
-    with pytest.raises(ssl.SSLError) as caught:
+    # OpenSSL 3.0's words and 3.6's. Not the `reason`, which PyPy 8 has not got for the latter.
+    said = "(?i)wrong.version.number|record.layer.failure"
+    with pytest.raises(ssl.SSLError, match=said) as caught:
         raise await protocol.lost
-    # OpenSSL 3.0 and 3.6
-    assert caught.value.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
     assert type(caught.value) is ssl.SSLError
     with pytest.raises(ssl.SSLError, match=r"(?i)alert"):
         await in_thread(peer.recv, 100)
