@@ -2,9 +2,10 @@
 
 import contextlib
 import os
+import socket
 import time
 
-from common import Cpu, private_bytes
+from common import KIB, Cpu, private_bytes
 from contenders import PATIENCE, load, running
 
 from workloads import points, workload
@@ -51,6 +52,41 @@ def held(contender, connections, options):
         with holding(pid, port, connections, first, options):
             after = private_bytes(pid)
     return {"bytes/connection": (after - before) / connections}
+
+
+@workload()
+def idle(contender, connections, options):
+    """{connections:,} connections that have echoed 1 KiB, and rest.
+
+    Private memory for each: of the connection alone, without a timer.
+    """
+    with running(contender, options.server_cores, "echo") as (pid, port):
+        address = "127.0.0.1", port
+        return idle_cost(
+            pid, lambda: socket.create_connection(address), HELD_BEFORE, options.connections
+        )
+
+
+def idle_cost(pid, connect, before, count):
+    """Make so many connections, and then those that are measured."""
+    with contextlib.ExitStack() as stack:
+        private = []
+        for more in (before, count):
+            for _ in range(more):
+                sock = stack.enter_context(connect())
+                sock.sendall(bytes(KIB))
+                receive(sock, KIB)
+            time.sleep(0.3)
+            private.append(private_bytes(pid))
+    return {"bytes/connection": (private[1] - private[0]) / count}
+
+
+def receive(sock, size):
+    while size:
+        data = sock.recv(size)
+        if not data:
+            raise RuntimeError("the server has closed the connection")
+        size -= len(data)
 
 
 @workload(once=True)

@@ -11,6 +11,7 @@ from common import KIB, MIB, make_certificate, private_bytes, trusting_context
 from contenders import Watch, running
 
 from workloads import Case, workload
+from workloads.memory import idle_cost, receive
 
 PEERS = ("uvloop", "asyncio")  # that speak TLS
 IDLE_BEFORE, IDLE = 100, 500
@@ -36,14 +37,6 @@ def serving(contender, options, kind, *words):
                 yield pid, connect
             finally:
                 os.sched_setaffinity(0, everywhere)
-
-
-def receive(sock, size):
-    while size:
-        data = sock.recv(size)
-        if not data:
-            raise RuntimeError("the server has closed the connection")
-        size -= len(data)
 
 
 def cost(pid, act, options, what, each=1):
@@ -154,16 +147,8 @@ def tls_idle(contender, value, options):
     Private memory for each. bare is an SSLObject with its two BIOs and a socket: what
     OpenSSL and the module ssl need.
     """
-    with serving(contender, options, "tls_idle") as (pid, connect), contextlib.ExitStack() as stack:
-        private = []
-        for count in (IDLE_BEFORE, IDLE):
-            for _ in range(count):
-                sock = stack.enter_context(connect())
-                sock.sendall(bytes(KIB))
-                receive(sock, KIB)
-            time.sleep(0.3)
-            private.append(private_bytes(pid))
-    return {"bytes/connection": (private[1] - private[0]) / IDLE}
+    with serving(contender, options, "tls_idle") as (pid, connect):
+        return idle_cost(pid, connect, IDLE_BEFORE, IDLE)
 
 
 @workload(references=PEERS)
