@@ -69,7 +69,9 @@ def each_line(scenario, act, *functions, most=10_000, step=1):
         for number in range(0, most, step):
             with at_line(number, act, *functions) as called:
                 scenario()
-            assert sys.exc_info()[1] is None, f"line {called} leaves its exception behind"
+            # PyPy 8 leaves one behind at a `raise` that ends an except clause.
+            if sys.implementation.name == "cpython":
+                assert sys.exc_info()[1] is None, f"line {called} leaves its exception behind"
             if not called:
                 assert number > 0, "none of these functions has run"
                 return number
