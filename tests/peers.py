@@ -319,7 +319,10 @@ def end_of(sock):
 
 
 def reset(sock):
-    """Close the socket so that its peer gets a reset."""
+    """Close the socket so that its peer gets all that was sent, and then a reset."""
+    if sock.family != socket.AF_UNIX:
+        # It sends at once what would wait for an acknowledgement (tcp(7)), and be lost.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 

@@ -6,12 +6,11 @@ import contextvars
 import io
 import os
 import socket
-import struct
 import threading
 
 import pytest
 import tls_peers
-from peers import PATIENCE, read_all, read_exactly, run_python
+from peers import PATIENCE, read_all, read_exactly, reset, run_python
 from protocols import Buffered, Recorder, in_thread, random_bytes
 
 
@@ -45,12 +44,6 @@ def scenario(test):
 
     run.__name__ = test.__name__
     return run
-
-
-def reset(sock):
-    """Close a TCP socket so that its peer is sent a reset."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
 
 
 # Data
