@@ -150,7 +150,7 @@ sanitize: .venv-sanitize/.sanitized ## run the tests on a build with sanitizers 
 	PYTHONMALLOC=malloc UBSAN_OPTIONS=print_stacktrace=1 \
 	ASAN_OPTIONS=detect_leaks=1:malloc_context_size=3 \
 	LSAN_OPTIONS=print_suppressions=0:suppressions=$(CURDIR)/tests/faults/lsan.supp \
-	.venv-sanitize/bin/pytest $(TEST_ARGS)
+	.venv-sanitize/bin/pytest $(TEST_ARGS) $(SANITIZE_ARGS)
 
 # Without the tests of what Linux alone has: inotify, epoll, recvmmsg, SOCK_CLOEXEC, its sendfile.
 .PHONY: portable-test
