@@ -69,11 +69,8 @@ class ConnectingLoop(DescriptorLoop):
         try:
             await transport._empty_waiter
         except OSError as error:
-            text = f"Connect call failed {addr_info[4]}"
-            if transport._sock_fd < 0:  # none could be made, as there are too many open files
-                text = error.strerror
             sock.close()
-            errors.append(OSError(error.errno, text))
+            errors.append(OSError(error.errno, f"Connect call failed {addr_info[4]}"))
             raise errors[0] from None
         except BaseException:
             sock.close()
