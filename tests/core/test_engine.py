@@ -410,10 +410,13 @@ def test_a_handle_can_be_closed_between_two_runs():
 
 
 def test_a_poll_waits_for_its_timeout_also_when_nothing_is_referenced():
-    with entered() as engine:
+    def waits(engine):
         before = engine.stats()
         engine.poll(0.09)
-        assert (engine.stats() - before).idle_time > 0.01  # not all: signals may end it early
+        return (engine.stats() - before).idle_time
+
+    with entered() as engine:
+        assert any(waits(engine) >= 0.08 for _ in range(10))  # not all: signals may end one early
 
 
 # The end
