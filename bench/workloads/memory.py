@@ -1,4 +1,4 @@
-"""Connections held open, each with its delay pending."""
+"""Connections held open: the memory that each takes."""
 
 import contextlib
 import os
@@ -68,7 +68,7 @@ def idle(contender, connections, options):
 
 
 def idle_cost(pid, connect, before, count):
-    """Make so many connections, and then those that are measured."""
+    """Return what each of `count` connections takes, when there are `before` of them already."""
     with contextlib.ExitStack() as stack:
         private = []
         for more in (before, count):
