@@ -389,7 +389,7 @@ def test_profile_names_each_crossing(options, crossings):
 
 
 TINY = ["--seconds=0.3", "--warm-up=0.02"]
-COMPARED = ["http", "busy", "held", "echo", "timers", "cancel", "pending"]
+COMPARED = ["http", "busy", "held", "idle", "echo", "timers", "cancel", "pending"]
 COMPARED += ["accept", "connect", "wakeups", "udp", "lines", "scale-http", "scale-timers"]
 
 
@@ -411,7 +411,7 @@ def test_every_workload_of_the_comparison_gives_figures(workload):
         for figures in case.values():
             compared = next(iter(figures))
             assert len(figures[compared]["runs"]) == 1
-            assert figures[compared]["median"] > 0 or workload in ("held", "pending")
+            assert figures[compared]["median"] > 0 or workload in ("held", "idle", "pending")
         if "c" in case:
             assert case["c"]["ratios"]["c"] == 1
 
